@@ -1,0 +1,8 @@
+"""Errors that a user can mend."""
+
+
+class InputError(ValueError):
+    """Bad input: one line that names the thing, what it got and what it takes.
+
+    Scripts print it without a traceback and exit with status 1.
+    """

@@ -1,0 +1,328 @@
+"""LLaDA: a bidirectional Llama-style transformer as a Flax NNX module.
+
+Architecture and names follow the released checkpoints (arXiv:2502.09992 and the
+`config.json` of GSAI-ML/LLaDA-8B). Position i's logits predict token i: nothing shifts.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from dlm_jax.errors import InputError
+from dlm_jax.models import layers
+
+# Options of LLaDA's configuration class that no released checkpoint uses, with the
+# value that this module implements. Anything else is refused by name: silently
+# ignoring one of them would give a model that runs and is wrong.
+_SUPPORTED = {
+    "model_type": ("llada",),
+    "block_type": ("llama",),
+    "activation_type": ("silu",),
+    "layer_norm_type": ("rms",),
+    "rope": (True,),
+    "rope_full_precision": (True,),
+    "alibi": (False,),
+    "include_bias": (False,),
+    "include_qkv_bias": (False,),
+    "bias_for_layer_norm": (False, None),
+    "layer_norm_with_affine": (True,),
+    "attention_layer_norm": (False,),
+    "multi_query_attention": (None, False),
+    "scale_logits": (False,),
+    "input_emb_norm": (False,),
+    "block_group_size": (1,),
+    "clip_qkv": (None,),
+    "rope_scaling": (None,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LLaDAConfig:
+    """The shape of a LLaDA model; field names are those of its config.json."""
+
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    n_layers: int
+    mlp_hidden_size: int
+    vocab_size: int
+    embedding_size: int
+    max_sequence_length: int
+    rope_theta: float
+    rms_norm_eps: float
+    weight_tying: bool
+    mask_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+
+    def __post_init__(self):
+        for name in ("d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+            raise InputError(
+                f"d_model ({self.d_model}) must be n_heads ({self.n_heads}) times an "
+                "even head dimension"
+            )
+        if self.n_heads % self.n_kv_heads:
+            raise InputError(
+                f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads "
+                f"({self.n_kv_heads})"
+            )
+        if self.embedding_size < self.vocab_size:
+            raise InputError(
+                f"embedding_size ({self.embedding_size}) must be at least vocab_size "
+                f"({self.vocab_size})"
+            )
+        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+            if not 0 <= getattr(self, name) < self.embedding_size:
+                raise InputError(
+                    f"{name} ({getattr(self, name)}) must be in "
+                    f"[0, embedding_size={self.embedding_size})"
+                )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_heads
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "LLaDAConfig":
+        """Reads the contents of a checkpoint's config.json.
+
+        Only what the file says is used: the class defaults of the released
+        configuration code are GPT-2's and wrong for every released checkpoint.
+
+        Raises:
+          InputError: naming every option this module does not implement, or every
+            field that is missing.
+        """
+        refused = [
+            f"{name}={config[name]!r} (supported: {accepted[0]!r})"
+            for name, accepted in _SUPPORTED.items()
+            if name in config and config[name] not in accepted
+        ]
+        if refused:
+            raise InputError("config.json: not supported: " + ", ".join(refused))
+        values = {
+            field.name: config.get(field.name) for field in dataclasses.fields(cls)
+        }
+        if values["embedding_size"] is None:
+            values["embedding_size"] = values["vocab_size"]
+        if values["n_kv_heads"] is None:
+            values["n_kv_heads"] = values["n_heads"]
+        if values["mlp_hidden_size"] is None and None not in (
+            config.get("mlp_ratio"),
+            values["d_model"],
+        ):
+            values["mlp_hidden_size"] = config["mlp_ratio"] * values["d_model"]
+        missing = [name for name, value in values.items() if value is None]
+        if missing:
+            raise InputError("config.json: missing: " + ", ".join(missing))
+        for field in dataclasses.fields(cls):
+            accepted = (int, float) if field.type is float else (field.type,)
+            value = values[field.name]
+            if type(value) not in accepted:
+                raise InputError(
+                    f"config.json: {field.name} ({value!r}) must be of type "
+                    f"{field.type.__name__}"
+                )
+        return cls(**values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The contents of a config.json that LLaDA's released code accepts."""
+        fixed = {name: accepted[0] for name, accepted in _SUPPORTED.items()}
+        return {
+            **{name: fixed[name] for name in fixed if name != "rope_scaling"},
+            "architectures": ["LLaDAModelLM"],
+            "bias_for_layer_norm": False,
+            **dataclasses.asdict(self),
+            "attention_dropout": 0.0,
+            "residual_dropout": 0.0,
+            "embedding_dropout": 0.0,
+            "flash_attention": False,
+            "init_fn": "mitchell",
+            "init_std": 0.02,
+            "mlp_ratio": 4,
+            "use_cache": False,
+        }
+
+
+def llada_8b() -> LLaDAConfig:
+    """LLaDA-8B-Base, LLaDA-8B-Instruct and LLaDA-1.5 (8,015,581,184 parameters)."""
+    return LLaDAConfig(
+        d_model=4096,
+        n_heads=32,
+        n_kv_heads=32,
+        n_layers=32,
+        mlp_hidden_size=12288,
+        vocab_size=126464,
+        embedding_size=126464,
+        max_sequence_length=4096,
+        rope_theta=500000.0,
+        rms_norm_eps=1e-5,
+        weight_tying=False,
+        mask_token_id=126336,
+        eos_token_id=126081,
+        pad_token_id=126081,
+    )
+
+
+def tiny() -> LLaDAConfig:
+    """A model of 0.2 M parameters for tests: grouped heads, padded embedding."""
+    return LLaDAConfig(
+        d_model=64,
+        n_heads=4,
+        n_kv_heads=2,
+        n_layers=3,
+        mlp_hidden_size=160,
+        vocab_size=300,
+        embedding_size=320,
+        max_sequence_length=256,
+        rope_theta=500000.0,
+        rms_norm_eps=1e-5,
+        weight_tying=False,
+        mask_token_id=299,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+
+
+class Blocks(nnx.Module):
+    """The weights of all transformer blocks, stacked over layers.
+
+    Matrices are [n_layers, in, out]. Stacking lets one traced block serve every layer,
+    so compile time does not grow with depth.
+    """
+
+    def __init__(self, config: LLaDAConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        n, d, f = config.n_layers, config.d_model, config.mlp_hidden_size
+        q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        # Residual branches start small, so that depth does not change the scale of
+        # the residual stream at initialisation.
+        residual = 0.02 / (2 * n) ** 0.5
+
+        def normal(*shape: int, std: float = 0.02) -> nnx.Param:
+            return nnx.Param(std * jax.random.normal(rngs.params(), shape, dtype))
+
+        self.attn_norm = nnx.Param(jnp.ones((n, d), dtype))
+        self.q_proj = normal(n, d, q)
+        self.k_proj = normal(n, d, kv)
+        self.v_proj = normal(n, d, kv)
+        self.attn_out = normal(n, q, d, std=residual)
+        self.ff_norm = nnx.Param(jnp.ones((n, d), dtype))
+        self.ff_proj = normal(n, d, f)
+        self.up_proj = normal(n, d, f)
+        self.ff_out = normal(n, f, d, std=residual)
+
+
+class LLaDA(nnx.Module):
+    """A LLaDA denoiser.
+
+    Attributes:
+      config: its shape.
+      wte: token embeddings [embedding_size, d_model].
+      blocks: the stacked transformer blocks.
+      ln_f: weight of the final norm [d_model].
+      ff_out: the language-model head [embedding_size, d_model]; None if tied to wte.
+        Rows are tokens, so that a slice of the vocabulary is contiguous.
+    """
+
+    def __init__(
+        self,
+        config: LLaDAConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        self.config = config
+        shape = (config.embedding_size, config.d_model)
+        self.wte = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
+        self.blocks = Blocks(config, dtype=dtype, rngs=rngs)
+        self.ln_f = nnx.Param(jnp.ones(config.d_model, dtype))
+        self.ff_out = (
+            None
+            if config.weight_tying
+            else nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
+        )
+
+    @property
+    def head(self) -> Float[Array, "v d"]:
+        """The language-model head, [embedding_size, d_model]."""
+        return (self.wte if self.ff_out is None else self.ff_out)[...]
+
+    def hidden(
+        self,
+        tokens: Int[Array, "b l"],
+        positions: Int[Array, "b l"],
+        visibility: Bool[Array, "b #l l"],
+        region: Int[Array, "b r"] | None = None,
+    ) -> Float[Array, "b r d"]:
+        """Runs the transformer and returns the normed outputs that the head reads.
+
+        Args:
+          tokens: token ids.
+          positions: rotary positions.
+          visibility: True where a query (axis 1) may attend to a key (axis 2).
+          region: indices of the tokens whose output is wanted; all by default.
+            Indices past the end are clipped, their output is meaningless.
+        """
+        x = self.wte[...][tokens]
+        sin, cos = layers.rotary_angles(
+            positions, self.config.head_dim, self.config.rope_theta, x.dtype
+        )
+        weights = nnx.to_pure_dict(nnx.state(self.blocks))
+
+        def block(x: Array, w: dict[str, Array]) -> tuple[Array, None]:
+            return _block(x, w, sin, cos, visibility, self.config), None
+
+        x, _ = jax.lax.scan(block, x, weights)
+        if region is not None:
+            x = jnp.take_along_axis(x, region[..., None], axis=1, mode="clip")
+        return layers.rms_norm(x, self.ln_f[...], self.config.rms_norm_eps)
+
+    def __call__(
+        self, tokens: Int[Array, "b l"], is_valid: Bool[Array, "b l"] | None = None
+    ) -> Float[Array, "b l v"]:
+        """Logits of every position, for training and tests.
+
+        Args:
+          tokens: token ids.
+          is_valid: False at padding, which no token attends to; all valid by default.
+
+        Returns:
+          Logits over embedding_size entries, in the parameters' dtype.
+        """
+        if is_valid is None:
+            is_valid = jnp.ones(tokens.shape, bool)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        return self.hidden(tokens, positions, is_valid[:, None, :]) @ self.head.T
+
+
+def _block(
+    x: Float[Array, "b l d"],
+    w: dict[str, Array],
+    sin: Float[Array, "b l 1 k"],
+    cos: Float[Array, "b l 1 k"],
+    visibility: Bool[Array, "b #l l"],
+    config: LLaDAConfig,
+) -> Float[Array, "b l d"]:
+    """One transformer block. Products run over [b * l, d]: faster to train on CPU."""
+    b, l, d = x.shape
+    x = x.reshape(b * l, d)
+    h = layers.rms_norm(x, w["attn_norm"], config.rms_norm_eps)
+    query = (h @ w["q_proj"]).reshape(b, l, config.n_heads, config.head_dim)
+    key = (h @ w["k_proj"]).reshape(b, l, config.n_kv_heads, config.head_dim)
+    value = (h @ w["v_proj"]).reshape(b, l, config.n_kv_heads, config.head_dim)
+    attended = layers.attention(
+        layers.rotate(query, sin, cos), layers.rotate(key, sin, cos), value, visibility
+    )
+    x = x + attended.reshape(b * l, -1) @ w["attn_out"]
+    h = layers.rms_norm(x, w["ff_norm"], config.rms_norm_eps)
+    x = x + (jax.nn.silu(h @ w["ff_proj"]) * (h @ w["up_proj"])) @ w["ff_out"]
+    return x.reshape(b, l, d)

@@ -1,0 +1,116 @@
+"""The registry of samplers and the parser of their specs.
+
+On the command line and in tables a sampler is its spec: a call that is read with `ast`
+and never evaluated, such as `entropy_bound(gamma=0.1)` or
+`low_confidence(schedule=linear(steps=64))`.
+"""
+
+import ast
+import dataclasses
+from typing import Any
+
+from dlm_jax.errors import InputError
+from dlm_jax.samplers.entropy import Entropy
+from dlm_jax.samplers.entropy_bound import EntropyBound
+from dlm_jax.samplers.factor import Factor, FactorReleased
+from dlm_jax.samplers.left_to_right import LeftToRight
+from dlm_jax.samplers.low_confidence import LowConfidence
+from dlm_jax.samplers.margin import Margin
+from dlm_jax.samplers.random import Random
+from dlm_jax.samplers.saber import Saber
+from dlm_jax.samplers.saber_released import SaberReleased
+from dlm_jax.samplers.threshold import Threshold
+from dlm_jax.schedules import Cosine, Dream, Fixed, Linear
+from dlm_jax.types import Sampler, canonical
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    "random": Random,
+    "left_to_right": LeftToRight,
+    "low_confidence": LowConfidence,
+    "margin": Margin,
+    "entropy": Entropy,
+    "threshold": Threshold,
+    "factor": Factor,
+    "factor_released": FactorReleased,
+    "entropy_bound": EntropyBound,
+    "saber": Saber,
+    "saber_released": SaberReleased,
+}
+
+SCHEDULES: dict[str, type] = {
+    "fixed": Fixed,
+    "linear": Linear,
+    "cosine": Cosine,
+    "dream": Dream,
+}
+
+
+def parse(spec: str) -> Sampler:
+    """Reads a sampler from its spec.
+
+    Args:
+      spec: a name, or a name with fields: `saber(n=2, mu=8)`. Values are literals or,
+        for the field `schedule`, a schedule of the same form.
+
+    Raises:
+      InputError: for an unknown name or field, with the known ones, or a bad value.
+    """
+    try:
+        node = ast.parse(spec.strip(), mode="eval").body
+    except SyntaxError:
+        raise InputError(
+            f"sampler ({spec!r}) must be a name or a call like saber(n=2)"
+        ) from None
+    return _build(node, SAMPLERS, "sampler", spec)
+
+
+def _build(node: ast.expr, known: dict[str, type], kind: str, spec: str) -> Any:
+    """Builds the object that a node of a spec describes."""
+    keywords = []
+    if isinstance(node, ast.Call):
+        if node.args or any(keyword.arg is None for keyword in node.keywords):
+            raise InputError(f"sampler ({spec!r}): write fields as name=value")
+        node, keywords = node.func, node.keywords
+    if not isinstance(node, ast.Name) or node.id not in known:
+        raise InputError(
+            f"{kind} ({ast.unparse(node)}) must be one of " + ", ".join(known)
+        )
+    cls = known[node.id]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    values = {}
+    for keyword in keywords:
+        name = str(keyword.arg)
+        if name not in fields:
+            raise InputError(
+                f"{node.id} has no field {name}; it takes "
+                + (", ".join(fields) or "no fields")
+            )
+        if dataclasses.is_dataclass(fields[name].default):
+            values[name] = _build(keyword.value, SCHEDULES, "schedule", spec)
+            continue
+        try:
+            values[name] = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise InputError(
+                f"{node.id}: {name} ({ast.unparse(keyword.value)}) must be a literal"
+            ) from None
+        if name in {"acceleration", "backtracking"} and values[name] not in (0, 1):
+            raise InputError(f"{node.id}: {name} must be True or False")
+    built = cls(**values)
+    canonical(built)
+    return built
+
+
+def to_spec(sampler: Sampler) -> str:
+    """The spec that `parse` reads back; every field is written out."""
+    return _write(sampler, {cls: name for name, cls in (SAMPLERS | SCHEDULES).items()})
+
+
+def _write(value: Any, names: dict[type, str]) -> str:
+    if not dataclasses.is_dataclass(value):
+        return repr(value.item() if hasattr(value, "item") else value)
+    fields = ", ".join(
+        f"{field.name}={_write(getattr(value, field.name), names)}"
+        for field in dataclasses.fields(value)
+    )
+    return names[type(value)] + (f"({fields})" if fields else "")

@@ -1,0 +1,21 @@
+"""Order by the entropy of the predicted distribution."""
+
+from typing import ClassVar
+
+import flax.struct
+from jaxtyping import Array, Float, Key
+
+from dlm_jax.samplers.ordered import Ordered
+from dlm_jax.types import Canvas, Prediction
+
+
+@flax.struct.dataclass
+class Entropy(Ordered):
+    """Commits the positions of lowest entropy (Dream, arXiv:2508.15487)."""
+
+    needs: ClassVar[tuple[str, ...]] = ("entropy",)
+
+    def score(
+        self, key: Key[Array, ""], canvas: Canvas, prediction: Prediction
+    ) -> Float[Array, "l"]:
+        return -prediction.entropy

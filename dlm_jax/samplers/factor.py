@@ -1,0 +1,45 @@
+"""Confidence-aware parallel decoding with a factor, as published and as released."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from dlm_jax import select
+from dlm_jax.types import Canvas, Decision, Prediction, Sampler
+
+
+@flax.struct.dataclass
+class Factor(Sampler):
+    """Commits the longest run of ranks n with (n + 1) (1 - c_(n)) < factor.
+
+    Fast-dLLM (arXiv:2505.22618, section 3.3); at least one candidate.
+
+    Attributes:
+      factor: the bound f.
+    """
+
+    factor: float = 1.0
+
+    def step(
+        self, key: jax.Array, state: PyTree, canvas: Canvas, prediction: Prediction
+    ) -> tuple[PyTree, Decision]:
+        confidence = jnp.exp(prediction.log_prob)
+        commit, _ = select.factor(confidence, canvas.is_eligible, self.factor)
+        return state, Decision(commit)
+
+
+@flax.struct.dataclass
+class FactorReleased(Factor):
+    """The factor rule of Fast-dLLM's released code.
+
+    Its loop never tests the last of N candidates: when ranks 1 to N - 1 pass, all N are
+    committed.
+    """
+
+    def step(
+        self, key: jax.Array, state: PyTree, canvas: Canvas, prediction: Prediction
+    ) -> tuple[PyTree, Decision]:
+        confidence = jnp.exp(prediction.log_prob)
+        _, commit = select.factor(confidence, canvas.is_eligible, self.factor)
+        return state, Decision(commit)

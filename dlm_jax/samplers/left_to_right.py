@@ -1,0 +1,18 @@
+"""Autoregressive order."""
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from dlm_jax.samplers.ordered import Ordered
+from dlm_jax.types import Canvas, Prediction
+
+
+@flax.struct.dataclass
+class LeftToRight(Ordered):
+    """Commits the leftmost masks first."""
+
+    def score(
+        self, key: Key[Array, ""], canvas: Canvas, prediction: Prediction
+    ) -> Int[Array, "l"]:
+        return -jnp.arange(canvas.tokens.shape[0])

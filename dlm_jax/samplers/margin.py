@@ -1,0 +1,24 @@
+"""Order by the margin between the two most probable tokens."""
+
+from typing import ClassVar
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from dlm_jax.samplers.ordered import Ordered
+from dlm_jax.types import Canvas, Prediction
+
+
+@flax.struct.dataclass
+class Margin(Ordered):
+    """Commits the positions of largest p1 - p2 (top-K margin, arXiv:2502.06768)."""
+
+    needs: ClassVar[tuple[str, ...]] = ("best_log_prob", "runner_up_log_prob")
+
+    def score(
+        self, key: Key[Array, ""], canvas: Canvas, prediction: Prediction
+    ) -> Float[Array, "l"]:
+        return jnp.exp(prediction.best_log_prob) - jnp.exp(
+            prediction.runner_up_log_prob
+        )

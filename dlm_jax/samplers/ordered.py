@@ -1,0 +1,39 @@
+"""Base of the samplers that commit a scheduled number of tokens in some order."""
+
+from typing import ClassVar
+
+import flax.struct
+import jax
+from jaxtyping import Array, Key, Num, PyTree
+
+from dlm_jax import select
+from dlm_jax.schedules import Fixed, Schedule
+from dlm_jax.types import Canvas, Decision, Prediction, Sampler
+
+
+@flax.struct.dataclass
+class Ordered(Sampler):
+    """Commits the `schedule.count` best positions by `score`.
+
+    Attributes:
+      schedule: tokens per step; one by default.
+    """
+
+    schedule: Schedule = Fixed()
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def score(
+        self, key: Key[Array, ""], canvas: Canvas, prediction: Prediction
+    ) -> Num[Array, "l"]:
+        """The order, best first; ties go to the lowest position."""
+        raise NotImplementedError
+
+    def step(
+        self, key: jax.Array, state: PyTree, canvas: Canvas, prediction: Prediction
+    ) -> tuple[PyTree, Decision]:
+        score = self.score(key, canvas, prediction)
+        count = self.schedule.count(canvas)
+        return state, Decision(select.top_k(score, canvas.is_eligible, count))
+
+    def max_steps(self, num_blanks: int) -> int:
+        return self.schedule.max_steps(num_blanks)

@@ -1,0 +1,103 @@
+"""Saber: accelerate as context grows, take back tokens whose confidence fell."""
+
+from typing import ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dlm_jax import select
+from dlm_jax.types import Canvas, Decision, Prediction, Sampler
+
+
+@flax.struct.dataclass
+class SaberState:
+    """What Saber remembers of the committed positions.
+
+    Attributes:
+      committed: float [l]; confidence of each at its commit.
+      previous: float [l]; probability of the held token at the previous step.
+    """
+
+    committed: Float[Array, "l"]
+    previous: Float[Array, "l"]
+
+
+@flax.struct.dataclass
+class Saber(Sampler):
+    """Saber as published (arXiv:2510.18165, section 3).
+
+    Every step drafts the masked positions whose confidence exceeds tau, the mean
+    confidence that the committed positions had at their commit (bounded by the highest
+    confidence at hand, which is tau before the first commit); the n best if the draft
+    has fewer than n. The draft is committed. Then, among the positions committed
+    before this step, the max(1, floor(|draft| / mu)) whose held token lost most
+    probability since the previous step are remasked, but fewer than were committed: a
+    step decides at least one more position than it takes back.
+
+    Attributes:
+      n: least number of tokens a step drafts.
+      mu: tokens drafted per token taken back.
+      threshold: a fixed tau in place of the mean (ablation "fixed threshold").
+      acceleration: draft by tau; if not, always the n best (ablation; static).
+      backtracking: remask (if not: ablation; static).
+    """
+
+    n: int = 2
+    mu: float = 8.0
+    threshold: float | None = None
+    acceleration: bool = flax.struct.field(pytree_node=False, default=True)
+    backtracking: bool = flax.struct.field(pytree_node=False, default=True)
+    needs: ClassVar[tuple[str, ...]] = ("held_log_prob",)
+    may_remask: ClassVar[bool] = True
+
+    def init(self, canvas: Canvas) -> SaberState:
+        zeros = jnp.zeros(canvas.tokens.shape)
+        return SaberState(committed=zeros, previous=zeros)
+
+    def region(self, canvas: Canvas) -> Int[Array, "r"]:
+        return canvas.slots
+
+    def step(
+        self,
+        key: jax.Array,
+        state: SaberState,
+        canvas: Canvas,
+        prediction: Prediction,
+    ) -> tuple[SaberState, Decision]:
+        confidence = jnp.exp(prediction.log_prob)
+        is_committed = canvas.is_editable & ~canvas.is_mask
+        draft = select.top_k(confidence, canvas.is_eligible, jnp.maximum(self.n, 1))
+        if self.acceleration:
+            tau = self._tau(state, canvas, is_committed, confidence)
+            above = canvas.is_eligible & (confidence > tau)
+            draft = jnp.where(jnp.sum(above) < self.n, draft, above)
+
+        held = jnp.exp(prediction.held_log_prob)
+        remask = jnp.zeros_like(draft)
+        if self.backtracking:
+            num_drafted = jnp.sum(draft)
+            num_back = jnp.maximum(1, (num_drafted / self.mu).astype(jnp.int32))
+            num_back = jnp.minimum(num_back, num_drafted - 1)
+            drop = state.previous - held
+            remask = select.top_k(drop, is_committed & canvas.is_open, num_back)
+        state = SaberState(
+            committed=jnp.where(draft, confidence, state.committed),
+            previous=jnp.where(draft, confidence, held),
+        )
+        return state, Decision(draft, remask)
+
+    def _tau(
+        self,
+        state: SaberState,
+        canvas: Canvas,
+        is_committed: Array,
+        confidence: Float[Array, "l"],
+    ) -> Float[Array, ""]:
+        if self.threshold is not None:
+            return self.threshold
+        highest = jnp.max(confidence, where=canvas.is_eligible, initial=0)
+        num_committed = jnp.sum(is_committed)
+        mean = jnp.sum(state.committed, where=is_committed) / num_committed
+        return jnp.where(num_committed > 0, jnp.minimum(mean, highest), highest)

@@ -1,0 +1,103 @@
+"""Saber as its released code runs it, for comparison with its outputs."""
+
+from typing import ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from dlm_jax import select
+from dlm_jax.errors import InputError
+from dlm_jax.types import Canvas, Decision, Prediction, Sampler
+
+
+@flax.struct.dataclass
+class SaberReleasedState:
+    """What the released loop remembers.
+
+    Attributes:
+      committed: float [l]; confidence at the last commit, of every position ever
+        committed, remasked ones included.
+      was_committed: bool [l].
+      previous: float [l]; confidence at the previous step.
+      has_previous: bool [l]; False at what lay past the block's end in that step.
+    """
+
+    committed: Float[Array, "l"]
+    was_committed: Bool[Array, "l"]
+    previous: Float[Array, "l"]
+    has_previous: Bool[Array, "l"]
+
+
+@flax.struct.dataclass
+class SaberReleased(Sampler):
+    """The released code of Saber (arXiv:2510.18165), quirks included.
+
+    What differs from the paper: the confidence of a position is that of its current best
+    token, not of the held one; tokens committed in the same step can be taken back; the
+    smallest *rise* since the previous step is taken back, with 0 before the first step;
+    tau is 1 before the first commit and also averages remasked positions; when fewer
+    than n masks are left, the n best include decided positions, from column 0 on.
+
+    Attributes:
+      n: least number of tokens a step drafts (static).
+    """
+
+    n: int = flax.struct.field(pytree_node=False, default=2)
+    needs: ClassVar[tuple[str, ...]] = ()
+    may_rewrite: ClassVar[bool] = True
+    may_remask: ClassVar[bool] = True
+    may_remask_fresh: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not isinstance(self.n, int) or self.n < 1:
+            raise InputError(f"n ({self.n!r}) must be an integer of at least 1")
+
+    def init(self, canvas: Canvas) -> SaberReleasedState:
+        zeros = jnp.zeros(canvas.tokens.shape)
+        no = jnp.zeros(canvas.tokens.shape, bool)
+        return SaberReleasedState(zeros, no, zeros, ~no)
+
+    def region(self, canvas: Canvas) -> Int[Array, "r"]:
+        # The first n columns can enter the n best when masks run out.
+        return jnp.concatenate([jnp.arange(self.n, dtype=jnp.int32), canvas.slots])
+
+    def step(
+        self,
+        key: jax.Array,
+        state: SaberReleasedState,
+        canvas: Canvas,
+        prediction: Prediction,
+    ) -> tuple[SaberReleasedState, Decision]:
+        confidence = jnp.exp(prediction.log_prob)
+        positions = jnp.arange(confidence.shape[0])
+        # The released code counts columns: everything before the block's end.
+        last = jnp.max(jnp.where(canvas.is_open, positions, -1))
+        is_reached = canvas.is_valid & (positions <= last)
+
+        counted = state.was_committed & is_reached
+        mean = jnp.sum(state.committed, where=counted) / jnp.sum(counted)
+        tau = jnp.where(jnp.any(counted), mean, 1)
+        above = canvas.is_eligible & (confidence > tau)
+        # Decided positions rank behind every mask, lowest index first.
+        score = jnp.where(canvas.is_eligible, confidence, -1)
+        best = select.top_k(score, canvas.is_valid, jnp.int32(self.n))
+        num_above = jnp.sum(above)
+        draft = jnp.where(num_above < self.n, best, above)
+
+        is_decided = canvas.is_open & (draft | ~canvas.is_mask)
+        is_block_full = ~jnp.any(canvas.is_eligible & ~draft)
+        count = jnp.maximum(self.n, num_above)
+        num_back = jnp.minimum(jnp.maximum(self.n // 2, -(-count // 8)), count - 1)
+        change = confidence - state.previous
+        remask = select.top_k(-change, is_decided & state.has_previous, num_back)
+        state = SaberReleasedState(
+            committed=jnp.where(draft, confidence, state.committed),
+            was_committed=state.was_committed | draft,
+            previous=confidence,
+            has_previous=is_reached,
+        )
+        return state, Decision(
+            commit=draft & canvas.is_editable, remask=remask & ~is_block_full
+        )

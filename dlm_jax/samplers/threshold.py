@@ -1,0 +1,29 @@
+"""Confidence-aware parallel decoding with a fixed threshold."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from dlm_jax import select
+from dlm_jax.types import Canvas, Decision, Prediction, Sampler
+
+
+@flax.struct.dataclass
+class Threshold(Sampler):
+    """Commits every candidate at or above a confidence, else the best one.
+
+    Fast-dLLM (arXiv:2505.22618, section 3.3).
+
+    Attributes:
+      threshold: probability.
+    """
+
+    threshold: float = 0.9
+
+    def step(
+        self, key: jax.Array, state: PyTree, canvas: Canvas, prediction: Prediction
+    ) -> tuple[PyTree, Decision]:
+        confidence = jnp.exp(prediction.log_prob)
+        commit = select.above(confidence, canvas.is_eligible, self.threshold)
+        return state, Decision(commit)

@@ -1,0 +1,115 @@
+"""Scores to masks: which eligible positions of one row to take.
+
+Every function takes arrays over the l positions of a row and returns a boolean mask
+that is a subset of `is_eligible`. Ties go to the lowest index. `lax.top_k` would need a
+static k; ranks compared with a traced count do not.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
+
+
+def order(
+    score: Num[Array, "l"], is_eligible: Bool[Array, "l"]
+) -> tuple[Int[Array, "l"], Bool[Array, "l"]]:
+    """Positions from the best to the worst score, the ineligible ones last.
+
+    Returns:
+      The positions in that order, and whether the position at each rank is eligible.
+    """
+    index = jnp.arange(score.shape[0], dtype=jnp.int32)
+    is_last, _, positions = jax.lax.sort(
+        (~is_eligible, -score, index), num_keys=2, is_stable=True
+    )
+    return positions, ~is_last
+
+
+def leading(positions: Int[Array, "l"], is_taken: Bool[Array, "l"]) -> Bool[Array, "l"]:
+    """Brings a mask over ranks back to positions."""
+    return jnp.zeros_like(is_taken).at[positions].set(is_taken, unique_indices=True)
+
+
+def top_k(
+    score: Num[Array, "l"], is_eligible: Bool[Array, "l"], k: Int[Array, ""]
+) -> Bool[Array, "l"]:
+    """The k eligible positions of highest score, or all if there are fewer."""
+    positions, is_ranked = order(score, is_eligible)
+    return leading(positions, is_ranked & (jnp.arange(score.shape[0]) < k))
+
+
+def best(score: Num[Array, "l"], is_eligible: Bool[Array, "l"]) -> Bool[Array, "l"]:
+    """The eligible position of highest score; none if nothing is eligible."""
+    return top_k(score, is_eligible, jnp.int32(1))
+
+
+def above(
+    score: Num[Array, "l"], is_eligible: Bool[Array, "l"], threshold: Num[Array, ""]
+) -> Bool[Array, "l"]:
+    """Eligible positions with score >= threshold, else the best one."""
+    passed = is_eligible & (score >= threshold)
+    return jnp.where(jnp.any(passed), passed, best(score, is_eligible))
+
+
+def factor(
+    confidence: Float[Array, "l"],
+    is_eligible: Bool[Array, "l"],
+    bound: Float[Array, ""],
+) -> tuple[Bool[Array, "l"], Bool[Array, "l"]]:
+    """The factor rule of Fast-dLLM (arXiv:2505.22618, section 3.3).
+
+    Ranked by confidence c_(1) >= c_(2) >= ..., rank n passes if
+    (n + 1) (1 - c_(n)) < bound; the longest run of passing ranks is taken, and rank 1
+    always.
+
+    Returns:
+      The mask of the rule as published, and of the released code, which takes all N
+      eligible positions when ranks 1 to N - 1 pass, and passes a rank at equality.
+    """
+    positions, is_ranked = order(confidence, is_eligible)
+    n = jnp.arange(1, confidence.shape[0] + 1)
+    error = (n + 1) * (1 - confidence[positions])
+    published = _leading_run((error < bound) | (n == 1)) & is_ranked
+    # The released loop stops at the first failing rank and takes what lies before it;
+    # but if that is rank N it takes rank N too.
+    released = _leading_run((error <= bound) | (n == 1)) & is_ranked
+    num_ranked = jnp.sum(is_ranked)
+    is_last_reached = jnp.sum(released) >= num_ranked - 1
+    released |= is_last_reached & is_ranked
+    return leading(positions, published), leading(positions, released)
+
+
+def _leading_run(passes: Bool[Array, "l"]) -> Bool[Array, "l"]:
+    """True up to the first False."""
+    return jnp.cumprod(passes).astype(bool)
+
+
+def entropy_bound(
+    score: Num[Array, "l"],
+    entropy: Float[Array, "l"],
+    is_eligible: Bool[Array, "l"],
+    gamma: Float[Array, ""],
+) -> Bool[Array, "l"]:
+    """The longest prefix U by score with sum_U H - max_U H <= gamma, at least one.
+
+    The EB-Sampler's rule (arXiv:2505.24857, section 4). The left side is accumulated
+    as everything but the running maximum: subtracting the maximum from the sum would
+    cancel small entropies in float32.
+
+    Args:
+      score: best first; minus the error proxy.
+      entropy: H of every position, nats, >= 0.
+      is_eligible: positions that may be taken.
+      gamma: the bound, nats.
+    """
+    positions, is_ranked = order(score, is_eligible)
+    ranked = jnp.where(is_ranked, entropy[positions], jnp.inf)
+    maximum = jax.lax.cummax(ranked)
+    # When a new maximum arrives, the old one joins the rest.
+    rest = jnp.cumsum(
+        jnp.minimum(ranked[1:], maximum[:-1]), dtype=jnp.promote_types(ranked.dtype, jnp.float32)
+    )
+    rest = jnp.concatenate([jnp.zeros_like(rest, shape=1), rest])
+    # cumsum may round a longer sum below a shorter one; a prefix needs monotonicity.
+    is_taken = jax.lax.cummax(rest) <= gamma
+    return leading(positions, is_ranked & is_taken.at[0].set(True))

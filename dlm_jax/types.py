@@ -1,0 +1,346 @@
+"""What flows between the loop, the model and the samplers.
+
+Samplers and their `Canvas`, `Prediction` and `Decision` know ONE row; `generate` maps
+them over the batch with `jax.vmap`, which adds a leading axis b to every array below.
+Shapes: l positions of the padded row, g generated slots, r positions of a region,
+v vocabulary entries, d model width.
+"""
+
+import dataclasses
+import typing
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from dlm_jax.errors import InputError
+
+# jax.typing.ArrayLike would also admit Python scalars; these fields hold arrays of
+# either kind, because prompts are built on the host.
+HostArray = np.ndarray | jax.Array
+
+
+@flax.struct.dataclass
+class Prompts:
+    """A batch of canvases before the first forward.
+
+    In every row the known tokens start at column 0, blanks may stand anywhere among
+    them, and padding comes last.
+
+    Attributes:
+      tokens: int32 [b, l]; what stands at blanks and padding is ignored.
+      is_blank: bool [b, l]; True where a token is to be generated.
+      is_valid: bool [b, l]; False at padding.
+    """
+
+    tokens: HostArray
+    is_blank: HostArray
+    is_valid: HostArray
+
+
+@flax.struct.dataclass
+class Canvas:
+    """One row as a sampler sees it before a step.
+
+    Attributes:
+      tokens: int32 [l]; mask_id where undecided.
+      is_mask: bool [l]; still undecided.
+      is_editable: bool [l]; the sampler owns it: generated region or blanks.
+      is_open: bool [l]; editable and not past the end of the active block.
+      is_eligible: bool [l]; open and undecided: may be committed this step.
+      is_valid: bool [l]; not padding.
+      slots: int32 [g]; positions of the editable cells in order, l where there are
+        fewer than g.
+      block: int32 []; index of the active block; blocks count slots, not columns.
+      block_step: int32 []; forwards since the active block began.
+      block_masks: int32 []; blanks of the active block when it began.
+      num_blocks: int32 []; blocks of this row.
+      step: int32 []; forwards this row has taken part in.
+      block_length: slots per block (static).
+      mask_id: the mask token (static).
+    """
+
+    tokens: Int[Array, "l"]
+    is_mask: Bool[Array, "l"]
+    is_editable: Bool[Array, "l"]
+    is_open: Bool[Array, "l"]
+    is_eligible: Bool[Array, "l"]
+    is_valid: Bool[Array, "l"]
+    slots: Int[Array, "g"]
+    block: Int[Array, ""]
+    block_step: Int[Array, ""]
+    block_masks: Int[Array, ""]
+    num_blocks: Int[Array, ""]
+    step: Int[Array, ""]
+    block_length: int = flax.struct.field(pytree_node=False)
+    mask_id: int = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
+class View:
+    """What the model is shown of one row; m tokens, of which the first l are the row's.
+
+    Attributes:
+      tokens: int32 [m].
+      positions: int32 [m]; rotary positions.
+      visibility: bool [q, m], q = 1 or m; True where a query may attend to a key.
+    """
+
+    tokens: Int[Array, "m"]
+    positions: Int[Array, "m"]
+    visibility: Bool[Array, "q m"]
+
+
+@flax.struct.dataclass
+class Prediction:
+    """Statistics of the model's distribution at every position, natural logarithms.
+
+    Positions outside the sampler's region hold the canvas's token, log-probability
+    -inf and entropy +inf. Fields that the sampler does not list in `needs` are None.
+
+    Attributes:
+      token: int32 [l]; the candidate: the most probable token, or at a temperature
+        above 0 the drawn one. Never mask_id.
+      log_prob: float [l]; the candidate's log-probability, without temperature.
+      best_log_prob: float [l]; of the most probable token.
+      runner_up_log_prob: float [l]; of the second most probable token.
+      entropy: float [l]; nats.
+      held_log_prob: float [l]; of the token that stands on the canvas.
+    """
+
+    token: Int[Array, "l"]
+    log_prob: Float[Array, "l"]
+    best_log_prob: Float[Array, "l"] | None = None
+    runner_up_log_prob: Float[Array, "l"] | None = None
+    entropy: Float[Array, "l"] | None = None
+    held_log_prob: Float[Array, "l"] | None = None
+
+
+@flax.struct.dataclass
+class Decision:
+    """What a sampler does with one row in one step.
+
+    Attributes:
+      commit: bool [l]; positions to write.
+      remask: bool [l] or None; positions to take back, after the commits.
+      tokens: int32 [l] or None; what to write; the prediction's candidates if None.
+    """
+
+    commit: Bool[Array, "l"]
+    remask: Bool[Array, "l"] | None = None
+    tokens: Int[Array, "l"] | None = None
+
+
+@flax.struct.dataclass
+class Trajectory:
+    """Every step of a generation; s is the static bound on steps.
+
+    Attributes:
+      canvas: int32 [b, s + 1, l]; canvas[:, k] is what forward k saw; from the row's
+        num_steps on, the final tokens.
+      log_prob: float [b, s, l]; of the candidates; -inf outside the region.
+      commit: bool [b, s, l].
+      remask: bool [b, s, l].
+    """
+
+    canvas: HostArray
+    log_prob: HostArray
+    commit: HostArray
+    remask: HostArray
+
+
+@flax.struct.dataclass
+class Generation:
+    """The result of a batch.
+
+    Attributes:
+      tokens: int32 [b, l]; mask_id is left only in rows that are not complete.
+      num_steps: int32 [b]; NFE: forwards the row took part in.
+      commit_step: int32 [b, l]; step of the commit that stood; -1 at prompt, padding
+        and what a stop filled in.
+      confidence: float [b, l]; probability of the token at that commit; 0 where
+        commit_step is -1.
+      is_complete: bool [b]; False where the bound on steps or a NaN ended the row.
+      has_nan: bool [b]; the model's output was not finite at an open position.
+      trajectory: every step, if asked for.
+    """
+
+    tokens: HostArray
+    num_steps: HostArray
+    commit_step: HostArray
+    confidence: HostArray
+    is_complete: HostArray
+    has_nan: HostArray
+    trajectory: Trajectory | None = None
+
+
+class Sampler:
+    """Base of all samplers: a frozen `flax.struct.dataclass` of hyper-parameters.
+
+    Numeric fields are traced (changing one does not recompile); a field that sets a
+    shape or selects code is declared with `pytree_node=False`.
+
+    Attributes:
+      needs: optional fields of `Prediction` that `step` reads.
+      may_rewrite: `step` may commit positions that are already decided.
+      may_remask: `step` may take back decided tokens.
+      may_remask_fresh: ... also those it commits in the same step.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    may_rewrite: ClassVar[bool] = False
+    may_remask: ClassVar[bool] = False
+    may_remask_fresh: ClassVar[bool] = False
+
+    def init(self, canvas: Canvas) -> PyTree:
+        """State before the first step; () by default."""
+        return ()
+
+    def view(self, canvas: Canvas) -> View:
+        """What the model is shown; the canvas without its padding by default."""
+        positions = jnp.arange(canvas.tokens.shape[0], dtype=jnp.int32)
+        return View(canvas.tokens, positions, canvas.is_valid[None])
+
+    def region(self, canvas: Canvas) -> Int[Array, "r"]:
+        """Positions that need a prediction; the active block's by default."""
+        start = canvas.block * canvas.block_length
+        return jax.lax.dynamic_slice(canvas.slots, (start,), (canvas.block_length,))
+
+    def adjust(
+        self,
+        state: PyTree,
+        canvas: Canvas,
+        region: Int[Array, "r"],
+        token_ids: Int[Array, "v"],
+        logits: Float[Array, "r v"],
+    ) -> Float[Array, "r v"]:
+        """Changes a slice of the vocabulary's logits before any statistic is taken."""
+        return logits
+
+    def step(
+        self, key: Key[Array, ""], state: PyTree, canvas: Canvas, prediction: Prediction
+    ) -> tuple[PyTree, Decision]:
+        """Decides what to commit and what to take back."""
+        raise NotImplementedError
+
+    def max_steps(self, num_blanks: int) -> int:
+        """A bound on the forwards needed to fill `num_blanks` blanks."""
+        return num_blanks
+
+
+class Denoiser(Protocol):
+    """A model as pure functions of its parameters; hashable, static under jit.
+
+    Attributes:
+      mask_id, eos_id: special tokens.
+      max_length: longest row the model accepts.
+    """
+
+    mask_id: int
+    eos_id: int
+    max_length: int
+
+    def init_cache(self, params: PyTree, batch_size: int, length: int) -> PyTree:
+        """The cache before the first forward; () for models without one."""
+        ...
+
+    def denoise(
+        self, params: PyTree, view: View, region: Int[Array, "b r"], cache: PyTree
+    ) -> tuple[Float[Array, "b r d"], PyTree]:
+        """Runs a batched view; returns what the head reads for `region`, and the cache.
+
+        The model knows which output predicts a position (LLaDA its own, Dream the
+        one before). Indices of `region` past the end are clipped.
+        """
+        ...
+
+    def head(self, params: PyTree) -> Float[Array, "v d"]:
+        """The language-model head; logits are hidden @ head.T."""
+        ...
+
+
+@flax.struct.dataclass
+class Options:
+    """How to generate, apart from the sampler.
+
+    Attributes:
+      gen_length: slots per row: the most blanks a row may have.
+      block_length: slots per semi-autoregressive block; gen_length if None.
+      temperature: of the candidate's draw; 0 takes the most probable token.
+      guidance: scale s of classifier-free guidance, logits un + (s + 1) (cond - un),
+        `un` with the prompt masked (arXiv:2502.09992); 0 is off.
+      stop_ids: tokens that end a row once nothing before them is undecided; what
+        follows is filled with eos_id.
+      suppressed_ids: tokens whose logits are -inf (LLaDA's `logits_eos_inf` for EOS).
+      deferred_ids: tokens that may be chosen but whose confidence is 0, so that they
+        are committed last (LLaDA's `confidence_eos_eot_inf`, at any temperature).
+      max_steps: static bound on a row's forwards; the sampler's own if None.
+      confidence_dtype: dtype that logits and probabilities are rounded to before
+        positions are compared; None keeps float32 or wider. `bfloat16` repeats the
+        ties of a released sampler run in bfloat16.
+      vocab_slice: entries of the vocabulary whose logits are alive at once; a
+        multiple of 1,024.
+      has_trajectory: return every step.
+    """
+
+    gen_length: int = flax.struct.field(pytree_node=False)
+    block_length: int | None = flax.struct.field(pytree_node=False, default=None)
+    temperature: float | None = 0.0
+    guidance: float | None = 0.0
+    stop_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
+    suppressed_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
+    deferred_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
+    max_steps: int | None = flax.struct.field(pytree_node=False, default=None)
+    confidence_dtype: Any = flax.struct.field(pytree_node=False, default=None)
+    vocab_slice: int = flax.struct.field(pytree_node=False, default=16384)
+    has_trajectory: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+_Struct = TypeVar("_Struct")
+
+
+def canonical(struct: _Struct, shape: tuple[int, ...] = ()) -> _Struct:
+    """Casts the traced fields of a sampler to arrays of their declared dtype.
+
+    0, 0.1 and np.float64(0.1) then lead to the same compiled program.
+
+    Args:
+      struct: a `flax.struct.dataclass` with fields declared float, int or another
+        such dataclass; None stays None.
+      shape: what every field is broadcast to; a field may already have this shape.
+
+    Raises:
+      InputError: naming a field that is no number or does not broadcast.
+    """
+    hints = typing.get_type_hints(type(struct))
+    values = {}
+    for field in dataclasses.fields(struct):  # type: ignore[arg-type]
+        value = getattr(struct, field.name)
+        if not field.metadata.get("pytree_node", True) or value is None:
+            continue
+        if dataclasses.is_dataclass(value):
+            values[field.name] = canonical(value, shape)
+            continue
+        hint = hints[field.name]
+        is_real = float in (hint, *typing.get_args(hint))
+        try:
+            array = np.asarray(value) if not isinstance(value, jax.Array) else value
+            if not jnp.issubdtype(array.dtype, jnp.number) or (
+                not is_real and not jnp.issubdtype(array.dtype, jnp.integer)
+            ):
+                raise TypeError
+            array = jnp.broadcast_to(
+                jnp.asarray(array, float if is_real else jnp.int32), shape
+            )
+        except (TypeError, ValueError):
+            name = f"{type(struct).__name__}.{field.name}"
+            kind = "a number" if is_real else "an integer"
+            raise InputError(
+                f"{name} ({value!r}) must be {kind}"
+                + (f" or an array of shape {shape}" if shape else "")
+            ) from None
+        values[field.name] = array
+    return dataclasses.replace(struct, **values)  # type: ignore[type-var]

@@ -169,12 +169,7 @@ def sample(
     options: Options,
 ) -> Generation:
     """The traceable loop behind `generate`; takes what `prepare` returns."""
-    frames, rows = jax.vmap(functools.partial(_start, denoiser, options))(
-        sampler, prompts
-    )
-    b, length = prompts.tokens.shape
-    forwards = 1 if options.guidance is None else 2
-    cache = denoiser.init_cache(params, forwards * b, length)
+    frames, rows, cache = start(denoiser, params, sampler, prompts, options)
 
     def is_running(carry: tuple[_Row, PyTree]) -> Bool[Array, ""]:
         return ~jnp.all(carry[0].is_done)
@@ -195,6 +190,21 @@ def sample(
 
 
 _sample = jax.jit(sample, static_argnums=0)
+
+
+def start(
+    denoiser: Denoiser,
+    params: PyTree,
+    sampler: Sampler,
+    prompts: Prompts,
+    options: Options,
+) -> tuple[_Frame, _Row, PyTree]:
+    """What stays fixed, the rows before the first forward, and the model's cache."""
+    begin = functools.partial(_start, denoiser, options)
+    frames, rows = jax.vmap(begin)(sampler, prompts)
+    forwards = 1 if options.guidance is None else 2
+    b, length = prompts.tokens.shape
+    return frames, rows, denoiser.init_cache(params, forwards * b, length)
 
 
 def iteration(

@@ -97,16 +97,20 @@ def predict(
     lowest = jnp.full(shape, _LOWEST, wide)
 
     def sliced_logits(weights: Array, token_ids: Array) -> Array:
-        logits = jnp.einsum("gbrd,vd->gbrv", hidden, weights, preferred_element_type=wide)
+        logits = jnp.einsum(
+            "gbrd,vd->gbrv", hidden, weights, preferred_element_type=wide
+        )
         if guidance is None:
             logits = logits[0]
         else:
             logits = logits[1] + (guidance + 1) * (logits[0] - logits[1])
         if confidence_dtype is not None:
-            logits = logits.astype(confidence_dtype).astype(wide)
+            logits = _round(logits, confidence_dtype)
         return _exclude(adjust(token_ids, logits), token_ids, suppressed_ids)
 
-    def update(running: dict[str, Array], weights: Array, start: Any) -> dict[str, Array]:
+    def update(
+        running: dict[str, Array], weights: Array, start: Any
+    ) -> dict[str, Array]:
         size = weights.shape[0]
         token_ids = start + jnp.arange(size, dtype=jnp.int32)
         logits = sliced_logits(weights, token_ids)
@@ -196,15 +200,20 @@ def predict(
         for token_id in deferred_ids if token is not None else ():
             value = jnp.where(token == token_id, -jnp.inf, value)
         if confidence_dtype is not None:
-            value = jnp.log(jnp.exp(value).astype(confidence_dtype).astype(wide))
+            value = jnp.log(_round(jnp.exp(value), confidence_dtype))
         return value
 
-    best_log_prob = log_prob(running["best"], running["best_token"])
+    # Without any candidate (all -inf, or only mask_id left) there is no token to take:
+    # NaN, which the loop reports, instead of token 0.
+    has_candidate = running["best"] > _LOWEST
+    best = jnp.where(has_candidate, running["best"], jnp.nan)
+    best_log_prob = log_prob(best, running["best_token"])
     if temperature is None:
         token, chosen_log_prob = running["best_token"], best_log_prob
     else:
         token = running["drawn_token"]
-        chosen_log_prob = log_prob(running["drawn"], token)
+        drawn = jnp.where(has_candidate, running["drawn"], jnp.nan)
+        chosen_log_prob = log_prob(drawn, token)
     optional = {}
     if "best_log_prob" in needs:
         optional["best_log_prob"] = best_log_prob
@@ -218,6 +227,12 @@ def predict(
         entropy = jnp.log(running["sum"]) - running["moment"] / running["sum"]
         optional["entropy"] = jnp.maximum(entropy, 0)
     return Prediction(token=token, log_prob=chosen_log_prob, **optional)
+
+
+def _round(values: Float[Array, "*shape"], dtype: Any) -> Float[Array, "*shape"]:
+    """Rounds to a narrower dtype; XLA may drop a pair of casts, but not this."""
+    precision = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(values, precision.nexp, precision.nmant)
 
 
 def _exclude(

@@ -7,6 +7,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from dlm_jax.errors import InputError
 from dlm_jax.types import Canvas
 
 
@@ -22,7 +23,7 @@ class Schedule:
         return num_blanks
 
 
-def _block_steps(steps: Int[Array, ""], canvas: Canvas) -> Int[Array, ""]:
+def _block_steps(steps: Int[Array, ""] | int, canvas: Canvas) -> Int[Array, ""]:
     """Steps of each block when `steps` are divided among a row's blocks."""
     return jnp.maximum(steps // canvas.num_blocks, 1)
 
@@ -64,7 +65,7 @@ class Linear(Schedule):
 
 @flax.struct.dataclass
 class Cosine(Schedule):
-    """MaskGIT's schedule (arXiv:2202.04200): floor(m cos(pi k / 2 s)) masks after step k.
+    """MaskGIT's schedule (arXiv:2202.04200): floor(m cos(pi k / 2 s)) masks after k.
 
     Attributes:
       steps: forwards of the whole generation, divided among the blocks.
@@ -83,24 +84,31 @@ class Cosine(Schedule):
 
 @flax.struct.dataclass
 class Dream(Schedule):
-    """Dream's schedule (arXiv:2508.15487): int(masks (1 - s / t)), all at the last step.
+    """Dream's schedule (arXiv:2508.15487): int(masks (1 - s / t)), all at the last.
 
     t and s are neighbours of linspace(1, eps, steps + 1). A step may commit nothing.
+    Dream has one block; with several, each runs through its own times.
 
     Attributes:
-      steps: forwards of the whole generation (static: it bounds the loop).
+      steps: forwards of the whole generation, divided among the blocks (static: it
+        bounds the loop).
       eps: the last time.
     """
 
     steps: int = flax.struct.field(pytree_node=False, default=128)
     eps: float = 1e-3
 
+    def __post_init__(self):
+        if type(self.steps) is not int or self.steps < 1:
+            raise InputError(f"steps ({self.steps!r}) must be an integer of at least 1")
+
     def count(self, canvas: Canvas) -> Int[Array, ""]:
-        slope = (1 - self.eps) / self.steps
-        t = 1 - slope * canvas.step
+        steps = _block_steps(self.steps, canvas)
+        slope = (1 - self.eps) / steps
+        t = 1 - slope * canvas.block_step
         masks = jnp.sum(canvas.is_eligible)
         share = jnp.floor(masks * (slope / t)).astype(jnp.int32)
-        return jnp.where(canvas.step >= self.steps - 1, masks, share)
+        return jnp.where(canvas.block_step >= steps - 1, masks, share)
 
     def max_steps(self, num_blanks: int) -> int:
         return max(self.steps, num_blanks)

@@ -107,7 +107,8 @@ def entropy_bound(
     maximum = jax.lax.cummax(ranked)
     # When a new maximum arrives, the old one joins the rest.
     rest = jnp.cumsum(
-        jnp.minimum(ranked[1:], maximum[:-1]), dtype=jnp.promote_types(ranked.dtype, jnp.float32)
+        jnp.minimum(ranked[1:], maximum[:-1]),
+        dtype=jnp.promote_types(ranked.dtype, jnp.float32),
     )
     rest = jnp.concatenate([jnp.zeros_like(rest, shape=1), rest])
     # cumsum may round a longer sum below a shorter one; a prefix needs monotonicity.

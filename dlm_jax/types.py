@@ -319,25 +319,32 @@ def canonical(struct: _Struct, shape: tuple[int, ...] = ()) -> _Struct:
     values = {}
     for field in dataclasses.fields(struct):  # type: ignore[arg-type]
         value = getattr(struct, field.name)
-        if not field.metadata.get("pytree_node", True) or value is None:
+        if not field.metadata.get("pytree_node", True):
             continue
         if dataclasses.is_dataclass(value):
             values[field.name] = canonical(value, shape)
             continue
         hint = hints[field.name]
-        is_real = float in (hint, *typing.get_args(hint))
+        kinds = (hint, *typing.get_args(hint))
+        if value is None and type(None) in kinds:
+            continue
+        is_real = float in kinds
         try:
             array = np.asarray(value) if not isinstance(value, jax.Array) else value
-            if not jnp.issubdtype(array.dtype, jnp.number) or (
-                not is_real and not jnp.issubdtype(array.dtype, jnp.integer)
+            is_integer = jnp.issubdtype(array.dtype, jnp.integer)
+            if not is_integer and not (
+                is_real and jnp.issubdtype(array.dtype, jnp.floating)
             ):
+                raise TypeError
+            # The cast below would wrap around without a word.
+            if not is_real and (abs(array) > jnp.iinfo(jnp.int32).max).any():
                 raise TypeError
             array = jnp.broadcast_to(
                 jnp.asarray(array, float if is_real else jnp.int32), shape
             )
         except (TypeError, ValueError):
             name = f"{type(struct).__name__}.{field.name}"
-            kind = "a number" if is_real else "an integer"
+            kind = "a number" if is_real else "an integer of 32 bits"
             raise InputError(
                 f"{name} ({value!r}) must be {kind}"
                 + (f" or an array of shape {shape}" if shape else "")

@@ -5,6 +5,7 @@ Architecture and names follow the released checkpoints (arXiv:2502.09992 and the
 """
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,7 +110,7 @@ class LLaDAConfig:
         ]
         if refused:
             raise InputError("config.json: not supported: " + ", ".join(refused))
-        values = {
+        values: dict[str, Any] = {
             field.name: config.get(field.name) for field in dataclasses.fields(cls)
         }
         if values["embedding_size"] is None:
@@ -124,13 +125,12 @@ class LLaDAConfig:
         missing = [name for name, value in values.items() if value is None]
         if missing:
             raise InputError("config.json: missing: " + ", ".join(missing))
-        for field in dataclasses.fields(cls):
-            accepted = (int, float) if field.type is float else (field.type,)
-            value = values[field.name]
-            if type(value) not in accepted:
+        for name, kind in typing.get_type_hints(cls).items():
+            accepted = (int, float) if kind is float else (kind,)
+            if type(values[name]) not in accepted:
                 raise InputError(
-                    f"config.json: {field.name} ({value!r}) must be of type "
-                    f"{field.type.__name__}"
+                    f"config.json: {name} ({values[name]!r}) must be of type "
+                    f"{kind.__name__}"
                 )
         return cls(**values)
 
@@ -200,7 +200,9 @@ class Blocks(nnx.Module):
     so compile time does not grow with depth.
     """
 
-    def __init__(self, config: LLaDAConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, config: LLaDAConfig, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs
+    ):
         n, d, f = config.n_layers, config.d_model, config.mlp_hidden_size
         q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         # Residual branches start small, so that depth does not change the scale of
@@ -238,7 +240,7 @@ class LLaDA(nnx.Module):
         config: LLaDAConfig,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: jax.typing.DTypeLike = jnp.float32,
     ):
         self.config = config
         shape = (config.embedding_size, config.d_model)

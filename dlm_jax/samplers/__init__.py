@@ -7,6 +7,7 @@ and never evaluated, such as `entropy_bound(gamma=0.1)` or
 
 import ast
 import dataclasses
+import math
 from typing import Any
 
 from dlm_jax.errors import InputError
@@ -57,7 +58,7 @@ def parse(spec: str) -> Sampler:
     """
     try:
         node = ast.parse(spec.strip(), mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError):
         raise InputError(
             f"sampler ({spec!r}) must be a name or a call like saber(n=2)"
         ) from None
@@ -85,17 +86,21 @@ def _build(node: ast.expr, known: dict[str, type], kind: str, spec: str) -> Any:
                 f"{node.id} has no field {name}; it takes "
                 + (", ".join(fields) or "no fields")
             )
+        if name in values:
+            raise InputError(f"{node.id}: {name} is given twice")
         if dataclasses.is_dataclass(fields[name].default):
             values[name] = _build(keyword.value, SCHEDULES, "schedule", spec)
             continue
+        if isinstance(keyword.value, ast.Name) and keyword.value.id == "inf":
+            # Python has no literal for infinity; `to_spec` writes it like this.
+            values[name] = math.inf
+            continue
         try:
             values[name] = ast.literal_eval(keyword.value)
-        except ValueError:
+        except (ValueError, TypeError):
             raise InputError(
                 f"{node.id}: {name} ({ast.unparse(keyword.value)}) must be a literal"
             ) from None
-        if name in {"acceleration", "backtracking"} and values[name] not in (0, 1):
-            raise InputError(f"{node.id}: {name} must be True or False")
     built = cls(**values)
     canonical(built)
     return built

@@ -42,7 +42,7 @@ class EntropyBound(Sampler):
     error_proxy: str = flax.struct.field(pytree_node=False, default="entropy")
 
     def __post_init__(self):
-        if self.error_proxy not in ERROR_PROXIES:
+        if self.error_proxy not in list(ERROR_PROXIES):
             raise InputError(
                 f"error_proxy ({self.error_proxy!r}) must be one of "
                 + ", ".join(ERROR_PROXIES)

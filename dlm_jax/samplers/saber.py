@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dlm_jax import select
+from dlm_jax.errors import InputError
 from dlm_jax.types import Canvas, Decision, Prediction, Sampler
 
 
@@ -51,6 +52,12 @@ class Saber(Sampler):
     backtracking: bool = flax.struct.field(pytree_node=False, default=True)
     needs: ClassVar[tuple[str, ...]] = ("held_log_prob",)
     may_remask: ClassVar[bool] = True
+
+    def __post_init__(self):
+        for name in ("acceleration", "backtracking"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise InputError(f"{name} ({value!r}) must be True or False")
 
     def init(self, canvas: Canvas) -> SaberState:
         zeros = jnp.zeros(canvas.tokens.shape)

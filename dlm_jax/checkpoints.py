@@ -1,0 +1,408 @@
+"""Checkpoints: strict, streaming Hugging Face <-> Flax, and Orbax with shardings.
+
+A checkpoint is a directory. In Hugging Face format it holds `config.json` and
+`model.safetensors`, or shards with `model.safetensors.index.json`. In Orbax format it
+holds `config.json`, `params/` and `files.json`: the sizes of the files in `params/`,
+written last, so that an incomplete copy does not load. Either may hold tokenizer files.
+`load` reads both.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import tqdm
+from flax import nnx
+from jaxtyping import PyTree
+from safetensors.numpy import save_file
+
+from dlm_jax import hf_format
+from dlm_jax.errors import InputError
+from dlm_jax.hf_format import CheckpointError
+from dlm_jax.models.llada import LLaDA, LLaDAConfig
+
+_PARAMS = "params"
+_INVENTORY = "files.json"
+_DTYPES = ("bfloat16", "float32", "float64")
+# XLA adopts a host buffer without copying it only at this alignment, in bytes.
+_ALIGNMENT = 64
+_CHUNK_BYTES = 2**25
+_COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "generation_config.json",
+    "vocab.*",
+    "merges.txt",
+)
+
+
+def load(
+    directory: str | Path,
+    dtype: jax.typing.DTypeLike | None = None,
+    shardings: PyTree = None,
+) -> LLaDA:
+    """Loads a checkpoint in either format.
+
+    Args:
+      directory: Hugging Face or Orbax directory.
+      dtype: bfloat16, float32 or float64 (needs JAX_ENABLE_X64) of the parameters; by
+        default that of the files (float32 if they are float16 or mixed).
+      shardings: where to place parameters: a `jax.sharding.Sharding`, or a tree of them
+        that is a prefix of the module's nested dict of parameters. By default the first
+        local device.
+
+    Raises:
+      CheckpointError: naming everything that is missing, left over, damaged or wrong.
+      InputError: for a dtype that models do not take.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"checkpoint ({directory}) is not a directory")
+    if (directory / _PARAMS).is_dir():
+        return load_orbax(directory, dtype, shardings)
+    return load_hf(directory, dtype, shardings)
+
+
+def load_hf(
+    directory: str | Path,
+    dtype: jax.typing.DTypeLike | None = None,
+    shardings: PyTree = None,
+) -> LLaDA:
+    """Loads a Hugging Face directory; arguments and errors are those of `load`.
+
+    Reads a slab of one tensor at a time straight into the stacked parameter, so that
+    host memory holds the parameters and little more. Nothing is read before all names,
+    shapes and dtypes have been found right.
+    """
+    directory = Path(directory)
+    format_, config = hf_format.read_config(directory)
+    found = hf_format.survey(directory)
+    stored = [hf_format.DTYPES.get(tensor.dtype) for tensor in found.tensors.values()]
+    dtype = _choose_dtype(dtype, stored)
+    abstract = _abstract(format_.model, config, dtype)
+    specs = _flatten(abstract)
+    slots = hf_format.slots(format_, _shapes(specs))
+    problems = hf_format.compare(slots, found)
+    if problems:
+        raise CheckpointError(directory, problems)
+    placements = _broadcast(shardings, specs)
+    params = {}
+    progress = tqdm.tqdm(
+        total=len(slots), unit="tensor", delay=1, disable=None, leave=False
+    )
+    with progress:
+        for path, spec in specs.items():
+            buffer = _aligned_empty(spec.shape, dtype)
+            for slot in slots:
+                if slot.path == path:
+                    hf_format.read_into(found.tensors[slot.name], slot, buffer)
+                    progress.update()
+            params[path] = jax.device_put(buffer, placements[path], may_alias=True)
+    return _merge(abstract, params)
+
+
+def save_hf(
+    model: LLaDA,
+    directory: str | Path,
+    extra_files: Iterable[str | Path] = (),
+    max_shard_bytes: int = 2**29,
+) -> None:
+    """Writes a model in Hugging Face format, in the dtype of its parameters.
+
+    Args:
+      model: with parameters in bfloat16 or float32.
+      directory: must not exist; appears only when everything has been written.
+      extra_files: copied along, as `companions` finds them.
+      max_shard_bytes: a shard is closed before it would grow past this; a tensor that
+        is larger is alone in its shard. Shards are put together in host memory.
+
+    Raises:
+      InputError: if the directory exists or the dtype has no place in the format.
+    """
+    params = _flatten(model)
+    dtype = _dtype(model)
+    if dtype not in hf_format.DTYPES.values():
+        raise InputError(f"dtype ({dtype}) must be bfloat16 or float32")
+    config = _hf_config(model)
+    slots = hf_format.slots(hf_format.FORMATS[config["model_type"]], _shapes(params))
+    shards = hf_format.split(slots, dtype.itemsize, max_shard_bytes)
+    num_bytes = sum(param.nbytes for param in params.values())
+    weight_map = {}
+    with staged(directory, num_bytes) as staging:
+        for number, shard in enumerate(shards, start=1):
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            name = hf_format.SINGLE if len(shards) == 1 else name
+            _write_shard(staging / name, params, shard)
+            weight_map.update(dict.fromkeys((slot.name for slot in shard), name))
+        if len(shards) > 1:
+            index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
+            _write_json(staging / hf_format.INDEX, index)
+        _copy(extra_files, staging)
+        # Last: what is left of a killed process has no config and does not load.
+        _write_json(staging / hf_format.CONFIG, config)
+
+
+def save_orbax(
+    model: LLaDA, directory: str | Path, extra_files: Iterable[str | Path] = ()
+) -> None:
+    """Writes a model in Orbax format; arguments and errors are those of `save_hf`.
+
+    Parameters are written uncompressed, in chunks of at most 32 MiB and one file each:
+    Orbax's defaults (one database, compressed) hold them in memory almost twice.
+    """
+    config = _hf_config(model)
+    params = nnx.to_pure_dict(nnx.state(model))
+    save_args = jax.tree.map(
+        lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+    num_bytes = sum(param.nbytes for param in jax.tree.leaves(params))
+    with staged(directory, num_bytes) as staging:
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(
+                staging.absolute() / _PARAMS,
+                args=ocp.args.PyTreeSave(params, save_args=save_args),
+            )
+        _copy(extra_files, staging)
+        _write_json(staging / hf_format.CONFIG, config)
+        # Last: what is left of a killed process has no inventory and does not load.
+        _write_json(staging / _INVENTORY, _inventory(staging / _PARAMS))
+
+
+def load_orbax(
+    directory: str | Path,
+    dtype: jax.typing.DTypeLike | None = None,
+    shardings: PyTree = None,
+) -> LLaDA:
+    """Loads an Orbax directory; arguments and errors are those of `load`.
+
+    Each device reads its own part of a sharded parameter.
+    """
+    directory = Path(directory)
+    format_, config = hf_format.read_config(directory)
+    _check_inventory(directory)
+    path = directory.absolute() / _PARAMS
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        stored = _flatten_dict(checkpointer.metadata(path).item_metadata.tree)
+        dtype = _choose_dtype(dtype, [np.dtype(item.dtype) for item in stored.values()])
+        abstract = _abstract(format_.model, config, dtype)
+        specs = _flatten(abstract)
+        expected, found = _shapes(specs), _shapes(stored)
+        problems = [
+            f"{name} is {found.get(name, 'missing')}, must be "
+            f"{expected.get(name, 'left out')}"
+            for name in sorted(expected.keys() | found.keys())
+            if expected.get(name) != found.get(name)
+        ]
+        if problems:
+            raise CheckpointError(directory, problems)
+        placements = _broadcast(shardings, specs)
+        target = _unflatten_dict(
+            {
+                name: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=placements[name])
+                for name, spec in specs.items()
+            }
+        )
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        params = checkpointer.restore(
+            path, args=ocp.args.PyTreeRestore(target, restore_args=restore_args)
+        )
+    return _merge(abstract, _flatten_dict(params))
+
+
+def astype(model: LLaDA, dtype: jax.typing.DTypeLike) -> LLaDA:
+    """A copy of the model with its parameters in another dtype."""
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, jax.tree.map(lambda x: x.astype(dtype), state))
+
+
+def companions(directory: str | Path) -> tuple[Path, ...]:
+    """The tokenizer and generation files that belong to a checkpoint, sorted."""
+    directory = Path(directory)
+    found = {path for pattern in _COMPANIONS for path in directory.glob(pattern)}
+    return tuple(sorted(path for path in found if path.is_file()))
+
+
+def check_output(directory: str | Path, num_bytes: int = 0) -> None:
+    """Checks, before any work is done, that a directory can be created.
+
+    Args:
+      directory: to be created; its parents may be missing too.
+      num_bytes: that are going to be written to it.
+
+    Raises:
+      InputError: if it exists, or lies where nothing can be written, or no room is.
+    """
+    directory = Path(directory)
+    if os.path.lexists(directory):
+        raise InputError(f"output ({directory}) already exists")
+    parent = next(path for path in directory.absolute().parents if path.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise InputError(
+            f"output ({directory}) cannot be written: {parent} is not a writable "
+            "directory"
+        )
+    disk = shutil.disk_usage(parent)
+    if disk.total and disk.free < num_bytes:  # Some file systems report nothing.
+        raise InputError(
+            f"output ({directory}) takes {num_bytes} bytes, {disk.free} are free"
+        )
+
+
+@contextlib.contextmanager
+def staged(directory: str | Path, num_bytes: int = 0) -> Iterator[Path]:
+    """Yields a hidden sibling that becomes `directory` if the block ends well.
+
+    If it does not, the sibling is removed; a killed process leaves it behind, under a
+    name that is never used again.
+
+    Raises:
+      InputError: as `check_output`.
+    """
+    directory = Path(directory)
+    check_output(directory, num_bytes)
+    staging = directory.with_name(f".{directory.name}.partial-{uuid.uuid4().hex}")
+    try:
+        try:
+            staging.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(
+                f"output ({directory}) cannot be written: {error.strerror}"
+            ) from error
+        yield staging
+        staging.rename(directory)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _flatten_dict(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys become paths: "blocks.q_proj"."""
+    return flax.traverse_util.flatten_dict(tree, sep=".")
+
+
+def _unflatten_dict(flat: Mapping[str, Any]) -> dict[str, Any]:
+    return flax.traverse_util.unflatten_dict(dict(flat), sep=".")
+
+
+def _flatten(model: LLaDA) -> dict[str, Any]:
+    return _flatten_dict(nnx.to_pure_dict(nnx.state(model)))
+
+
+def _shapes(flat: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(value.shape) for path, value in flat.items()}
+
+
+def _abstract(model: type[LLaDA], config: LLaDAConfig, dtype: np.dtype) -> LLaDA:
+    return nnx.eval_shape(
+        lambda: model(config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
+    )
+
+
+def _merge(abstract: LLaDA, params: Mapping[str, jax.Array]) -> LLaDA:
+    graph, state = nnx.split(abstract)
+    nnx.replace_by_pure_dict(state, _unflatten_dict(params))
+    return nnx.merge(graph, state)
+
+
+def _broadcast(shardings: PyTree, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """One sharding for each path."""
+    if shardings is None:
+        shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return _flatten_dict(jax.tree.broadcast(shardings, _unflatten_dict(flat)))
+
+
+def _dtype(model: LLaDA) -> np.dtype:
+    dtypes = {np.dtype(value.dtype) for value in _flatten(model).values()}
+    if len(dtypes) > 1:
+        names = ", ".join(sorted(map(str, dtypes)))
+        raise InputError(f"parameters ({names}) must be of one dtype")
+    return dtypes.pop()
+
+
+def _hf_config(model: LLaDA) -> dict[str, Any]:
+    return {**model.config.to_hf(), "torch_dtype": str(_dtype(model))}
+
+
+def _choose_dtype(
+    dtype: jax.typing.DTypeLike | None, stored: Sequence[np.dtype | None]
+) -> np.dtype:
+    if dtype is None:
+        is_kept = len(set(stored)) == 1 and str(stored[0]) in _DTYPES
+        dtype = stored[0] if is_kept else np.float32
+    dtype = np.dtype(dtype)
+    if str(dtype) not in _DTYPES:
+        raise InputError(f"dtype ({dtype}) must be one of {', '.join(_DTYPES)}")
+    if dtype == np.float64 != jnp.result_type(float):
+        raise InputError("dtype (float64) needs JAX_ENABLE_X64=1")
+    return dtype
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    num_bytes = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + num_bytes].view(dtype).reshape(shape)
+
+
+def _write_shard(
+    file: Path, params: Mapping[str, jax.Array], shard: Sequence[hf_format.Slot]
+) -> None:
+    tensors = {slot.name: _tensor(params[slot.path], slot) for slot in shard}
+    save_file(tensors, file, metadata={"format": "pt"})
+    # safetensors makes files that only their owner may read.
+    file.chmod(file.parent.stat().st_mode & 0o666)
+
+
+_take_layer = jax.jit(lambda stacked, layer: stacked[layer])
+
+
+def _tensor(param: jax.Array, slot: hf_format.Slot) -> np.ndarray:
+    """Brings one tensor to the host: all of a stacked parameter might not fit twice."""
+    if slot.layer is not None:
+        param = _take_layer(param, slot.layer)
+    tensor = np.asarray(param)
+    return np.ascontiguousarray(tensor.T if slot.is_transposed else tensor)
+
+
+def _inventory(params: Path) -> dict[str, int]:
+    return {
+        path.relative_to(params).as_posix(): path.stat().st_size
+        for path in sorted(params.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _check_inventory(directory: Path) -> None:
+    expected = hf_format.read_json(directory, _INVENTORY)
+    found = _inventory(directory / _PARAMS)
+    problems = [
+        f"{_PARAMS}/{name} has {found[name]} bytes, must have {size}"
+        if name in found
+        else f"{_PARAMS}/{name} is missing"
+        for name, size in expected.items()
+        if found.get(name) != size
+    ]
+    if problems:
+        raise CheckpointError(directory, problems)
+
+
+def _copy(files: Iterable[str | Path], directory: Path) -> None:
+    for file in files:
+        shutil.copyfile(file, directory / Path(file).name)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

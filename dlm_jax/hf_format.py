@@ -1,0 +1,300 @@
+"""Hugging Face checkpoint files: which tensor is which parameter, read and written.
+
+Layers are stacked in memory ([n_layers, in, out]) and apart in the files, one (out, in)
+matrix per layer. `FORMATS` says which tensor is which, for both directions. Files and
+numpy only: `checkpoints` makes modules of it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from dlm_jax.errors import InputError
+from dlm_jax.models.llada import LLaDA, LLaDAConfig
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {
+    "BF16": np.dtype(jnp.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
+# Rows of a matrix read at a time: a whole one would be held twice, and transposing
+# narrow slabs is twice as fast because they stay in cache.
+_ROWS = 64
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is damaged or does not fit its config: all that is wrong.
+
+    Attributes:
+      problems: one text for each.
+    """
+
+    def __init__(self, directory: Path, problems: Sequence[str]):
+        super().__init__(f"{directory}: " + "; ".join(problems))
+        self.problems = tuple(problems)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """Where a parameter lies in Hugging Face files.
+
+    Attributes:
+      name: tensor name; with `{layer}` in it, the parameter is a stack of such tensors.
+      is_transposed: the file holds (out, in), the module [in, out].
+    """
+
+    name: str
+    is_transposed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A model type: its classes, and its parameters by path in the module."""
+
+    config: type[LLaDAConfig]
+    model: type[LLaDA]
+    weights: Mapping[str, Weight]
+
+
+_LLADA_NORMS = ("attn_norm", "ff_norm")
+_LLADA_MATRICES = (
+    *("q_proj", "k_proj", "v_proj", "attn_out"),
+    *("ff_proj", "up_proj", "ff_out"),
+)
+
+# The keys are the values of config.json's model_type.
+FORMATS: Mapping[str, Format] = {
+    "llada": Format(
+        config=LLaDAConfig,
+        model=LLaDA,
+        weights={
+            "wte": Weight("model.transformer.wte.weight"),
+            "ln_f": Weight("model.transformer.ln_f.weight"),
+            "ff_out": Weight("model.transformer.ff_out.weight"),
+            **{
+                f"blocks.{name}": Weight(
+                    f"model.transformer.blocks.{{layer}}.{name}.weight",
+                    is_transposed=name in _LLADA_MATRICES,
+                )
+                for name in _LLADA_NORMS + _LLADA_MATRICES
+            },
+        },
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One tensor of the files and the place in the module that it fills."""
+
+    name: str
+    path: str
+    layer: int | None
+    shape: tuple[int, ...]
+    is_transposed: bool
+
+    def view(self, parameter: np.ndarray) -> np.ndarray:
+        """The part of a (stacked) parameter that is this tensor, oriented as stored."""
+        part = parameter if self.layer is None else parameter[self.layer]
+        return part.T if self.is_transposed else part
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One tensor as a file's header describes it."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What the files of a checkpoint hold.
+
+    Attributes:
+      tensors: by name.
+      problems: what is wrong with files and index.
+      reported: names that the problems account for, though no tensor was found.
+    """
+
+    tensors: Mapping[str, Stored]
+    problems: tuple[str, ...]
+    reported: frozenset[str]
+
+
+def read_json(directory: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint; a key that occurs twice is refused."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise ValueError(f"repeated: {', '.join(repeated)}")
+        return dict(pairs)
+
+    try:
+        text = (directory / name).read_text(encoding="utf-8")
+        value = json.loads(text, object_pairs_hook=unique)
+    except FileNotFoundError:
+        raise CheckpointError(directory, [f"{name} is missing"]) from None
+    except ValueError as error:
+        raise CheckpointError(directory, [f"{name} is damaged ({error})"]) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(directory, [f"{name} does not hold an object"])
+    return value
+
+
+def read_config(directory: Path) -> tuple[Format, LLaDAConfig]:
+    """Reads config.json and finds the format of its model_type.
+
+    Raises:
+      InputError: for a model type or an option that is not implemented.
+    """
+    values = read_json(directory, CONFIG)
+    model_type = values.get("model_type")
+    if model_type not in FORMATS:
+        raise CheckpointError(
+            directory,
+            [f"{CONFIG}: model_type ({model_type!r}) must be one of {list(FORMATS)}"],
+        )
+    format_ = FORMATS[model_type]
+    try:
+        return format_, format_.config.from_hf(values)
+    except InputError as error:
+        raise CheckpointError(directory, [str(error)]) from None
+
+
+def slots(format_: Format, shapes: Mapping[str, tuple[int, ...]]) -> list[Slot]:
+    """All tensors of a model whose parameters have these shapes, by path."""
+    found = []
+    for path, shape in shapes.items():
+        weight = format_.weights[path]
+        is_stacked = "{layer}" in weight.name
+        own = shape[1:] if is_stacked else shape
+        own = own[::-1] if weight.is_transposed else own
+        for layer in range(shape[0]) if is_stacked else (None,):
+            name = weight.name.format(layer=layer)
+            found.append(Slot(name, path, layer, own, weight.is_transposed))
+    return found
+
+
+def survey(directory: Path) -> Survey:
+    """Reads index and headers, and lists everything in which they disagree."""
+    weight_map = _read_index(directory)
+    shards = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
+    problems = [
+        f"{path.name} is not in {INDEX}"
+        for path in sorted(directory.glob("model*.safetensors"))
+        if path.name not in shards
+    ]
+    places: dict[str, list[Stored]] = {}
+    readable = set()
+    for shard in shards:
+        try:
+            for name, tensor in _read_header(directory / shard).items():
+                places.setdefault(name, []).append(tensor)
+            readable.add(shard)
+        except FileNotFoundError:
+            problems.append(f"{shard} is missing")
+        except (SafetensorError, OSError) as error:
+            problems.append(f"{shard} is truncated or damaged ({error})")
+    if weight_map is None:
+        if not readable:  # Nothing more can be known.
+            raise CheckpointError(directory, problems)
+        weight_map = dict.fromkeys(places, SINGLE)
+    for name, tensors in places.items():
+        found = [tensor.file.name for tensor in tensors]
+        if len(found) > 1:
+            problems.append(f"{name} is in more than one shard ({', '.join(found)})")
+        elif weight_map.get(name) != found[0]:
+            problems.append(f"{name} is in {found[0]}, where {INDEX} does not place it")
+    for name, shard in weight_map.items():
+        if name not in places and shard in readable:
+            problems.append(f"{name} is not in {shard}, where {INDEX} places it")
+    return Survey(
+        tensors={name: tensors[0] for name, tensors in places.items()},
+        problems=tuple(problems),
+        reported=frozenset(weight_map) - frozenset(places),
+    )
+
+
+def compare(expected: Sequence[Slot], found: Survey) -> list[str]:
+    """Lists everything in which the files differ from what a model needs."""
+    names = {slot.name for slot in expected}
+    problems = list(found.problems)
+    for name, tensor in found.tensors.items():
+        if name not in names:
+            problems.append(f"{name} (in {tensor.file.name}) is not a weight of it")
+    for slot in expected:
+        tensor = found.tensors.get(slot.name)
+        if tensor is None:
+            if slot.name not in found.reported:
+                problems.append(f"{slot.name} is missing")
+            continue
+        if tensor.shape != slot.shape:
+            problems.append(f"{slot.name} is {tensor.shape}, must be {slot.shape}")
+        if tensor.dtype not in DTYPES:
+            takes = ", ".join(DTYPES)
+            problems.append(f"{slot.name} is {tensor.dtype}, must be one of {takes}")
+    return problems
+
+
+def read_into(tensor: Stored, slot: Slot, parameter: np.ndarray) -> None:
+    """Copies a tensor into its place, casting to the parameter's dtype.
+
+    The file is opened anew: its pages count as ours for as long as it stays mapped.
+    """
+    target = slot.view(parameter)
+    with safe_open(tensor.file, framework="numpy") as file:
+        rows = file.get_slice(slot.name)
+        for start in range(0, slot.shape[0], _ROWS):
+            stop = min(start + _ROWS, slot.shape[0])
+            target[start:stop] = rows[start:stop]
+
+
+def split(
+    expected: Sequence[Slot], itemsize: int, max_shard_bytes: int
+) -> list[list[Slot]]:
+    """Divides tensors into shards, in order; one larger than a shard is alone in it."""
+    shards: list[list[Slot]] = [[]]
+    filled = 0
+    for slot in expected:
+        size = int(np.prod(slot.shape)) * itemsize
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(slot)
+        filled += size
+    return shards
+
+
+def _read_index(directory: Path) -> dict[str, str] | None:
+    if not (directory / INDEX).is_file():
+        return None
+    weight_map = read_json(directory, INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(shard, str) and Path(shard).name == shard
+        for shard in weight_map.values()
+    ):
+        problem = f"{INDEX}: weight_map must map tensors to names of shards beside it"
+        raise CheckpointError(directory, [problem])
+    return weight_map
+
+
+def _read_header(file: Path) -> dict[str, Stored]:
+    with safe_open(file, framework="numpy") as opened:
+        tensors = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        return {
+            name: Stored(file, tuple(tensor.get_shape()), tensor.get_dtype())
+            for name, tensor in tensors.items()
+        }

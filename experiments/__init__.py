@@ -1,0 +1,1 @@
+"""Scripts: absl flags around the library."""

@@ -1,0 +1,70 @@
+"""Converts a checkpoint: Hugging Face to Orbax, or back.
+
+    python -m experiments.convert --checkpoint=LLaDA-8B-Instruct --output=llada-bf16 \
+        --dtype=bfloat16
+    python -m experiments.convert --checkpoint=llada-bf16 --output=llada-hf --format=hf
+
+Both formats are recognised by what is in the directory. Tokenizer files come along.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+from flax import nnx
+
+from dlm_jax import checkpoints
+from experiments import _app
+
+_SAVERS = {"orbax": checkpoints.save_orbax, "hf": checkpoints.save_hf}
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "Directory to read, in Hugging Face or Orbax format.",
+    required=True,
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Directory to write; must not exist.", required=True
+)
+_FORMAT = flags.DEFINE_enum("format", "orbax", list(_SAVERS), "Format to write.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["bfloat16", "float32"], "Of the parameters; default: as stored."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Loads, saves and reports."""
+    del argv
+    # Parameters must pass through the host anyway, and may not fit the accelerator.
+    jax.config.update("jax_platforms", "cpu")
+    checkpoints.check_output(_OUTPUT.value)
+    start = time.perf_counter()
+    model = checkpoints.load(_CHECKPOINT.value, _DTYPE.value)
+    extra_files = checkpoints.companions(_CHECKPOINT.value)
+    _SAVERS[_FORMAT.value](model, _OUTPUT.value, extra_files)
+    seconds = time.perf_counter() - start
+    params = jax.tree.leaves(nnx.state(model))
+    print(f"wrote {_OUTPUT.value} ({_FORMAT.value}, {params[0].dtype})")
+    print(f"parameters  {sum(param.size for param in params):,}")
+    print(f"bytes       {sum(param.nbytes for param in params):,}")
+    print(f"seconds     {seconds:.1f}")
+    print(f"peak memory {_peak_memory():,} bytes")
+
+
+def _peak_memory() -> int:
+    """Largest resident size of this process so far, file-backed pages included."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count the parent's memory before exec.
+        kilobytes = status.read_text().partition("VmHWM:")[2].split()[0]
+        return int(kilobytes) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    _app.run(main)

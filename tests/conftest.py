@@ -1,0 +1,59 @@
+"""Checks jaxtyping annotations while tests run, and runs scripts in this process."""
+
+import os
+import runpy
+import sys
+from collections.abc import Callable
+
+import pytest
+from absl import app, flags
+from jaxtyping import install_import_hook
+
+# Tests neither read nor fill the user's cache of compiled programs.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Modules of functions, whose annotated shapes and dtypes are then checked on each call.
+# The hook must be in place before any of them is imported.
+install_import_hook(
+    [
+        "dlm_jax.batching",
+        "dlm_jax.checkpoints",
+        "dlm_jax.hf_format",
+        "dlm_jax.models",
+        "dlm_jax.predict",
+        "dlm_jax.select",
+        "dlm_jax.tasks",
+        "dlm_jax.text",
+        "dlm_jax.traces",
+        "dlm_jax.training",
+    ],
+    "beartype.beartype",
+)
+
+
+@pytest.fixture
+def run_script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs `python -m experiments.NAME ARGUMENTS` here: status, stdout and stderr.
+
+    A process of its own would spend seconds on imports each time. Scripts define flags
+    of the same names, so those are forgotten afterwards.
+    """
+
+    def run(name: str, *arguments: str) -> tuple[int, str, str]:
+        app.define_help_flags()  # absl's own, once per process
+        known = set(flags.FLAGS)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        capsys.readouterr()
+        status = 0
+        try:
+            runpy.run_module(f"experiments.{name}", run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code or 0
+        finally:
+            for flag in set(flags.FLAGS) - known:
+                delattr(flags.FLAGS, flag)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run

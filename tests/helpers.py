@@ -1,0 +1,73 @@
+"""Models and prompts that several tests share."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlm_jax.types import Prompts
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class TableDenoiser:
+    """Gives every position of every row the logits that stand in a table.
+
+    params is the table, [length, vocab]: logits may depend on the position, never on
+    other tokens. `hidden` is the logits themselves, the head an identity.
+    """
+
+    mask_id: int
+    eos_id: int = 0
+    max_length: int = 10_000
+    traces: list = dataclasses.field(default_factory=list, hash=False, compare=False)
+
+    def init_cache(self, params, batch_size, length):
+        return ()
+
+    def denoise(self, params, view, region, cache):
+        self.traces.append(region.shape)
+        return jnp.take(params, region, axis=0, mode="clip"), cache
+
+    def head(self, params):
+        return jnp.eye(params.shape[-1], dtype=params.dtype)
+
+
+def prompts_of(lengths, gen_length, *, width=None, vocab_size=290, seed=0) -> Prompts:
+    """Random prompts of the given lengths, each followed by gen_length blanks."""
+    width = width or max(lengths) + gen_length
+    columns = np.arange(width)
+    lengths = np.asarray(lengths)[:, None]
+    # Row by row, so that a row is the same in every batch and at every width.
+    tokens = np.zeros((len(lengths), width), np.int32)
+    for row, (length,) in enumerate(lengths):
+        rng = np.random.default_rng([seed, int(length)])
+        tokens[row, :length] = rng.integers(3, vocab_size, length)
+    is_valid = columns < lengths + gen_length
+    return Prompts(tokens, is_valid & (columns >= lengths), is_valid)
+
+
+def infilling_of(
+    num_blanks, length, *, width=None, vocab_size=290, seed=0
+) -> Prompts:
+    """One row of random tokens with blanks at random places."""
+    width = width or length
+    rng = np.random.default_rng(seed)
+    tokens = np.zeros((1, width), np.int32)
+    tokens[0, :length] = rng.integers(3, vocab_size, length)
+    is_blank = np.zeros((1, width), bool)
+    is_blank[0, rng.choice(length, num_blanks, replace=False)] = True
+    return Prompts(tokens, is_blank, np.arange(width)[None] < length)
+
+
+def stack(batches: list[Prompts]) -> Prompts:
+    """Puts batches of one width on top of each other."""
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *batches)
+
+
+def take_rows(prompts: Prompts, rows) -> Prompts:
+    """Some rows of a batch."""
+    return jax.tree.map(lambda x: x[rows], prompts)

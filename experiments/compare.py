@@ -1,0 +1,113 @@
+"""Replays recorded runs of PyTorch samplers and says where ours differ.
+
+    python -m experiments.compare --traces=DIR [--samplers=low_confidence,threshold]
+
+DIR holds traces (see `dlm_jax/traces.py`), made by `experiments.record_reference`. One
+row per trace: forwards of the recorded run and of ours, and `match`, or the first
+forward whose outcome differs, the position, the recorded token and ours, the confidence
+gap ('-' where the sampler's own bound decided) and whether rounding explains it
+(near-tie) or not (real). Exit status 0 only if all match.
+"""
+
+import itertools
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from tqdm import tqdm
+
+from dlm_jax import checkpoints, replay, traces
+from dlm_jax.errors import InputError
+from dlm_jax.models import as_denoiser
+from dlm_jax.parallel import DataParallel
+from experiments import _app
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("traces", None, "Directory of RUN.json and RUN.npz.", required=True)
+flags.DEFINE_list("samplers", [], "Only traces of these samplers; all by default.")
+flags.DEFINE_string(
+    "checkpoint_root",
+    None,
+    "What the traces' checkpoint paths are relative to; DIR's parent by default.",
+)
+flags.DEFINE_float(
+    "tolerance",
+    1e-3,
+    "Change of the logits that a near-tie must be explained by; 0.1 suits bfloat16.",
+    lower_bound=0,
+)
+
+
+def main(_: Sequence[str]) -> None:
+    """Compares every trace; see the module's docstring."""
+    directory = pathlib.Path(FLAGS.traces)
+    selected = _select(traces.load_directory(directory), FLAGS.samplers)
+    root = pathlib.Path(FLAGS.checkpoint_root or directory.absolute().parent)
+    widths = [max(len(t.name) for t in selected), max(len(t.sampler) for t in selected)]
+    _print(widths, "trace", "sampler", "NFE", "ours", "result")
+
+    num_matches = 0
+    progress = tqdm(total=len(selected), unit="trace", disable=None)
+    # By checkpoint, so that each is loaded once and only one is in memory.
+    selected.sort(key=lambda trace: trace.checkpoint)
+    for checkpoint, group in itertools.groupby(selected, lambda t: t.checkpoint):
+        model = None
+        for trace in group:
+            nfe, result = "-", ""
+            try:
+                replay.sampler_for(trace)
+                if model is None:
+                    denoiser, params = as_denoiser(checkpoints.load(root / checkpoint))
+                    model = denoiser, params, DataParallel(denoiser, params)
+                comparison = replay.replay(trace, *model, FLAGS.tolerance)
+                num_matches += comparison.is_match
+                nfe, result = str(comparison.nfe), _describe(comparison)
+            except InputError as error:
+                result = f"not compared: {error}"
+            _print(widths, trace.name, trace.sampler, str(trace.nfe), nfe, result)
+            progress.update()
+    progress.close()
+    print(f"matched {num_matches} of {len(selected)}")
+    if num_matches < len(selected):
+        sys.exit(1)
+
+
+def _select(recorded: list[traces.Trace], names: list[str]) -> list[traces.Trace]:
+    """The traces of the named samplers."""
+    known = sorted({trace.sampler for trace in recorded} | set(replay.RULES))
+    for name in names:
+        if name not in known:
+            raise InputError(f"--samplers ({name}) must be among {', '.join(known)}")
+    selected = [trace for trace in recorded if not names or trace.sampler in names]
+    if not selected:
+        raise InputError(f"{FLAGS.traces} holds no trace of {', '.join(names)}")
+    return selected
+
+
+def _describe(comparison: replay.Comparison) -> str:
+    """The last column of the table."""
+    divergence = comparison.divergence
+    if divergence is None:
+        return "match" if comparison.is_match else "same output, other NFE"
+    step = "output" if divergence.step is None else f"step {divergence.step}"
+    if divergence.position is None:
+        return f"{step}: only one run goes on"
+    gap = "-" if divergence.gap is None else f"{divergence.gap:.2g}"
+    return (
+        f"{step}, position {divergence.position}: {divergence.reference_token}, "
+        f"ours {divergence.token}, gap {gap}, {divergence.label}"
+    )
+
+
+def _print(widths: list[int], *cells: str) -> None:
+    """Prints a row without breaking the progress bar."""
+    name, sampler, nfe, ours, result = cells
+    tqdm.write(
+        f"{name:{widths[0]}}  {sampler:{widths[1]}}  {nfe:>4}  {ours:>4}  {result}",
+        file=sys.stdout,
+    )
+
+
+if __name__ == "__main__":
+    _app.run(main)

@@ -1,0 +1,75 @@
+r"""Records a PyTorch sampler, your own copy of a released one, on a checkpoint.
+
+    python -m experiments.record_reference --generate=path/to/generate.py:generate \
+        --checkpoint=HF_DIR --prompts_file=prompts.txt --sampler=low_confidence \
+        --params='steps=64,gen_length=64,block_length=32,mask_id=126336' --output=DIR
+
+Every line of the prompts file is one prompt: a JSON list of token ids, or a user's
+message, which goes through the checkpoint's chat template. `generate` is called as
+generate(model, prompt, **params). Writes one trace per prompt, which
+`python -m experiments.compare --traces=DIR` replays. The default --model runs the
+modelling code in the checkpoint's directory; `dlm_jax.reference:load_llada` runs none.
+Needs PyTorch.
+"""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+from tqdm import tqdm
+
+from dlm_jax import text, traces
+from dlm_jax.errors import InputError
+from experiments import _app
+
+FLAGS = flags.FLAGS
+_FLAGS = {
+    "generate": "The sampler: path/to/file.py:function or module:function.",
+    "checkpoint": "Directory of the model.",
+    "prompts_file": "One prompt a line.",
+    "sampler": "The trace's name of the rule, as compare knows it.",
+    "params": "Arguments of the call: name=literal,name=literal.",
+    "output": "Directory that the traces are written to.",
+}
+for _name, _help in _FLAGS.items():
+    flags.DEFINE_string(_name, None, _help, required=True)
+flags.DEFINE_string(
+    "model",
+    "dlm_jax.reference:load_transformers",
+    "What loads the checkpoint: a function of its directory, named like --generate.",
+)
+flags.DEFINE_string("name", None, "Stem of the traces' names; --sampler by default.")
+
+
+def main(_: Sequence[str]) -> None:
+    """Records every prompt; see the module's docstring."""
+    try:
+        from dlm_jax import reference
+    except ModuleNotFoundError as error:
+        raise InputError(f"recording needs PyTorch: {error}") from None
+    generate = reference.resolve(FLAGS.generate)
+    load_model = reference.resolve(FLAGS.model)
+    params = reference.parse_params(FLAGS.params)
+    prompts = text.read_prompts(FLAGS.prompts_file)
+    prompts = reference.encode_prompts(prompts, FLAGS.checkpoint)
+    model = load_model(FLAGS.checkpoint)
+    output = pathlib.Path(FLAGS.output)
+    checkpoint = os.path.relpath(FLAGS.checkpoint, output.absolute().parent)
+    for i, prompt in enumerate(tqdm(prompts, unit="prompt", disable=None)):
+        trace = reference.record(
+            generate,
+            model,
+            prompt,
+            params,
+            name=f"{FLAGS.name or FLAGS.sampler}__p{i}",
+            sampler=FLAGS.sampler,
+            checkpoint=checkpoint,
+            origin=pathlib.Path(FLAGS.generate).name,
+        )
+        path = traces.save(trace, output)
+        tqdm.write(f"{path}: {trace.nfe} forwards")
+
+
+if __name__ == "__main__":
+    _app.run(main)

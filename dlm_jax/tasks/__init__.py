@@ -1,0 +1,1 @@
+"""Tasks: examples in, text out, verdict. One file per task."""

@@ -1,0 +1,347 @@
+"""Training masked diffusion models: loss, step, and a loop that resumes exactly.
+
+Nothing here knows a task: a function of the step number gives the batch, so a run that
+was interrupted continues with the very batches and masks it would have seen.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from tqdm import tqdm
+
+from dlm_jax.errors import InputError
+from dlm_jax.types import HostArray
+
+
+class Batch(NamedTuple):
+    """Training examples.
+
+    Attributes:
+      tokens: int32 [b, l]; the clean text.
+      is_maskable: bool [b, l]; tokens to learn. The rest is prompt: always shown.
+      is_valid: bool [b, l]; False at padding.
+    """
+
+    tokens: HostArray
+    is_maskable: HostArray
+    is_valid: HostArray
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+      num_steps: optimiser steps of the whole run; the learning rate ends at zero.
+      learning_rate: its peak, after warmup_steps of linear growth; then cosine decay.
+      weight_decay: of AdamW, decoupled; matrices only.
+      beta2: of AdamW.
+      clip_norm: largest global norm of a gradient.
+      ema_decay: per step, of the averaged parameters that are kept as the result.
+      min_ratio: smallest expected share of maskable tokens that is masked.
+      seed: of the masks.
+      checkpoint_every: steps between checkpoints; the last step is always saved.
+      log_every: steps between lines of the curve.
+    """
+
+    num_steps: int
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    beta2: float = 0.98
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    min_ratio: float = 0.02
+    seed: int = 0
+    checkpoint_every: int = 500
+    log_every: int = 50
+
+    def __post_init__(self):
+        if not 0 <= self.warmup_steps < self.num_steps:
+            raise InputError(
+                f"warmup_steps ({self.warmup_steps}) must be in "
+                f"[0, num_steps={self.num_steps})"
+            )
+        if not 0 < self.min_ratio <= 1:
+            raise InputError(f"min_ratio ({self.min_ratio}) must be in (0, 1]")
+        for name in ("checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} ({getattr(self, name)}) must be at least 1")
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32 []; steps taken.
+      params: the parameters.
+      ema: their moving average.
+      opt_state: the optimiser's state.
+    """
+
+    step: PyTree
+    params: PyTree
+    ema: PyTree
+    opt_state: PyTree
+
+
+def corrupt(
+    key: Key[Array, ""], is_maskable: Bool[Array, "b l"], min_ratio: float
+) -> tuple[Bool[Array, "b l"], Float[Array, "b"]]:
+    """Draws which tokens are masked: each with its row's own probability.
+
+    The probabilities are uniform over [min_ratio, 1], and stratified: b rows cut the
+    interval into b equal parts and each takes one, which lowers the variance of the
+    loss (arXiv:2107.00630, appendix I.1).
+
+    Returns:
+      The masked tokens, a subset of is_maskable, and the ratio of each row.
+    """
+    key_offset, key_order, key_mask = jax.random.split(key, 3)
+    b = is_maskable.shape[0]
+    ratio = (jax.random.uniform(key_offset) + jnp.arange(b) / b) % 1
+    ratio = min_ratio + (1 - min_ratio) * jax.random.permutation(key_order, ratio)
+    draw = jax.random.uniform(key_mask, is_maskable.shape)
+    return is_maskable & (draw < ratio[:, None]), ratio
+
+
+def diffusion_loss(
+    logits: Float[Array, "b l v"],
+    tokens: Int[Array, "b l"],
+    is_masked: Bool[Array, "b l"],
+    is_maskable: Bool[Array, "b l"],
+    ratio: Float[Array, "b"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """LLaDA's fine-tuning objective (arXiv:2502.09992, equation 5), per maskable token.
+
+    Args:
+      logits: the model's output for the masked text; position i predicts token i.
+      tokens: the clean text.
+      is_masked: what the model did not see.
+      is_maskable: what could have been masked; its number normalises a row.
+      ratio: the probability with which a row's tokens were masked.
+
+    Returns:
+      The mean over rows of sum_masked(-log p) / (ratio * number of maskable tokens), an
+      upper bound in nats per token, and the plain mean of -log p over masked tokens.
+    """
+    nll = optax.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), tokens
+    )
+    nll = jnp.where(is_masked, nll, 0)
+    num_maskable = jnp.maximum(is_maskable.sum(1), 1)
+    loss = jnp.mean(nll.sum(1) / (ratio * num_maskable))
+    return loss, nll.sum() / jnp.maximum(is_masked.sum(), 1)
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW with clipping, linear warm-up and cosine decay to zero."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.warmup_steps, config.num_steps
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            schedule,
+            b2=config.beta2,
+            weight_decay=config.weight_decay,
+            # Norm weights are vectors, stacked over layers: named, not told by rank.
+            mask=lambda params: jax.tree.map_with_path(
+                lambda path, _: (
+                    "norm" not in jax.tree_util.keystr(path)
+                    and "ln_f" not in jax.tree_util.keystr(path)
+                ),
+                params,
+            ),
+        ),
+    )
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    mask_id: int,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The pure step, to be jitted: state, batch -> state, scalars `loss` and `nll`."""
+
+    def train_step(
+        state: TrainState, batch: Batch
+    ) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        tokens = jnp.asarray(batch.tokens)
+        is_maskable = jnp.asarray(batch.is_maskable & batch.is_valid)
+        is_masked, ratio = corrupt(key, is_maskable, config.min_ratio)
+
+        def loss_fn(params: PyTree) -> tuple[Array, Array]:
+            shown = jnp.where(is_masked, mask_id, tokens)
+            logits = nnx.merge(graphdef, params)(shown, batch.is_valid)
+            return diffusion_loss(logits, tokens, is_masked, is_maskable, ratio)
+
+        (loss, nll), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # The average follows closely at first, else it would remember the start.
+        decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+        ema = optax.incremental_update(params, state.ema, 1 - decay)
+        state = TrainState(state.step + 1, params, ema, opt_state)
+        return state, {"loss": loss, "nll": nll}
+
+    return train_step
+
+
+def train(
+    model: nnx.Module,
+    batch_at: Callable[[int], tuple[HostArray, HostArray, HostArray]],
+    config: TrainConfig,
+    workdir: str | os.PathLike,
+    *,
+    mask_id: int,
+    stop_at: int | None = None,
+    is_quiet: bool = False,
+) -> nnx.Module:
+    """Trains a model, continuing from the newest checkpoint in workdir if there is one.
+
+    Batches are split over all devices, parameters are on each of them.
+
+    Args:
+      model: called as model(tokens, is_valid) -> logits; its parameters are the start.
+      batch_at: step -> the three arrays of a `Batch`, a pure function; the batch size
+        must be a multiple of the number of devices.
+      config: how to train; a resumed run must have the same one.
+      workdir: gets `checkpoints/` and `curve.jsonl`.
+      mask_id: the token that hides another.
+      stop_at: leave after this many steps, as an interruption would.
+      is_quiet: no progress bar.
+
+    Returns:
+      A model with the averaged parameters.
+
+    Raises:
+      InputError: if workdir holds a run with another configuration.
+    """
+    workdir = pathlib.Path(workdir).absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+    graphdef, params = nnx.split(model)
+    optimizer = make_optimizer(config)
+    devices = jax.make_mesh(
+        (jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    everywhere = jax.NamedSharding(devices, jax.P())
+    by_row = jax.NamedSharding(devices, jax.P("data"))
+
+    def start(params: PyTree) -> TrainState:
+        # Two copies: the step is given its input's memory, and may not get one twice.
+        ema = jax.tree.map(jnp.copy, params)
+        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+    state = jax.jit(start, out_shardings=everywhere)(params)
+    train_step = jax.jit(
+        make_train_step(graphdef, mask_id, optimizer, config), donate_argnums=0
+    )
+    with ocp.CheckpointManager(
+        workdir / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2)
+    ) as manager:
+        if manager.latest_step() is not None:
+            state = _restore(manager, state, config)
+        first = int(state.step)
+        last = config.num_steps if stop_at is None else min(stop_at, config.num_steps)
+        curve = _Curve(workdir / "curve.jsonl", first)
+        bar = tqdm(
+            range(first, last), initial=first, total=config.num_steps, disable=is_quiet
+        )
+        for step in bar:
+            batch = Batch(*batch_at(step))
+            if len(batch.tokens) % jax.device_count():
+                raise InputError(
+                    f"batch size ({len(batch.tokens)}) must be a multiple of the "
+                    f"number of devices ({jax.device_count()})"
+                )
+            state, metrics = train_step(state, jax.device_put(batch, by_row))
+            curve.add(metrics, batch.tokens.size)
+            if (step + 1) % config.log_every == 0 or step + 1 == last:
+                bar.set_postfix(curve.write(step + 1))
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == last:
+                _save(manager, state, config)
+    return nnx.merge(graphdef, state.ema)
+
+
+def _save(
+    manager: ocp.CheckpointManager, state: TrainState, config: TrainConfig
+) -> None:
+    manager.save(
+        int(state.step),
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            config=ocp.args.JsonSave(dataclasses.asdict(config)),
+        ),
+    )
+
+
+def _restore(
+    manager: ocp.CheckpointManager, state: TrainState, config: TrainConfig
+) -> TrainState:
+    step = manager.latest_step()
+    saved = manager.restore(
+        step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
+    )
+    for name, value in dataclasses.asdict(config).items():
+        if saved.config.get(name) != value:
+            raise InputError(
+                f"{name} ({value}) must be {saved.config.get(name)}, as in the run "
+                f"that is in {manager.directory.parent}"
+            )
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    return manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    ).state
+
+
+class _Curve:
+    """The training curve: means since the line before, one JSON object per line.
+
+    A resumed run cuts the lines of the steps that it takes again.
+    """
+
+    def __init__(self, path: pathlib.Path, first: int):
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= first]
+        path.write_text("".join(line + "\n" for line in kept))
+        self._path = path
+        self._start()
+
+    def _start(self) -> None:
+        self._metrics: list[dict[str, Array]] = []
+        self._num_tokens, self._time = 0, time.monotonic()
+
+    def add(self, metrics: dict[str, Array], num_tokens: int) -> None:
+        # One step may be under way while the next batch is made. Without the wait the
+        # host runs many steps ahead and the progress bar shows what is not done.
+        if self._metrics:
+            jax.block_until_ready(self._metrics[-1])
+        self._metrics.append(metrics)
+        self._num_tokens += num_tokens
+
+    def write(self, step: int) -> dict[str, float]:
+        columns = jax.tree.map(lambda *values: np.mean(values), *self._metrics)
+        newest = {name: round(float(value), 5) for name, value in columns.items()}
+        speed = self._num_tokens / (time.monotonic() - self._time)
+        newest["tokens_per_s"] = round(speed)
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **newest}) + "\n")
+        self._start()
+        return newest

@@ -1,0 +1,52 @@
+"""Trains a masked diffusion model on Sudoku and writes it in Hugging Face format.
+
+    python -m experiments.train --config=configs/train_sudoku.py --workdir=runs/sudoku
+
+Started again with the same arguments, it continues from its newest checkpoint. The
+result is WORKDIR/model: the averaged weights and config.json. `curve.jsonl` beside it
+holds the losses.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from flax import nnx
+from ml_collections import config_flags
+
+from dlm_jax import checkpoints, training
+from dlm_jax.models.llada import LLaDA
+from dlm_jax.tasks import sudoku
+from experiments import _app
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/train_sudoku.py", "What to train, and on what."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/sudoku", "Directory of the data, checkpoints, curve and result."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains as the config says, and exports the result."""
+    del argv
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    checkpoints.check_output(workdir / "model")
+    workdir.mkdir(parents=True, exist_ok=True)
+    print("Making the puzzles, unless an earlier run did ...", flush=True)
+    puzzles, solutions = sudoku.cached_puzzles(workdir / "puzzles.npz", **config.data)
+    model = training.train(
+        LLaDA(sudoku.model_config(**config.model), rngs=nnx.Rngs(config.seed)),
+        sudoku.training_batches(
+            puzzles, solutions, batch_size=config.batch_size, seed=config.seed
+        ),
+        training.TrainConfig(seed=config.seed, **config.train),
+        workdir,
+        mask_id=sudoku.MASK_ID,
+    )
+    checkpoints.save_hf(model, workdir / "model")
+    print(f"Wrote {workdir / 'model'}")
+
+
+if __name__ == "__main__":
+    _app.run(main)

@@ -1,0 +1,221 @@
+"""The Sudoku task against kept libraries, and what its symmetries must preserve."""
+
+import numpy as np
+import pytest
+from dokusan.boards import BoxSize
+from dokusan.boards import Sudoku as Dokusan
+from dokusan.solvers import backtrack
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sudoku import Sudoku as PySudoku
+
+from dlm_jax.errors import InputError
+from dlm_jax.tasks import sudoku, sudoku_puzzles
+
+
+def _library_says_unique(puzzle: np.ndarray) -> bool:
+    board = [[int(d) or None for d in row] for row in puzzle.reshape(9, 9)]
+    return not PySudoku(3, 3, board=board).has_multiple_solutions()
+
+
+@pytest.fixture(scope="module")
+def made():
+    return sudoku_puzzles.random_puzzles(np.random.default_rng(0), 40)
+
+
+def test_generated_puzzles_are_unique_by_a_library(made):
+    puzzles, solutions = made
+    num_clues = (puzzles != 0).sum(1)
+    assert num_clues.min() >= 26 and num_clues.max() <= 36
+    assert len(set(num_clues)) > 5
+    for puzzle, solution in zip(puzzles, solutions, strict=True):
+        assert sudoku.verdict(puzzle, solution).is_correct
+        assert _library_says_unique(puzzle)
+
+
+def test_solver_agrees_with_a_library(made):
+    puzzles, solutions = made
+    num_solutions, found = sudoku_puzzles.solve(puzzles)
+    assert (num_solutions == 1).all()
+    np.testing.assert_array_equal(found, solutions)
+    for puzzle, solution in zip(puzzles[:8], solutions, strict=False):
+        board = Dokusan.from_list(puzzle.reshape(9, 9).tolist(), BoxSize(3, 3))
+        other = [cell.value for cell in backtrack(board).cells()]
+        np.testing.assert_array_equal(solution, other)
+
+
+def test_uniqueness_is_what_a_library_says(made):
+    rng = np.random.default_rng(1)
+    puzzles = made[0].copy()
+    # Taking some clues away leaves about half of them ambiguous.
+    puzzles[rng.random(puzzles.shape) < 0.07] = 0
+    num_solutions, _ = sudoku_puzzles.solve(puzzles)
+    expected = [_library_says_unique(puzzle) for puzzle in puzzles]
+    assert 5 < sum(expected) < 35
+    np.testing.assert_array_equal(num_solutions == 1, expected)
+
+
+def test_solver_counts_none_one_and_many():
+    _, solutions = sudoku_puzzles.random_puzzles(np.random.default_rng(2), 1)
+    grids = np.repeat(solutions, 4, axis=0)
+    grids[1, 0] = grids[1, 0] % 9 + 1  # clashes with another clue
+    grids[2, :] = 0
+    # Two rows that share a band: some pair of digits may be swapped, or all cells fit.
+    grids[3, :18] = 0
+    num_solutions, found = sudoku_puzzles.solve(grids, max_solutions=50)
+    assert num_solutions[0] == 1 and num_solutions[1] == 0
+    assert num_solutions[2] == 50 and num_solutions[3] >= 1
+    assert not found[1].any()
+    for row in (0, 2, 3):
+        assert sudoku.verdict(grids[row], found[row]).is_correct
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_symmetries_keep_validity_uniqueness_and_fingerprint(made, seed):
+    puzzles, solutions = made
+    rng = np.random.default_rng(seed)
+    moved, moved_solutions = sudoku_puzzles.random_symmetries(rng, puzzles, solutions)
+    num_solutions, found = sudoku_puzzles.solve(moved)
+    assert (num_solutions == 1).all()
+    np.testing.assert_array_equal(found, moved_solutions)
+    assert not (moved == puzzles).all(1).any()
+    before, after = map(sudoku_puzzles.fingerprints, (solutions, moved_solutions))
+    assert before == after
+    assert len(set(before)) == len(before)
+
+
+def test_test_split_is_what_its_seed_makes_and_far_from_training():
+    examples = sudoku.examples("test", 500)
+    puzzles = np.stack([example.puzzle for example in examples])
+    solutions = np.stack([example.solution for example in examples])
+    made, made_solutions = sudoku_puzzles.random_puzzles(np.random.default_rng(3), 500)
+    np.testing.assert_array_equal(puzzles, made)
+    np.testing.assert_array_equal(solutions, made_solutions)
+    train = sudoku_puzzles.random_solutions(np.random.default_rng(1), 500)
+    keys = set(sudoku_puzzles.fingerprints(solutions))
+    assert len(keys) == 500
+    assert not keys & set(sudoku_puzzles.fingerprints(train))
+
+
+def test_hard_puzzles_have_one_solution():
+    examples = sudoku.examples("hard", len(sudoku.HARD_PUZZLES))
+    puzzles = np.stack([example.puzzle for example in examples])
+    num_solutions, _ = sudoku_puzzles.solve(puzzles)
+    assert (num_solutions == 1).all()
+    for example in examples:
+        assert sudoku.verdict(example.puzzle, example.solution).is_correct
+
+
+def test_validation_puzzles_depend_on_the_seed():
+    first, again, other = (
+        sudoku.examples("valid", 3, seed=seed)[0].puzzle for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_verdict_gives_the_first_reason(made):
+    puzzle, solution = made[0][0], made[1][0]
+    blank = int(np.flatnonzero(puzzle == 0)[0])
+    clue = int(np.flatnonzero(puzzle)[0])
+    where = f"row {blank // 9 + 1}, column {blank % 9 + 1}"
+
+    def reason(cell, digit):
+        answer = solution.copy()
+        answer[cell] = digit
+        result = sudoku.verdict(puzzle, answer)
+        assert not result.is_correct
+        return result.reason
+
+    assert reason(blank, 0) == f"no digit at {where}"
+    wrong = solution[clue] % 9 + 1
+    assert reason(clue, wrong).endswith(f"changed from {puzzle[clue]} to {wrong}")
+    wrong = solution[blank] % 9 + 1
+    assert reason(blank, wrong) == f"{wrong} stands twice in row {blank // 9 + 1}"
+
+
+def test_verdict_names_columns_and_boxes():
+    # Rows of a cyclic square are right everywhere except in the boxes.
+    rows = np.arange(9)
+    cyclic = ((rows[:, None] + rows) % 9 + 1).astype(np.int8)
+    empty = np.zeros(81, np.int8)
+    assert "twice in box 1" in sudoku.verdict(empty, cyclic.reshape(81)).reason
+    same = np.tile(rows.astype(np.int8) + 1, 9)
+    assert sudoku.verdict(empty, same).reason == "1 stands twice in column 1"
+
+
+def test_text_tokens_and_grid_are_one(made):
+    puzzle = made[0][0]
+    text = sudoku.to_text(puzzle)
+    assert len(text) == sudoku.NUM_TOKENS
+    np.testing.assert_array_equal(sudoku.parse(text), puzzle)
+    np.testing.assert_array_equal(sudoku.parse(text.replace(".", "0")), puzzle)
+    tokens = sudoku.encode(puzzle[None])
+    spelled = "".join(sudoku.VOCABULARY[token] for token in tokens[0])
+    assert spelled.replace("<|mdm_mask|>", ".") == text
+    np.testing.assert_array_equal(sudoku.decode(tokens)[0], puzzle)
+
+
+def test_pretty_rules_the_boxes():
+    grid = sudoku.parse(sudoku.HARD_PUZZLES["World's hardest 2012"])
+    lines = sudoku.pretty(grid).splitlines()
+    assert lines[:4] == [
+        "8 . . | . . . | . . .",
+        ". . 3 | 6 . . | . . .",
+        ". 7 . | . 9 . | 2 . .",
+        "------+-------+------",
+    ]
+    assert len(lines) == 11
+
+
+def test_prompts_mark_the_blanks():
+    examples = sudoku.examples("test", 4)
+    batch = sudoku.prompts(examples)
+    assert batch.tokens.shape == (4, 90) and batch.is_valid.all()
+    for row, example in enumerate(examples):
+        assert batch.is_blank[row].sum() == (example.puzzle == 0).sum()
+    assert (batch.tokens[batch.is_blank] == sudoku.MASK_ID).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sudoku.parse("12"), "must be 81 digits"),
+        (lambda: sudoku.examples("train", 1), "split (train) must be one of"),
+        (lambda: sudoku.examples("test", 501), "num (501) must be at most 500"),
+    ],
+)
+def test_bad_input_is_one_line(call, message):
+    with pytest.raises(InputError, match=r"^[^\n]+$") as error:
+        call()
+    assert message in str(error.value)
+
+
+def test_batches_are_functions_of_seed_and_step(made):
+    batch_at = sudoku.training_batches(*made, batch_size=5, seed=3)
+    tokens, is_maskable, is_valid = batch_at(7)
+    for one, other in zip(batch_at(7), (tokens, is_maskable, is_valid), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (batch_at(8)[0] != tokens).any()
+    assert is_valid.all()
+    # What is shown when all blanks are masked is a puzzle with the tokens' solution.
+    shown = np.where(is_maskable, sudoku.MASK_ID, tokens)
+    num_solutions, found = sudoku_puzzles.solve(sudoku.decode(shown))
+    assert (num_solutions == 1).all()
+    np.testing.assert_array_equal(found, sudoku.decode(tokens))
+
+
+def test_puzzles_are_cached(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "puzzles.npz"
+    options = {"seed": 1, "num": 3, "min_clues": 30, "max_clues": 32}
+    puzzles, _ = sudoku.cached_puzzles(path, **options)
+    again, _ = sudoku.cached_puzzles(path, **{**options, "seed": 2})
+    assert (again != puzzles).any()
+
+    def fail(*_args, **_options):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(sudoku_puzzles, "random_puzzles", fail)
+    kept, _ = sudoku.cached_puzzles(path, **{**options, "seed": 2})
+    np.testing.assert_array_equal(kept, again)

@@ -1,0 +1,187 @@
+"""Training: the loss by hand, learning on a toy, and exact resumption."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dlm_jax import training
+from dlm_jax.errors import InputError
+from dlm_jax.models.llada import LLaDA, LLaDAConfig
+
+MASK_ID = 7
+
+
+def _model(seed: int = 0) -> LLaDA:
+    config = LLaDAConfig(
+        d_model=16,
+        n_heads=2,
+        n_kv_heads=2,
+        n_layers=2,
+        mlp_hidden_size=32,
+        vocab_size=8,
+        embedding_size=8,
+        max_sequence_length=16,
+        rope_theta=100.0,
+        rms_norm_eps=1e-5,
+        weight_tying=False,
+        mask_token_id=MASK_ID,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return LLaDA(config, rngs=nnx.Rngs(seed))
+
+
+def _copying(step: int) -> training.Batch:
+    """Six tokens, of which the last three repeat the first three; then padding."""
+    rng = np.random.default_rng([5, step])
+    half = rng.integers(1, 7, (16, 3), dtype=np.int32)
+    tokens = np.concatenate([half, half, np.zeros((16, 2), np.int32)], axis=1)
+    columns = np.broadcast_to(np.arange(8), tokens.shape)
+    # Padding is marked maskable on purpose: is_valid must take it out.
+    return training.Batch(tokens, columns >= 3, columns < 6)
+
+
+CONFIG = training.TrainConfig(
+    num_steps=60, warmup_steps=5, learning_rate=2e-2, log_every=4, checkpoint_every=100
+)
+SHORT = dataclasses.replace(CONFIG, num_steps=9, warmup_steps=2)
+
+
+def _train(workdir, config, **options):
+    return training.train(
+        _model(), _copying, config, workdir, mask_id=MASK_ID, is_quiet=True, **options
+    )
+
+
+def _leaves(model: nnx.Module) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
+
+
+def _curve(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "curve.jsonl").open()]
+
+
+def test_loss_is_the_hand_written_one():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 5, 8)).astype(np.float32)
+    tokens = rng.integers(0, 8, (3, 5)).astype(np.int32)
+    is_maskable = np.array([[0, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
+    is_masked = np.array([[0, 1, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
+    ratio = np.array([0.5, 0.25, 0.9], np.float32)
+
+    rows, nlls = [], []
+    for row in range(3):
+        total = 0.0
+        for i in np.flatnonzero(is_masked[row]):
+            exact = logits[row, i].astype(np.float64)
+            nll = np.log(np.exp(exact).sum()) - exact[tokens[row, i]]
+            total += nll / ratio[row]
+            nlls.append(nll)
+        rows.append(total / max(1, is_maskable[row].sum()))
+
+    loss, nll = training.diffusion_loss(
+        *map(jnp.asarray, (logits, tokens, is_masked, is_maskable, ratio))
+    )
+    np.testing.assert_allclose(loss, np.mean(rows), rtol=1e-5)
+    np.testing.assert_allclose(nll, np.mean(nlls), rtol=1e-5)
+
+
+def test_corruption_masks_each_row_at_its_own_stratified_ratio():
+    is_maskable = jnp.ones((64, 4000), bool).at[:, :1000].set(False)
+    is_masked, ratio = training.corrupt(jax.random.key(0), is_maskable, 0.1)
+    assert not is_masked[:, :1000].any()
+    share = is_masked[:, 1000:].mean(1)
+    # Five standard deviations of a binomial share of 3,000 draws.
+    np.testing.assert_allclose(share, ratio, atol=5 * 0.5 / 3000**0.5)
+    # One row in each of 64 equal parts of [0.1, 1], in an order that is not sorted.
+    parts = np.floor((np.asarray(ratio) - 0.1) / 0.9 * 64 - 1e-6)
+    assert sorted(parts) == list(range(64)) or len(set(parts)) >= 63
+    assert (np.diff(ratio) < 0).any()
+    assert ratio.min() >= 0.1 and ratio.max() <= 1
+
+
+def test_training_learns_to_copy(tmp_path):
+    config = dataclasses.replace(CONFIG, num_steps=300, ema_decay=0.9)
+    model = _train(tmp_path, config)
+    losses = [line["loss"] for line in _curve(tmp_path)]
+    assert losses[0] > 1.5  # of log(6) = 1.79
+    assert losses[-1] < 0.1
+    # The averaged model reads the first half and writes the second.
+    batch = _copying(10_000)
+    shown = np.where(batch.is_maskable & batch.is_valid, MASK_ID, batch.tokens)
+    best = model(jnp.asarray(shown), jnp.asarray(batch.is_valid)).argmax(-1)
+    accuracy = (np.asarray(best) == batch.tokens)[:, 3:6].mean()
+    assert accuracy > 0.95
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A short run: its directory and its result."""
+    workdir = tmp_path_factory.mktemp("unbroken")
+    return workdir, _leaves(_train(workdir, SHORT))
+
+
+def test_resuming_is_exact_and_cuts_the_lost_tail_of_the_curve(unbroken, tmp_path):
+    workdir, expected = unbroken
+    _train(tmp_path, SHORT, stop_at=4)
+    with (tmp_path / "curve.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 6, "loss": 0.0}) + "\n")
+    resumed = _leaves(_train(tmp_path, SHORT))
+    for one, other in zip(expected, resumed, strict=True):
+        np.testing.assert_array_equal(one, other)
+    start = _leaves(_model())
+    assert any((a != b).any() for a, b in zip(start, resumed, strict=True))
+    assert [line["step"] for line in _curve(tmp_path)] == [4, 8, 9]
+    for one, other in zip(_curve(workdir), _curve(tmp_path), strict=True):
+        assert (one["step"], one["loss"]) == (other["step"], other["loss"])
+
+
+def test_finished_run_returns_its_result(unbroken):
+    workdir, expected = unbroken
+    curve = _curve(workdir)
+    for one, other in zip(expected, _leaves(_train(workdir, SHORT)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert _curve(workdir) == curve
+
+
+def test_another_configuration_does_not_resume(unbroken):
+    changed = dataclasses.replace(SHORT, learning_rate=1e-3)
+    with pytest.raises(InputError, match=r"learning_rate \(0.001\) must be 0.02"):
+        _train(unbroken[0], changed)
+
+
+def test_prompt_and_padding_do_not_enter_the_loss():
+    model = _model()
+    graphdef, params = nnx.split(model)
+    optimizer = training.make_optimizer(CONFIG)
+    step = jax.jit(training.make_train_step(graphdef, MASK_ID, optimizer, CONFIG))
+    state = training.TrainState(
+        jnp.zeros((), jnp.int32), params, params, optimizer.init(params)
+    )
+    batch = _copying(0)
+    padded = batch.tokens.copy()
+    padded[:, 6:] = 3
+    _, metrics = step(state, batch)
+    _, other = step(state, batch._replace(tokens=padded))
+    np.testing.assert_array_equal(metrics["loss"], other["loss"])
+    nothing = batch._replace(is_maskable=np.zeros_like(batch.is_maskable))
+    _, metrics = step(state, nothing)
+    assert metrics["loss"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"warmup_steps": 60}, r"warmup_steps \(60\) must be in \[0, num_steps=60\)"),
+        ({"min_ratio": 0.0}, r"min_ratio \(0.0\) must be in \(0, 1\]"),
+        ({"log_every": 0}, r"log_every \(0\) must be at least 1"),
+    ],
+)
+def test_bad_configuration_is_one_line(change, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(CONFIG, **change)

@@ -1,0 +1,19 @@
+"""Small trained checkpoints in LLaDA's Hugging Face format, with their model cards."""
+
+import pathlib
+
+from dlm_jax.errors import InputError
+
+_ROOT = pathlib.Path(__file__).parent
+
+
+def path(name: str) -> pathlib.Path:
+    """The directory of a shipped checkpoint.
+
+    Raises:
+      InputError: for an unknown name, with the known ones.
+    """
+    known = sorted(config.parent.name for config in _ROOT.glob("*/config.json"))
+    if name not in known:
+        raise InputError(f"zoo has no model {name}; it has {', '.join(known)}")
+    return _ROOT / name

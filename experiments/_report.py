@@ -1,0 +1,102 @@
+"""What `experiments.generate` writes and prints: records, texts, grids, a summary."""
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from dlm_jax import samplers
+from dlm_jax.batching import Encoded, Run
+from dlm_jax.tasks import sudoku
+from dlm_jax.text import Codec
+
+_WIDTH, _GAP = 100, 3
+
+
+def records(
+    codec: Codec,
+    prompts: Sequence[str],
+    rows: Sequence[Encoded],
+    runs: Mapping[str, Run],
+    **common: Any,
+) -> Iterator[dict[str, Any]]:
+    """One JSON object for each prompt and sampler; the common fields end each."""
+    for spec, run in runs.items():
+        sampler = samplers.to_spec(samplers.parse(spec))
+        for i, (row, answer) in enumerate(zip(rows, run.answers, strict=True)):
+            yield {
+                "index": i,
+                "prompt": prompts[i],
+                "sampler": sampler,
+                "text": codec.decode(row, answer.tokens),
+                "tokens": codec.generated(row, answer.tokens).tolist(),
+                "nfe": answer.num_steps,
+                "is_complete": answer.is_complete,
+                "batch_seconds": round(answer.seconds, 4),
+                **common,
+            }
+
+
+def texts(prompts: Sequence[str], records: Sequence[Mapping]) -> Iterator[str]:
+    """Every prompt, and under it what each sampler made of it."""
+    for i, prompt in enumerate(prompts):
+        yield f"[{i}] {prompt}"
+        for record in records:
+            if record["index"] == i:
+                end = "" if record["is_complete"] else ", NOT COMPLETE"
+                yield f"--- {record['sampler']}: NFE {record['nfe']}{end}"
+                yield record["text"]
+        yield ""
+
+
+def grids(
+    puzzles: Sequence[sudoku.Example], runs: Mapping[str, Run]
+) -> tuple[list[str], dict[str, int]]:
+    """Every puzzle beside its solutions; and how many each sampler has right."""
+    lines, num_right = [], dict.fromkeys(runs, 0)
+    for i, example in enumerate(puzzles):
+        clues = np.count_nonzero(example.puzzle)
+        blocks = [_block(example.name, example.puzzle, f"{clues} clues")]
+        for spec, run in runs.items():
+            answer = run.answers[i]
+            grid = sudoku.decode(answer.tokens[None])[0]
+            verdict = sudoku.verdict(example.puzzle, grid)
+            num_right[spec] += verdict.is_correct
+            mark = "right" if verdict.is_correct else f"WRONG: {verdict.reason}"
+            blocks.append(_block(spec, grid, f"NFE {answer.num_steps}, {mark}"))
+        lines += [*beside(blocks), ""]
+    return lines, num_right
+
+
+def _block(title: str, grid: np.ndarray, remark: str) -> list[str]:
+    lines = sudoku.pretty(grid).split("\n")
+    width = len(lines[0])
+    title = title if len(title) <= width else title[: width - 2] + ".."
+    return [title, *lines, *textwrap.wrap(remark, width)]
+
+
+def beside(blocks: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Sets blocks of lines side by side, as many as the width of a page allows."""
+    width = max(len(line) for block in blocks for line in block)
+    num = max((_WIDTH + _GAP) // (width + _GAP), 1)
+    for start in range(0, len(blocks), num):
+        for cells in zip_longest(*blocks[start : start + num], fillvalue=""):
+            yield (" " * _GAP).join(cell.ljust(width) for cell in cells).rstrip()
+
+
+def summary(runs: Mapping[str, Run], num_right: Mapping[str, int]) -> Iterator[str]:
+    """A table with a row for each sampler; empty num_right leaves that column out."""
+    rows = [["sampler", "right", "mean NFE", "seconds", "compile seconds"]]
+    for spec, run in runs.items():
+        nfe = np.mean([answer.num_steps for answer in run.answers])
+        right = f"{num_right.get(spec, 0)} of {len(run.answers)}"
+        times = f"{run.seconds:.2f}", f"{run.compile_seconds:.2f}"
+        rows.append([spec, right, f"{nfe:.1f}", *times])
+    if not num_right:
+        rows = [[row[0], *row[2:]] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        aligned = (c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))
+        yield "  ".join([name.ljust(widths[0]), *aligned])

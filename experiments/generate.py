@@ -1,0 +1,108 @@
+r"""Generates with one or more samplers: Sudoku solutions, or text for your own prompts.
+
+    python -m experiments.generate
+    python -m experiments.generate --checkpoint=LLaDA-8B-Instruct --prompt='Why 42?' \
+        --sampler='entropy_bound(gamma=0.1)' --sampler=saber --output=answers.jsonl
+
+Without prompts, the model in dlm_jax/zoo/sudoku solves held-out puzzles. With --infill,
+every mask token in a prompt's text is a blank.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from dlm_jax import batching, checkpoints, files, samplers, text, zoo
+from dlm_jax.errors import InputError
+from dlm_jax.models import as_denoiser
+from dlm_jax.parallel import DataParallel
+from dlm_jax.tasks import sudoku
+from dlm_jax.types import Options
+from experiments import _app, _report
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/generate.py", "Defaults.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Hugging Face or Orbax directory."
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["bfloat16", "float32"], "Default: as stored."
+)
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.")
+_FILE = flags.DEFINE_string(
+    "prompts_file", None, "A prompt a line, or JSONL: `prompt`."
+)
+_CHAT = flags.DEFINE_bool(
+    "chat", None, "Default: if the tokenizer has a chat template."
+)
+_INFILL = flags.DEFINE_bool("infill", False, "Fill the mask tokens in the prompts.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write; must not exist.")
+_BLOCK = flags.DEFINE_integer("block_length", None, "Tokens per block, left to right.")
+_OVERRIDES = [
+    _BLOCK,
+    flags.DEFINE_multi_string("sampler", None, "As saber(n=2, mu=8); may be repeated."),
+    flags.DEFINE_integer("gen_length", None, "Tokens to generate after each prompt."),
+    flags.DEFINE_float("temperature", None, "0 takes the most probable token."),
+    flags.DEFINE_integer("seed", None, "Of the random keys."),
+    flags.DEFINE_integer("batch_size", None, "Prompts that are filled together."),
+]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Generates, prints and writes what the flags ask for."""
+    del argv
+    config = _CONFIG.value
+    config.update({f.name: f.value for f in _OVERRIDES if f.value is not None})
+    if _OUTPUT.value:
+        files.check_output(_OUTPUT.value)
+    rules = {spec: samplers.parse(spec) for spec in config.sampler}
+    prompts = _PROMPT.value + (text.read_prompts(_FILE.value) if _FILE.value else [])
+    puzzles = [] if prompts else sudoku.examples("test", config.num_puzzles)
+    checkpoint = _CHECKPOINT.value or zoo.path(config.zoo)
+    model = checkpoints.load(checkpoint, _DTYPE.value)
+    codec = text.Codec.load(checkpoint, model.config)
+    if puzzles and codec.vocabulary != sudoku.VOCABULARY:
+        raise InputError(f"checkpoint ({checkpoint}) is not for Sudoku: give a prompt")
+    prompts += [sudoku.to_text(p.puzzle).replace(".", codec.mask_text) for p in puzzles]
+    rows, options = _encode(codec, prompts, config, bool(puzzles) or _INFILL.value)
+
+    parallel, runs = DataParallel(*as_denoiser(model)), {}
+    with tqdm(total=len(rules) * len(rows), unit="prompt", disable=None) as progress:
+        for spec, rule in rules.items():
+            progress.set_description(spec)
+            runs[spec] = batching.fill(
+                *(parallel, rule, rows, options, config.seed, config.batch_size),
+                on_batch=progress.update,
+            )
+    common = {"seed": config.seed, "dtype": str(model.head.dtype)}
+    records = list(_report.records(codec, prompts, rows, runs, **common))
+    if _OUTPUT.value:
+        files.write_jsonl(_OUTPUT.value, records)
+    lines, num_right = _report.texts(prompts, records), {}
+    if puzzles:
+        lines, num_right = _report.grids(puzzles, runs)
+    print(*lines, *_report.summary(runs, num_right), sep="\n")
+
+
+def _encode(
+    codec: text.Codec, prompts: list[str], config: ConfigDict, is_infill: bool
+) -> tuple[list[batching.Encoded], Options]:
+    """The prompts as rows with blanks, and how to fill them."""
+    if is_infill:
+        if _CHAT.value:
+            raise InputError("chat is for prompts that are continued, not infilled")
+        rows = codec.encode_infill(prompts)
+        gen_length = batching.num_slots(rows, _BLOCK.value)
+        return rows, Options(gen_length, _BLOCK.value, config.temperature)
+    is_chat = codec.has_chat_template if _CHAT.value is None else _CHAT.value
+    encode = codec.encode_chat if is_chat else codec.encode
+    rows = encode(prompts, config.gen_length)
+    return rows, Options(
+        *(config.gen_length, config.block_length, config.temperature),
+        stop_ids=codec.stop_ids,
+    )
+
+
+if __name__ == "__main__":
+    _app.run(main)

@@ -1,0 +1,115 @@
+"""Batches of few shapes, and runs of prompts through a sampler."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlm_jax import batching, samplers
+from dlm_jax.batching import Encoded
+from dlm_jax.errors import InputError
+from dlm_jax.generate import generate, row_keys
+from dlm_jax.parallel import DataParallel
+from dlm_jax.types import Options
+from tests.helpers import TableDenoiser
+
+MASK_ID, MAX_LENGTH, VOCAB_SIZE = 9, 128, 10
+lengths_strategy = st.lists(st.integers(1, 100), min_size=1, max_size=20)
+
+
+def rows_of(lengths, num_blanks: int) -> list[Encoded]:
+    """Rows of different tokens, each ending in blanks."""
+    rows = []
+    for i, length in enumerate(lengths):
+        tokens = np.full(length + num_blanks, MASK_ID, np.int32)
+        tokens[:length] = (np.arange(length) + i) % 9
+        rows.append(Encoded(tokens, tokens == MASK_ID, is_infill=False))
+    return rows
+
+
+@given(st.integers(1, 5000), st.sampled_from([100, 128, 4096]))
+def test_buckets_are_tight_and_fixed_points(length, max_length):
+    length = min(length, max_length)
+    padded = batching.bucket(length, max_length)
+    assert length <= padded <= max_length
+    assert padded - length < max(16, padded / 5)
+    assert batching.bucket(padded, max_length) == padded
+
+
+def test_buckets_are_few():
+    assert [batching.bucket(n, 4096) for n in (1, 16, 17, 64, 65, 90, 129)] == [
+        *(16, 16, 32, 64, 80, 96, 160)
+    ]
+    assert len({batching.bucket(n, 4096) for n in range(1, 4097)}) == 28
+
+
+@given(lengths_strategy, st.integers(1, 6))
+def test_batches_hold_every_prompt_once(lengths, batch_size):
+    rows = rows_of(lengths, num_blanks=2)
+    seen, widths = [], []
+    for batch in batching.batches(rows, batch_size, MAX_LENGTH):
+        prompts = batch.prompts
+        assert prompts.tokens.shape[0] == batch_size
+        assert prompts.tokens.shape == prompts.is_blank.shape == prompts.is_valid.shape
+        widths.append(prompts.tokens.shape[1])
+        for i, tokens, is_blank, is_valid in zip(
+            batch.ids, prompts.tokens, prompts.is_blank, prompts.is_valid, strict=True
+        ):
+            if i < 0:
+                assert not is_blank.any() and not is_valid.any()
+                continue
+            seen.append(i)
+            size = rows[i].tokens.size
+            np.testing.assert_array_equal(tokens[:size], rows[i].tokens)
+            np.testing.assert_array_equal(np.flatnonzero(is_valid), np.arange(size))
+            np.testing.assert_array_equal(
+                np.flatnonzero(is_blank), [size - 2, size - 1]
+            )
+    assert sorted(seen) == list(range(len(lengths)))
+    assert len(widths) == -(-len(lengths) // batch_size)
+    assert widths == sorted(widths) and widths[-1] <= MAX_LENGTH
+
+
+def test_batch_size_must_be_positive():
+    with pytest.raises(InputError, match=r"batch_size \(0\) must be at least 1"):
+        list(batching.batches(rows_of([3], 1), 0, MAX_LENGTH))
+
+
+@pytest.mark.parametrize(("block_length", "expected"), [(None, 7), (4, 8), (7, 7)])
+def test_num_slots_holds_the_fullest_row(block_length, expected):
+    rows = rows_of([5], 3) + rows_of([1], 7)
+    assert batching.num_slots(rows, block_length) == expected
+
+
+def test_fill_gives_what_each_prompt_alone_gives():
+    rows = rows_of([40, 5, 12], num_blanks=4)
+    denoiser = TableDenoiser(mask_id=MASK_ID, max_length=MAX_LENGTH)
+    table = jax.random.normal(jax.random.key(0), (MAX_LENGTH, VOCAB_SIZE))
+    options = Options(gen_length=4, temperature=1.0)
+    sampler = samplers.parse("low_confidence")
+    parallel, done = DataParallel(denoiser, table), []
+    run = batching.fill(parallel, sampler, rows, options, 7, 2, done.append)
+    assert done == [2, 1]
+    assert run.seconds > 0 and run.compile_seconds > 0
+    for i, (row, answer) in enumerate(zip(rows, run.answers, strict=True)):
+        alone = batching.pad([row], length=row.tokens.size)
+        keys = row_keys(7, np.array([i]))
+        expected = generate(denoiser, table, sampler, alone, keys, options)
+        np.testing.assert_array_equal(answer.tokens, expected.tokens[0])
+        assert not (answer.tokens == MASK_ID).any()
+        assert answer.num_steps == 4
+        assert answer.is_complete
+        assert answer.seconds > 0
+
+
+def test_same_shapes_compile_once():
+    table = jax.numpy.zeros((MAX_LENGTH, VOCAB_SIZE))
+    denoiser = TableDenoiser(mask_id=MASK_ID, max_length=MAX_LENGTH)
+    parallel = DataParallel(denoiser, table)
+    options = Options(gen_length=2)
+    for spec in ("threshold(threshold=0.5)", "threshold(threshold=0.7)"):
+        batching.fill(
+            parallel, samplers.parse(spec), rows_of([3, 4, 5], 2), options, 0, 2
+        )
+    assert len(denoiser.traces) == 1

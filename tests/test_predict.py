@@ -1,0 +1,476 @@
+"""predict() against plain float64 numpy on full logits, and what it keeps alive."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlm_jax import samplers
+from dlm_jax.generate import prepare, row_keys, sample
+from dlm_jax.models import as_denoiser
+from dlm_jax.models.llada import LLaDA, LLaDAConfig
+from dlm_jax.predict import predict
+from dlm_jax.types import Options, Prompts
+
+ALL = ("best_log_prob", "runner_up_log_prob", "entropy", "held_log_prob")
+B, R = 2, 3
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        *("needs", "mask_id", "suppressed_ids", "deferred_ids", "confidence_dtype"),
+        *("vocab_slice", "adjust"),
+    ),
+)
+def _jitted(hidden, head, held, keys, needs=ALL, **options):
+    positions = jnp.broadcast_to(jnp.arange(held.shape[1]), held.shape)
+    return predict(hidden, head, held, needs, keys=keys, positions=positions, **options)
+
+
+def _predict(hidden, head, held=None, *, mask_id, seed=0, **options):
+    """Runs predict under jit; fields come back as float64 numpy arrays."""
+    b, r = hidden.shape[1:3]
+    held = np.zeros((b, r), np.int32) if held is None else held
+    prediction = _jitted(
+        jnp.asarray(hidden),
+        jnp.asarray(head),
+        jnp.asarray(held, jnp.int32),
+        row_keys(seed, np.arange(b)),
+        mask_id=mask_id,
+        **options,
+    )
+    return {
+        field.name: np.asarray(value, np.int32 if field.name == "token" else float)
+        for field in dataclasses.fields(prediction)
+        if (value := getattr(prediction, field.name)) is not None
+    }
+
+
+def _of_logits(logits, **options):
+    """predict() where all positions have these logits, exactly: hidden is 1."""
+    logits = np.asarray(logits, np.float32)
+    values = _predict(np.ones((1, 1, 1, 1), np.float32), logits[:, None], **options)
+    return {name: value[0, 0] for name, value in values.items()}
+
+
+def _reference(logits, held, mask_id, suppressed=(), deferred=()):
+    """All statistics of full logits [..., v], in float64."""
+    logits = np.array(logits, np.float64)
+    logits[..., list(suppressed)] = -np.inf
+    counted = logits.copy()
+    counted[..., list(deferred)] = -np.inf
+    top = counted.max(axis=-1, keepdims=True)
+    log_prob = counted - top - np.log(np.exp(counted - top).sum(-1, keepdims=True))
+    candidates = logits.copy()
+    candidates[..., mask_id] = -np.inf
+    token = candidates.argmax(axis=-1)
+    probability = np.exp(log_prob)
+    plogp = probability * np.where(probability > 0, log_prob, 0)
+
+    def at(index):
+        return np.take_along_axis(log_prob, index[..., None], axis=-1)[..., 0]
+
+    ranked = np.argsort(-candidates, axis=-1, kind="stable")
+    return {
+        "token": token,
+        "log_prob": at(token),
+        "best_log_prob": at(token),
+        "runner_up_log_prob": at(ranked[..., 1]),
+        "entropy": -plogp.sum(axis=-1),
+        "held_log_prob": at(held),
+    }
+
+
+def _assert_close(ours, expected, rtol=2e-5, atol=2e-5):
+    assert set(ours) == set(expected)
+    np.testing.assert_array_equal(ours["token"], expected["token"])
+    for name in expected:
+        np.testing.assert_allclose(ours[name], expected[name], rtol, atol, err_msg=name)
+
+
+def _inputs(vocab_size, d=8, scale=1.5, g=1, seed=0):
+    rng = np.random.default_rng([seed, vocab_size])
+    hidden = rng.normal(size=(g, B, R, d)).astype(np.float32) * scale
+    head = rng.normal(size=(vocab_size, d)).astype(np.float32)
+    held = rng.integers(0, vocab_size, (B, R))
+    return hidden, head, held
+
+
+@pytest.mark.parametrize("vocab_size", [3, 1023, 1024, 1025, 2048, 3000, 5120])
+def test_statistics_equal_full_logits_at_every_slice(vocab_size):
+    hidden, head, held = _inputs(vocab_size)
+    mask_id = vocab_size // 2
+    logits = hidden[0].astype(np.float64) @ head.astype(np.float64).T
+    expected = _reference(logits, held, mask_id)
+    for vocab_slice in (1024, 2048, 16384):
+        ours = _predict(hidden, head, held, mask_id=mask_id, vocab_slice=vocab_slice)
+        _assert_close(ours, expected)
+
+
+def test_float64_is_kept():
+    hidden, head, held = _inputs(2500)
+    logits = hidden[0].astype(np.float64) @ head.astype(np.float64).T
+    with jax.enable_x64(True):
+        ours = _predict(
+            hidden.astype(np.float64),
+            head.astype(np.float64),
+            held,
+            mask_id=7,
+            vocab_slice=1024,
+        )
+    _assert_close(ours, _reference(logits, held, 7), rtol=1e-12, atol=1e-12)
+
+
+def test_low_precision_models_get_float32_statistics():
+    hidden, head, held = _inputs(2500)
+    hidden, head = (jnp.asarray(x, jnp.bfloat16) for x in (hidden, head))
+    logits = np.asarray(hidden[0], float) @ np.asarray(head, float).T
+    ours = _predict(hidden, head, held, mask_id=7, vocab_slice=1024)
+    _assert_close(ours, _reference(logits, held, 7))
+
+
+def test_only_what_is_needed_is_computed():
+    hidden, head, held = _inputs(50)
+    everything = _predict(hidden, head, held, mask_id=7)
+    for needs in ((), *((name,) for name in ALL)):
+        ours = _predict(hidden, head, held, mask_id=7, needs=needs)
+        assert set(ours) == {"token", "log_prob", *needs}
+        for name, value in ours.items():
+            np.testing.assert_allclose(value, everything[name], rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_ties_go_to_the_lowest_index_across_slices(data):
+    """Small integers as logits: ties within and between slices, and exact sums."""
+    vocab_size = 2060
+    places = st.sampled_from([0, 1, 5, 1023, 1024, 1025, 2046, 2047, 2048, 2059])
+    high = data.draw(st.dictionaries(places, st.integers(0, 3), min_size=1))
+    mask_id, held = data.draw(places), data.draw(places)
+    logits = np.full(vocab_size, -1.0)
+    logits[list(high)] = list(high.values())
+    expected = _reference(logits, np.array(held), mask_id)
+    for vocab_slice in (1024, 16384):
+        ours = _of_logits(
+            logits,
+            held=np.full((1, 1), held),
+            mask_id=mask_id,
+            vocab_slice=vocab_slice,
+        )
+        _assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("temperature", [None, 5.0])
+def test_mask_is_no_candidate_but_in_the_normaliser(temperature):
+    temperature = None if temperature is None else jnp.float32(temperature)
+    logits = np.log([0.1, 0.6, 0.3])
+    for seed in range(20):
+        ours = _of_logits(logits, mask_id=1, temperature=temperature, seed=seed)
+        assert ours["token"] in (0, 2)
+        assert ours["log_prob"] == pytest.approx(logits[ours["token"]], rel=1e-5)
+        assert ours["best_log_prob"] == pytest.approx(np.log(0.3), rel=1e-5)
+        assert ours["runner_up_log_prob"] == pytest.approx(np.log(0.1), rel=1e-5)
+    assert temperature is None or len({int(_seeded(logits, s)) for s in range(20)}) == 2
+
+
+def _seeded(logits, seed):
+    return _of_logits(logits, mask_id=1, temperature=jnp.float32(5), seed=seed)["token"]
+
+
+@pytest.mark.parametrize("vocab_slice", [1024, 16384])
+def test_suppressed_tokens_do_not_exist(vocab_slice):
+    hidden, head, held = _inputs(1500)
+    logits = hidden[0].astype(np.float64) @ head.astype(np.float64).T
+    # The best tokens of some positions, from both slices, and one that is held.
+    suppressed = tuple({int(held[0, 0]), *logits.argmax(-1).ravel().tolist()[:4]})
+    expected = _reference(logits, held, 7, suppressed=suppressed)
+    assert not np.isin(expected["token"], suppressed).any()
+    ours = _predict(
+        hidden,
+        head,
+        held,
+        mask_id=7,
+        suppressed_ids=suppressed,
+        vocab_slice=vocab_slice,
+    )
+    assert ours["held_log_prob"][0, 0] == -np.inf
+    _assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("vocab_slice", [1024, 16384])
+def test_deferred_tokens_are_candidates_of_confidence_0(vocab_slice):
+    hidden, head, held = _inputs(1500)
+    logits = hidden[0].astype(np.float64) @ head.astype(np.float64).T
+    best = logits.argmax(-1)
+    deferred = tuple({int(best[0, 0]), int(best[1, 1])})
+    ours = _predict(
+        hidden, head, held, mask_id=7, deferred_ids=deferred, vocab_slice=vocab_slice
+    )
+    is_deferred = np.isin(best, deferred)
+    np.testing.assert_array_equal(ours["token"], best)
+    assert (ours["log_prob"][is_deferred] == -np.inf).all()
+    assert is_deferred.any() and not is_deferred.all()
+    expected = _reference(logits, held, 7, deferred=deferred)
+    # The second best token is one of the candidates, deferred ones among them.
+    second = np.argsort(-logits, axis=-1)[..., 1]
+    assert not np.isin(second, deferred).any()
+    _assert_close(ours, expected)
+
+
+def test_deferred_token_drawn_at_a_temperature_has_confidence_0():
+    logits = np.log([0.2, 0.5, 0.3, 1e-6])
+    tokens = []
+    for seed in range(20):
+        ours = _of_logits(
+            logits,
+            mask_id=3,
+            deferred_ids=(1,),
+            temperature=jnp.float32(1),
+            seed=seed,
+        )
+        expected = {0: np.log(0.4), 1: -np.inf, 2: np.log(0.6)}[int(ours["token"])]
+        assert ours["log_prob"] == pytest.approx(expected, rel=1e-4)
+        tokens.append(int(ours["token"]))
+    assert {0, 1, 2} == set(tokens)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 2.0])
+def test_guidance_combines_the_two_halves(scale):
+    hidden, head, held = _inputs(1500, g=2)
+    conditional, unconditional = hidden.astype(np.float64) @ head.astype(np.float64).T
+    logits = unconditional + (scale + 1) * (conditional - unconditional)
+    ours = _predict(
+        hidden,
+        head,
+        held,
+        mask_id=7,
+        guidance=jnp.float32(scale),
+        vocab_slice=1024,
+    )
+    _assert_close(ours, _reference(logits, held, 7), rtol=1e-4, atol=1e-4)
+
+
+def test_adjust_sees_every_slice_once_with_its_token_ids():
+    hidden, head, held = _inputs(2500)
+    bonus = np.sin(np.arange(2500))
+    logits = hidden[0].astype(np.float64) @ head.astype(np.float64).T + bonus
+    ours = _predict(
+        hidden,
+        head,
+        held,
+        mask_id=7,
+        adjust=lambda token_ids, logits: logits + jnp.sin(token_ids * 1.0),
+        vocab_slice=1024,
+    )
+    _assert_close(ours, _reference(logits, held, 7), rtol=5e-4, atol=5e-4)
+
+
+def _bfloat16(values):
+    return np.asarray(jnp.asarray(values, jnp.float32).astype(jnp.bfloat16), np.float64)
+
+
+@pytest.mark.parametrize("vocab_slice", [1024, 16384])
+def test_confidence_dtype_rounds_logits_then_probabilities(vocab_slice):
+    hidden, head, held = _inputs(1500)
+    # Products of bfloat16 numbers with few bits: the float32 logits are exact.
+    hidden, head = np.round(hidden * 4) / 4, np.round(head * 4) / 4
+    logits = hidden[0].astype(np.float64) @ head.astype(np.float64).T
+    assert (_bfloat16(logits) != logits).any()
+    expected = _reference(_bfloat16(logits), held, 7)
+    unrounded = _reference(logits, held, 7)
+    assert (expected["token"] != unrounded["token"]).any()
+    ours = _predict(
+        hidden,
+        head,
+        held,
+        mask_id=7,
+        confidence_dtype=jnp.bfloat16,
+        vocab_slice=vocab_slice,
+    )
+    np.testing.assert_array_equal(ours["token"], expected["token"])
+    # The entropy is that of the rounded logits, and not rounded itself.
+    np.testing.assert_allclose(ours["entropy"], expected["entropy"], rtol=1e-5)
+    for name in ("log_prob", "best_log_prob", "runner_up_log_prob", "held_log_prob"):
+        probability = np.exp(ours[name])
+        np.testing.assert_allclose(probability, _bfloat16(probability), rtol=1e-6)
+        # Half a unit in the last of eight bits, from the float64 value.
+        np.testing.assert_allclose(probability, np.exp(expected[name]), rtol=2**-8)
+
+
+def test_bfloat16_makes_ties():
+    """256 and 257 are one bfloat16 number: the lower index wins."""
+    logits = [256.0, 257.0, 0.0]
+    assert _of_logits(logits, mask_id=2)["token"] == 1
+    ours = _of_logits(logits, mask_id=2, confidence_dtype=jnp.bfloat16)
+    assert ours["token"] == 0
+    assert ours["log_prob"] == pytest.approx(np.log(0.5), rel=1e-5)
+
+
+@pytest.mark.parametrize("vocab_slice", [1024, 2048])
+@pytest.mark.parametrize("level", [-80.0, 0.0, 3e4])
+def test_entropy_of_certain_and_uniform_distributions(vocab_slice, level):
+    vocab_size = 2500
+    uniform = _of_logits(np.full(vocab_size, level), mask_id=0, vocab_slice=vocab_slice)
+    assert uniform["entropy"] == pytest.approx(np.log(vocab_size), rel=1e-5)
+    assert uniform["token"] == 1
+    for place in (1, 1023, 1024, 2499):
+        logits = np.full(vocab_size, level)
+        logits[place] += 2e4
+        certain = _of_logits(logits, mask_id=0, vocab_slice=vocab_slice)
+        assert certain["token"] == place
+        assert certain["entropy"] == 0
+        assert certain["log_prob"] == 0
+
+
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_minus_infinity_is_an_impossible_token(temperature):
+    temperature = None if temperature is None else jnp.float32(temperature)
+    logits = np.full(2500, -np.inf)
+    logits[[1030, 2400]] = [1.0, 2.0]
+    for vocab_slice in (1024, 16384):
+        ours = _of_logits(
+            logits,
+            mask_id=0,
+            held=np.zeros((1, 1)),
+            vocab_slice=vocab_slice,
+            temperature=temperature,
+        )
+        expected = _reference(logits, np.array(0), 0)
+        assert ours["token"] in (1030, 2400)
+        assert ours["held_log_prob"] == -np.inf
+        for name in ("best_log_prob", "runner_up_log_prob", "entropy"):
+            assert ours[name] == pytest.approx(expected[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.5])
+@pytest.mark.parametrize("place", [0, 1024, 2499])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_nan_or_overflow_shows_in_every_statistic(temperature, place, value):
+    """Whichever slice it is in: the loop looks at log_prob only."""
+    temperature = None if temperature is None else jnp.float32(temperature)
+    logits = np.zeros(2500)
+    logits[place] = value
+    ours = _of_logits(logits, mask_id=0, vocab_slice=1024, temperature=temperature)
+    for name in ("log_prob", "best_log_prob", "entropy"):
+        assert np.isnan(ours[name]), name
+
+
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_no_candidate_at_all_is_nan_and_not_token_0(temperature):
+    temperature = None if temperature is None else jnp.float32(temperature)
+    only_mask = np.full(2500, -np.inf)
+    only_mask[1500] = 0
+    for logits in (np.full(2500, -np.inf), only_mask):
+        ours = _of_logits(
+            logits, mask_id=1500, vocab_slice=1024, temperature=temperature
+        )
+        assert np.isnan(ours["log_prob"])
+
+
+# Memory: LLaDA-8B's vocabulary on a model so small that nothing else is large.
+
+VOCAB_SIZE = 126464
+
+
+@functools.cache
+def _tiny(vocab_size):
+    config = LLaDAConfig(
+        d_model=16,
+        n_heads=1,
+        n_kv_heads=1,
+        n_layers=1,
+        mlp_hidden_size=16,
+        vocab_size=vocab_size,
+        embedding_size=vocab_size,
+        max_sequence_length=4096,
+        rope_theta=1e4,
+        rms_norm_eps=1e-5,
+        weight_tying=False,
+        mask_token_id=vocab_size - 1,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return as_denoiser(nnx.eval_shape(lambda: LLaDA(config, rngs=nnx.Rngs(0))))
+
+
+def _arguments(spec, length, gen_length, block_length, vocab_size):
+    denoiser, params = _tiny(vocab_size)
+    is_valid = np.ones((1, length), bool)
+    prompts = Prompts(
+        np.zeros((1, length), int), np.arange(length)[None] < gen_length, is_valid
+    )
+    options = Options(
+        gen_length=gen_length,
+        block_length=block_length,
+        temperature=0.5,
+        vocab_slice=4096,
+    )
+    sampler, prompts, options = prepare(
+        denoiser, samplers.parse(spec), prompts, options
+    )
+    function = functools.partial(sample, denoiser)
+    return function, (params, sampler, prompts, row_keys(0, np.arange(1)), options)
+
+
+def _temporary_bytes(spec, length, gen_length, block_length, vocab_size=VOCAB_SIZE):
+    function, arguments = _arguments(spec, length, gen_length, block_length, vocab_size)
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_grows_with_the_region_and_not_with_the_row():
+    spec, slice_bytes = "entropy", 4 * 4096
+    short = _temporary_bytes(spec, 512, 256, 32)
+    long = _temporary_bytes(spec, 2048, 256, 32)
+    # What a longer row costs is the model's own: as much without the vocabulary.
+    model = _temporary_bytes(spec, 2048, 256, 32, 4096) - _temporary_bytes(
+        spec, 512, 256, 32, 4096
+    )
+    assert long - short <= model + 0.5 * (2048 - 512) * slice_bytes
+    # A longer generation in blocks of the same size costs nothing of the vocabulary.
+    assert _temporary_bytes(spec, 512, 512, 32) - short < 128 * slice_bytes
+    # A block of 8 times the size has logits and noise of 8 times the positions.
+    wide = _temporary_bytes(spec, 512, 256, 256)
+    assert slice_bytes * 224 < wide - short < 12 * slice_bytes * 224
+    # All logits of the short row, in float32, would be 247 MiB.
+    assert wide < 512 * 4 * VOCAB_SIZE / 4
+
+
+def _shapes(jaxpr):
+    """Shapes and dtypes of all values in a jaxpr, those of inner jaxprs included."""
+    for equation in jaxpr.eqns:
+        for variable in (*equation.invars, *equation.outvars):
+            yield variable.aval
+        for value in jax.tree.leaves(
+            equation.params, is_leaf=lambda x: hasattr(x, "jaxpr")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _shapes(inner)
+
+
+@pytest.mark.parametrize("spec", samplers.SAMPLERS)
+def test_no_array_of_the_vocabulary_but_the_weights(spec):
+    length, gen_length, block_length = 96, 64, 32
+    function, arguments = _arguments(spec, length, gen_length, block_length, VOCAB_SIZE)
+    avals = list(_shapes(jax.make_jaxpr(function)(*arguments).jaxpr))
+    assert (
+        any("float32[1,32,4096]" in str(aval) for aval in avals)
+        or any("float32[1,64,4096]" in str(aval) for aval in avals)
+        or any("float32[1,66,4096]" in str(aval) for aval in avals)
+    ), "no slice was seen"
+    of_vocabulary = {
+        aval.shape for aval in avals if VOCAB_SIZE in getattr(aval, "shape", ())
+    }
+    assert of_vocabulary == {(VOCAB_SIZE, 16)}
+    largest_slice = (gen_length + 2) * 4096
+    for aval in avals:
+        if getattr(aval, "shape", ()) != (VOCAB_SIZE, 16):
+            assert getattr(aval, "size", 0) <= largest_slice, aval

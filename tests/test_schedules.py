@@ -1,0 +1,198 @@
+"""Schedules against their published formulas, and in the loop over several blocks."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlm_jax import samplers, schedules
+from dlm_jax.generate import generate, row_keys
+from dlm_jax.types import Canvas, Options, Prompts, View
+
+BLOCK_LENGTH = 32
+
+
+@jax.jit
+def _count(schedule, num_masks, block_masks, block_step, step, num_blocks):
+    """The schedule's answer on a canvas with these counters."""
+    positions = jnp.arange(BLOCK_LENGTH, dtype=jnp.int32)
+    is_eligible = positions < num_masks
+    return schedule.count(
+        Canvas(
+            tokens=positions,
+            is_mask=is_eligible,
+            is_editable=positions >= 0,
+            is_open=positions >= 0,
+            is_eligible=is_eligible,
+            is_valid=positions >= 0,
+            slots=positions,
+            block=jnp.int32(0),
+            block_step=block_step,
+            block_masks=block_masks,
+            num_blocks=num_blocks,
+            step=step,
+            block_length=BLOCK_LENGTH,
+            mask_id=0,
+        )
+    )
+
+
+def _run_block(schedule, num_masks, num_blocks=1, first_step=0):
+    """Counts of every step of one block, until it is full."""
+    left, counts = num_masks, []
+    while left:
+        step = len(counts)
+        count = _count(
+            schedule,
+            *(
+                jnp.int32(x)
+                for x in (left, num_masks, step, first_step + step, num_blocks)
+            ),
+        )
+        counts.append(min(int(count), left))
+        left -= counts[-1]
+        assert step <= 2000, "the block never fills"
+    return counts
+
+
+@pytest.mark.parametrize(("k", "expected"), [(1, 1), (5, 5), (0, 1), (-3, 1)])
+def test_fixed_takes_k_and_at_least_one(k, expected):
+    counts = _run_block(schedules.Fixed(jnp.int32(k)), 12)
+    assert counts[:-1] == [expected] * (len(counts) - 1)
+    assert sum(counts) == 12
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_masks=st.integers(1, BLOCK_LENGTH),
+    steps=st.integers(1, 80),
+    num_blocks=st.integers(1, 4),
+)
+def test_linear_is_lladas_division(num_masks, steps, num_blocks):
+    """Shares differ by at most one, the larger ones first, in steps // blocks steps."""
+    counts = _run_block(schedules.Linear(jnp.int32(steps)), num_masks, num_blocks)
+    block_steps = max(steps // num_blocks, 1)
+    shares = [len(part) for part in np.array_split(np.arange(num_masks), block_steps)]
+    assert counts == [share for share in shares if share]
+
+
+def _unless_near_integer(value):
+    """floor(value), or None where float32 may fall on the other side."""
+    return math.floor(value) if abs(value - round(value)) > 1e-4 else None
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_masks=st.integers(1, BLOCK_LENGTH),
+    steps=st.integers(1, 40),
+    eps=st.sampled_from([1e-3, 0.1]),
+)
+def test_dream_takes_its_share_of_the_masks(num_masks, steps, eps):
+    """A share of 1 - s / t, on linspace(1, eps, steps + 1); what is left comes last."""
+    schedule = schedules.Dream(steps=steps, eps=jnp.float32(eps))
+    counts = _run_block(schedule, num_masks)
+    assert len(counts) <= steps
+    times = np.linspace(1, eps, steps + 1)
+    left = num_masks
+    for step, count in enumerate(counts):
+        share = _unless_near_integer(left * (1 - times[step + 1] / times[step]))
+        if step == steps - 1:
+            assert count == left
+        elif share is not None:
+            assert count == share
+        left -= count
+    assert left == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(num_masks=st.integers(1, BLOCK_LENGTH), steps=st.integers(1, 40))
+def test_cosine_leaves_maskgits_number_of_masks(num_masks, steps):
+    """floor(m cos(pi k / 2 s)) masks are left after step k, but a step takes one."""
+    counts = _run_block(schedules.Cosine(jnp.int32(steps)), num_masks)
+    assert len(counts) <= steps or len(counts) == num_masks
+    left = num_masks
+    for step, count in enumerate(counts, start=1):
+        goal = _unless_near_integer(
+            num_masks * math.cos(math.pi / 2 * min(step / steps, 1))
+        )
+        if step >= steps:
+            goal = 0
+        if goal is not None:
+            assert count == max(left - goal, 1)
+        left -= count
+    assert left == 0
+
+
+def test_cosine_starts_slowly():
+    counts = _run_block(schedules.Cosine(jnp.int32(8)), 32)
+    assert sum(counts[:4]) < sum(counts[4:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """A denoiser that always predicts token 1."""
+
+    mask_id: int = 0
+    eos_id: int = 1
+    max_length: int = 64
+
+    def init_cache(self, params, batch_size, length):
+        return ()
+
+    def denoise(self, params, view: View, region, cache):
+        return jnp.ones((*region.shape, 1)), cache
+
+    def head(self, params):
+        return jnp.array([[0.0], [1.0], [0.0]])
+
+
+# Rows of an infilling: blanks in several places, 1 to 15 of them, in blocks of 4.
+BLANKS = (
+    [1, 2, 3, 9, 10, 11, 12, 13, 14, 20, 22, 24, 26, 28, 30],
+    [0, 5, 6, 7, 8, 31],
+    [4],
+    list(range(8, 20)),
+)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "fixed",
+        "fixed(k=3)",
+        *(
+            f"{name}(steps={steps})"
+            for name in ("linear", "cosine", "dream")
+            for steps in (1, 7, 50)
+        ),
+    ],
+)
+def test_infilling_fills_every_block_in_turn(spec):
+    sampler = samplers.parse(f"left_to_right(schedule={spec})")
+    is_blank = np.zeros((len(BLANKS), 32), bool)
+    for row, blanks in enumerate(BLANKS):
+        is_blank[row, blanks] = True
+    prompts = Prompts(np.full((len(BLANKS), 32), 2), is_blank, np.ones_like(is_blank))
+    options = Options(gen_length=16, block_length=4)
+    result = generate(
+        Constant(), (), sampler, prompts, row_keys(0, np.arange(len(BLANKS))), options
+    )
+    assert np.asarray(result.is_complete).all()
+    assert (np.asarray(result.num_steps) <= sampler.max_steps(16)).all()
+    np.testing.assert_array_equal(result.tokens, np.where(is_blank, 1, 2))
+    for row, blanks in enumerate(BLANKS):
+        commit_step = np.asarray(result.commit_step)[row, blanks]
+        num_blocks, first_step = -(-len(blanks) // 4), 0
+        schedule = sampler.schedule
+        for block in range(num_blocks):
+            steps = commit_step[block * 4 : block * 4 + 4]
+            expected = _run_block(schedule, len(steps), num_blocks, first_step)
+            counts = np.bincount(steps - first_step, minlength=len(expected))
+            assert counts.tolist() == expected, (row, block)
+            first_step += len(expected)
+        assert result.num_steps[row] == first_step

@@ -345,7 +345,8 @@ def _choose_dtype(
     dtype = np.dtype(dtype)
     if str(dtype) not in _DTYPES:
         raise InputError(f"dtype ({dtype}) must be one of {', '.join(_DTYPES)}")
-    if dtype == np.float64 != jnp.result_type(float):
+    is_x64_enabled = jnp.result_type(float) == np.float64
+    if dtype == np.float64 and not is_x64_enabled:
         raise InputError("dtype (float64) needs JAX_ENABLE_X64=1")
     return dtype
 

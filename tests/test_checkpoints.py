@@ -1,95 +1,26 @@
 """Checkpoints: every kind of damage is refused, every round trip is exact."""
 
 import dataclasses
-import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import checkpoint_files as files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from dlm_jax import checkpoints, hf_format
 from dlm_jax.checkpoints import CheckpointError
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDA, tiny
-
-_PREFIX = "model.transformer."
-_CONFIG = dataclasses.replace(
-    tiny(),
-    **{"d_model": 16, "n_heads": 2, "n_kv_heads": 1, "n_layers": 2},
-    **{"mlp_hidden_size": 24, "embedding_size": 304},
-)
-
-
-def _shapes(config=_CONFIG) -> dict[str, tuple[int, ...]]:
-    """The tensors of a LLaDA checkpoint, written out independently of the loader."""
-    d, f = config.d_model, config.mlp_hidden_size
-    kv = config.n_kv_heads * config.head_dim
-    shapes = {"wte": (304, d), "ln_f": (d,)}
-    if not config.weight_tying:
-        shapes["ff_out"] = (304, d)
-    for layer in range(config.n_layers):
-        for name, shape in {
-            **{"attn_norm": (d,), "ff_norm": (d,)},
-            **{"q_proj": (d, d), "attn_out": (d, d)},
-            **{"k_proj": (kv, d), "v_proj": (kv, d)},
-            **{"ff_proj": (f, d), "up_proj": (f, d), "ff_out": (d, f)},
-        }.items():
-            shapes[f"blocks.{layer}.{name}"] = shape
-    return {f"{_PREFIX}{name}.weight": shape for name, shape in shapes.items()}
-
-
-def _tensors(config=_CONFIG, dtype=np.float32) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {
-        name: rng.standard_normal(shape).astype(dtype)
-        for name, shape in _shapes(config).items()
-    }
-
-
-def _write(directory: Path, tensors, config=_CONFIG, num_shards: int = 1) -> Path:
-    """Writes a checkpoint; every layer's tensors lie in several shards."""
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(config.to_hf()))
-    (directory / "tokenizer.json").write_text("{}")
-    if num_shards == 1:
-        save_file(tensors, directory / "model.safetensors")
-        return directory
-    weight_map = {}
-    for number in range(num_shards):
-        shard = f"model-{number + 1:05d}-of-{num_shards:05d}.safetensors"
-        part = dict(itertools.islice(tensors.items(), number, None, num_shards))
-        save_file(part, directory / shard)
-        weight_map.update(dict.fromkeys(part, shard))
-    _write_index(directory, weight_map)
-    return directory
-
-
-def _read_index(directory: Path) -> dict[str, str]:
-    path = directory / "model.safetensors.index.json"
-    return json.loads(path.read_text())["weight_map"]
-
-
-def _write_index(directory: Path, weight_map: dict[str, str]) -> None:
-    path = directory / "model.safetensors.index.json"
-    path.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-
-
-def _rewrite(file: Path, change) -> None:
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file)
+from dlm_jax.models.llada import LLaDA
 
 
 def _params(model: LLaDA) -> dict[str, np.ndarray]:
@@ -108,7 +39,9 @@ def _assert_equal(found: LLaDA, expected: LLaDA) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> LLaDA:
-    return checkpoints.load(_write(tmp_path_factory.mktemp("m") / "hf", _tensors()))
+    return checkpoints.load(
+        files.write(tmp_path_factory.mktemp("m") / "hf", files.random_tensors())
+    )
 
 
 @pytest.fixture(scope="module")
@@ -124,18 +57,20 @@ def orbax_directory(tmp_path_factory, model) -> Path:
 @pytest.mark.parametrize("num_shards", [1, 5])
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_every_tensor_arrives_in_its_place(tmp_path, num_shards, is_tied):
-    config = dataclasses.replace(_CONFIG, weight_tying=is_tied)
-    tensors = _tensors(config)
-    model = checkpoints.load(_write(tmp_path / "hf", tensors, config, num_shards))
+    config = dataclasses.replace(files.CONFIG, weight_tying=is_tied)
+    tensors = files.random_tensors(config)
+    model = checkpoints.load(files.write(tmp_path / "hf", tensors, config, num_shards))
     assert model.config == config
     for path, value in _params(model).items():
         head, _, name = path.rpartition(".")
         if not head:
-            np.testing.assert_array_equal(value, tensors[f"{_PREFIX}{path}.weight"])
+            np.testing.assert_array_equal(
+                value, tensors[f"{files.PREFIX}{path}.weight"]
+            )
             continue
         assert value.shape[0] == config.n_layers
         for layer in range(config.n_layers):
-            tensor = tensors.pop(f"{_PREFIX}blocks.{layer}.{name}.weight")
+            tensor = tensors.pop(f"{files.PREFIX}blocks.{layer}.{name}.weight")
             np.testing.assert_array_equal(value[layer], tensor.T)
     assert not [name for name in tensors if "blocks" in name]
     assert (model.ff_out is None) == is_tied
@@ -144,13 +79,15 @@ def test_every_tensor_arrives_in_its_place(tmp_path, num_shards, is_tied):
 @pytest.mark.parametrize("stored", [np.float32, np.float16, jnp.bfloat16])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_dtypes_are_cast_by_rounding_once(tmp_path, stored, dtype):
-    tensors = _tensors(dtype=stored)
-    directory = _write(tmp_path / "hf", tensors)
+    tensors = files.random_tensors(dtype=stored)
+    directory = files.write(tmp_path / "hf", tensors)
     with jax.enable_x64(dtype == "float64"):
         model = checkpoints.load(directory, dtype)
         found = np.asarray(model.wte[...])
     assert str(found.dtype) == dtype
-    np.testing.assert_array_equal(found, tensors[f"{_PREFIX}wte.weight"].astype(dtype))
+    np.testing.assert_array_equal(
+        found, tensors[f"{files.PREFIX}wte.weight"].astype(dtype)
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,16 +95,16 @@ def test_dtypes_are_cast_by_rounding_once(tmp_path, stored, dtype):
     [(np.float32, "float32"), (np.float16, "float32"), (jnp.bfloat16, "bfloat16")],
 )
 def test_dtype_is_that_of_the_files_by_default(tmp_path, stored, expected):
-    directory = _write(tmp_path / "hf", _tensors(dtype=stored))
+    directory = files.write(tmp_path / "hf", files.random_tensors(dtype=stored))
     model = checkpoints.load(directory)
     assert {str(value.dtype) for value in _params(model).values()} == {expected}
 
 
 def test_mixed_dtypes_become_float32(tmp_path):
-    tensors = _tensors(dtype=jnp.bfloat16)
-    name = f"{_PREFIX}ln_f.weight"
+    tensors = files.random_tensors(dtype=jnp.bfloat16)
+    name = f"{files.PREFIX}ln_f.weight"
     tensors[name] = tensors[name].astype(np.float32)
-    model = checkpoints.load(_write(tmp_path / "hf", tensors))
+    model = checkpoints.load(files.write(tmp_path / "hf", tensors))
     assert {str(value.dtype) for value in _params(model).values()} == {"float32"}
 
 
@@ -176,161 +113,27 @@ def test_mixed_dtypes_become_float32(tmp_path):
     [("int8", r"dtype \(int8\) must be one of"), ("float64", "needs JAX_ENABLE_X64")],
 )
 def test_impossible_dtypes_are_refused(tmp_path, dtype, message):
-    directory = _write(tmp_path / "hf", _tensors())
+    directory = files.write(tmp_path / "hf", files.random_tensors())
     with pytest.raises(InputError, match=message):
         checkpoints.load(directory, dtype)
 
 
-def _drop(directory):
-    _rewrite(directory / _SHARD, lambda tensors: tensors.pop(_NAME))
-
-
-def _drop_everywhere(directory):
-    _drop(directory)
-    weight_map = _read_index(directory)
-    del weight_map[_NAME]
-    _write_index(directory, weight_map)
-
-
-def _add(directory):
-    extra = np.zeros(3, np.float32)
-    _rewrite(directory / _SHARD, lambda tensors: tensors.update(extra=extra))
-    _write_index(directory, {**_read_index(directory), "extra": _SHARD})
-
-
-def _add_unlisted(directory):
-    extra = np.zeros(3, np.float32)
-    _rewrite(directory / _SHARD, lambda tensors: tensors.update(extra=extra))
-
-
-def _duplicate(directory):
-    tensor = load_file(directory / _SHARD)[_NAME]
-    other = directory / "model-00001-of-00003.safetensors"
-    _rewrite(other, lambda tensors: tensors.update({_NAME: tensor}))
-
-
-def _misplace(directory):
-    other = "model-00001-of-00003.safetensors"
-    _write_index(directory, {**_read_index(directory), _NAME: other})
-
-
-def _reshape(directory):
-    _rewrite(
-        directory / _SHARD,
-        lambda tensors: tensors.update({_NAME: np.zeros((16, 8), np.float32)}),
-    )
-
-
-def _retype(directory):
-    _rewrite(
-        directory / _SHARD,
-        lambda tensors: tensors.update({_NAME: np.zeros((8, 16), np.int8)}),
-    )
-
-
-def _truncate(directory):
-    os.truncate(directory / _SHARD, (directory / _SHARD).stat().st_size - 1)
-
-
-def _truncate_header(directory):
-    os.truncate(directory / _SHARD, 100)
-
-
-def _empty(directory):
-    os.truncate(directory / _SHARD, 0)
-
-
-def _remove(directory):
-    (directory / _SHARD).unlink()
-
-
-def _remove_index(directory):
-    (directory / hf_format.INDEX).unlink()
-
-
-def _damage_index(directory):
-    os.truncate(directory / hf_format.INDEX, 100)
-
-
-def _point_outside(directory):
-    _write_index(directory, {**_read_index(directory), _NAME: f"../{_SHARD}"})
-
-
-def _repeat_in_index(directory):
-    path = directory / hf_format.INDEX
-    path.write_text(path.read_text().replace("}}", f', "{_NAME}": "{_SHARD}"}}}}'))
-
-
-def _tie(directory):
-    config = dataclasses.replace(_CONFIG, weight_tying=True)
-    (directory / "config.json").write_text(json.dumps(config.to_hf()))
-
-
-def _remove_config(directory):
-    (directory / "config.json").unlink()
-
-
-def _use_alibi(directory):
-    (directory / "config.json").write_text(json.dumps({**_CONFIG.to_hf(), "alibi": 1}))
-
-
-def _use_gpt2(directory):
-    config = {**_CONFIG.to_hf(), "model_type": "gpt2"}
-    (directory / "config.json").write_text(json.dumps(config))
-
-
-_NAME = f"{_PREFIX}blocks.0.k_proj.weight"
-_SHARD = "model-00002-of-00003.safetensors"
-_INDEX = "model.safetensors.index.json"
-_DAMAGES = {
-    _drop: [f"{_NAME} is not in {_SHARD}, where {_INDEX} places it"],
-    _drop_everywhere: [f"{_NAME} is missing"],
-    _add: [f"extra (in {_SHARD}) is not a weight of it"],
-    _add_unlisted: [
-        f"extra is in {_SHARD}, where {_INDEX} does not place it",
-        f"extra (in {_SHARD}) is not a weight of it",
-    ],
-    _duplicate: [
-        f"{_NAME} is in more than one shard (model-00001-of-00003.safetensors, "
-        f"{_SHARD})"
-    ],
-    _misplace: [f"{_NAME} is in {_SHARD}, where {_INDEX} does not place it"],
-    _reshape: [f"{_NAME} is (16, 8), must be (8, 16)"],
-    _retype: [f"{_NAME} is I8, must be one of BF16, F16, F32"],
-    _truncate: [f"{_SHARD} is truncated or damaged"],
-    _truncate_header: [f"{_SHARD} is truncated or damaged"],
-    _empty: [f"{_SHARD} is truncated or damaged"],
-    _remove: [f"{_SHARD} is missing"],
-    _remove_index: [
-        *(f"model-0000{i}-of-00003.safetensors is not in {_INDEX}" for i in (1, 2, 3)),
-        "model.safetensors is missing",
-    ],
-    _damage_index: [f"{_INDEX} is damaged"],
-    _point_outside: [f"{_INDEX}: weight_map must map tensors to names of shards"],
-    _repeat_in_index: [f"{_INDEX} is damaged (repeated: {_NAME})"],
-    _tie: [
-        f"{_PREFIX}ff_out.weight (in model-00003-of-00003.safetensors) is not a weight"
-    ],
-    _remove_config: ["config.json is missing"],
-    _use_alibi: ["config.json: not supported: alibi=1"],
-    _use_gpt2: ["config.json: model_type ('gpt2') must be one of ['llada']"],
-}
-
-
-@pytest.mark.parametrize("damage", _DAMAGES)
+@pytest.mark.parametrize("damage", files.DAMAGES)
 def test_damage_is_refused(tmp_path, damage):
-    directory = _write(tmp_path / "hf", _tensors(), num_shards=3)
+    directory = files.write(tmp_path / "hf", files.random_tensors(), num_shards=3)
     damage(directory)
     with pytest.raises(CheckpointError) as error:
         checkpoints.load(directory)
     assert "\n" not in str(error.value)
-    assert len(error.value.problems) == len(_DAMAGES[damage])
-    for problem, expected in zip(error.value.problems, _DAMAGES[damage], strict=True):
+    assert len(error.value.problems) == len(files.DAMAGES[damage])
+    for problem, expected in zip(
+        error.value.problems, files.DAMAGES[damage], strict=True
+    ):
         assert problem.startswith(expected)
 
 
 def test_all_problems_are_in_one_error(tmp_path):
-    directory = _write(tmp_path / "hf", _tensors(), num_shards=4)
+    directory = files.write(tmp_path / "hf", files.random_tensors(), num_shards=4)
     (directory / "model-00001-of-00004.safetensors").unlink()
     os.truncate(directory / "model-00002-of-00004.safetensors", 1000)
 
@@ -340,7 +143,7 @@ def test_all_problems_are_in_one_error(tmp_path):
         tensors[names[1]] = np.zeros((1, 2, 3), np.float32)
         tensors[names[2]] = tensors[names[2]].astype(np.int32)
 
-    _rewrite(directory / "model-00003-of-00004.safetensors", change)
+    files.rewrite(directory / "model-00003-of-00004.safetensors", change)
     with pytest.raises(CheckpointError) as error:
         checkpoints.load(directory)
     message = "; ".join(error.value.problems)
@@ -358,7 +161,7 @@ def test_all_problems_are_in_one_error(tmp_path):
 
 
 def test_a_damaged_single_file_is_refused(tmp_path):
-    directory = _write(tmp_path / "hf", _tensors())
+    directory = files.write(tmp_path / "hf", files.random_tensors())
     os.truncate(directory / "model.safetensors", 5000)
     with pytest.raises(CheckpointError, match="truncated or damaged"):
         checkpoints.load(directory)
@@ -372,8 +175,8 @@ def test_a_damaged_single_file_is_refused(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 @pytest.mark.parametrize("max_shard_bytes", [2**30, 9000, 1])
 def test_hf_round_trip_is_bit_exact(tmp_path, dtype, max_shard_bytes):
-    tensors = _tensors(dtype=dtype)
-    directory = _write(tmp_path / "a", tensors, num_shards=3)
+    tensors = files.random_tensors(dtype=dtype)
+    directory = files.write(tmp_path / "a", tensors, num_shards=3)
     model = checkpoints.load(directory)
     checkpoints.save_hf(
         model,
@@ -382,9 +185,9 @@ def test_hf_round_trip_is_bit_exact(tmp_path, dtype, max_shard_bytes):
         max_shard_bytes=max_shard_bytes,
     )
     _assert_equal(checkpoints.load(tmp_path / "b"), model)
-    files = sorted((tmp_path / "b").glob("*.safetensors"))
+    shards = sorted((tmp_path / "b").glob("*.safetensors"))
     found = {}
-    for file in files:
+    for file in shards:
         part = load_file(file)
         assert len(part) == 1 or sum(x.nbytes for x in part.values()) <= max_shard_bytes
         found.update(part)
@@ -392,8 +195,8 @@ def test_hf_round_trip_is_bit_exact(tmp_path, dtype, max_shard_bytes):
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype
         assert found[name].tobytes() == tensor.tobytes()
-    assert (len(files) == 1) == (max_shard_bytes == 2**30)
-    assert (len(files) > 1) == (tmp_path / "b" / _INDEX).is_file()
+    assert (len(shards) == 1) == (max_shard_bytes == 2**30)
+    assert (len(shards) > 1) == (tmp_path / "b" / files.INDEX).is_file()
     assert (tmp_path / "b" / "tokenizer.json").read_text() == "{}"
 
 
@@ -504,7 +307,7 @@ def test_incomplete_orbax_directories_do_not_load(tmp_path, orbax_directory, nam
 
 def test_orbax_parameters_must_fit_the_config(tmp_path, orbax_directory):
     directory = _orbax_copy(orbax_directory, tmp_path)
-    config = dataclasses.replace(_CONFIG, n_layers=3, weight_tying=True)
+    config = dataclasses.replace(files.CONFIG, n_layers=3, weight_tying=True)
     (directory / "config.json").write_text(json.dumps(config.to_hf()))
     with pytest.raises(CheckpointError) as error:
         checkpoints.load(directory)
@@ -539,109 +342,3 @@ def test_a_failed_save_leaves_nothing(tmp_path, model, monkeypatch, save, step, 
     monkeypatch.undo()
     save(model, tmp_path / "out")
     _assert_equal(checkpoints.load(tmp_path / "out"), model)
-
-
-@pytest.mark.parametrize("target", ["orbax", "hf"])
-def test_a_killed_conversion_leaves_nothing_that_loads(tmp_path, target):
-    """SIGKILL as soon as the first parameters are on disk."""
-    config = dataclasses.replace(_CONFIG, d_model=1024, n_layers=4)
-    directory = _write(tmp_path / "in", _tensors(config), config)
-    output = tmp_path / "out"
-    arguments = [f"--checkpoint={directory}", f"--output={output}"]
-    command = [sys.executable, "-m", "experiments.convert", f"--format={target}"]
-    process = subprocess.Popen([*command, *arguments], stderr=subprocess.DEVNULL)
-    pattern = ".out.partial-*/params*/*/*" if target == "orbax" else ".out.partial-*/*"
-    while process.poll() is None and not any(tmp_path.glob(pattern)):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not output.exists()
-    (partial,) = tmp_path.glob(".out.partial-*")
-    with pytest.raises(CheckpointError):
-        checkpoints.load(partial)
-    # What is left over is in nobody's way.
-    checkpoints.save_orbax(checkpoints.load(directory), output)
-    assert checkpoints.load(output).config == config
-
-
-# --- The script ---------------------------------------------------------------------
-
-
-def test_convert_there_and_back(tmp_path, run_script):
-    tensors = _tensors(dtype=jnp.bfloat16)
-    _write(tmp_path / "a", tensors, num_shards=2)
-    status, out, err = run_script(
-        "convert", f"--checkpoint={tmp_path / 'a'}", f"--output={tmp_path / 'b'}"
-    )
-    num_params = sum(tensor.size for tensor in tensors.values())
-    assert (status, err) == (0, "")
-    assert f"parameters  {num_params:,}\nbytes       {2 * num_params:,}\n" in out
-    status, out, err = run_script(
-        "convert",
-        f"--checkpoint={tmp_path / 'b'}",
-        f"--output={tmp_path / 'c'}",
-        "--format=hf",
-    )
-    assert (status, err) == (0, "")
-    found = load_file(tmp_path / "c" / "model.safetensors")
-    assert found.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(found[name], tensor)
-    assert (tmp_path / "c" / "tokenizer.json").is_file()
-    run_script(
-        "convert",
-        f"--checkpoint={tmp_path / 'a'}",
-        f"--output={tmp_path / 'd'}",
-        "--dtype=float32",
-    )
-    assert checkpoints.load(tmp_path / "d").wte[...].dtype == jnp.float32
-
-
-@pytest.mark.parametrize(
-    "damage", [_remove, _truncate, _drop, _add, _reshape, _use_alibi, _damage_index]
-)
-def test_convert_answers_damage_with_one_line(tmp_path, run_script, damage):
-    directory = _write(tmp_path / "in", _tensors(), num_shards=3)
-    damage(directory)
-    status, out, err = run_script(
-        "convert", f"--checkpoint={directory}", f"--output={tmp_path / 'out'}"
-    )
-    assert (status, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith(f"error: {directory}: {_DAMAGES[damage][0]}")
-    assert os.listdir(tmp_path) == ["in"]
-
-
-@pytest.mark.parametrize(
-    ("output", "message"),
-    [("in", "already exists"), ("in/config.json/out", "cannot be written")],
-)
-def test_convert_refuses_bad_outputs(tmp_path, run_script, output, message):
-    directory = _write(tmp_path / "in", _tensors())
-    before = {path: path.read_bytes() for path in directory.iterdir()}
-    status, out, err = run_script(
-        "convert", f"--checkpoint={directory}", f"--output={tmp_path / output}"
-    )
-    assert (status, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith(f"error: output ({tmp_path / output}) {message}")
-    assert {path: path.read_bytes() for path in directory.iterdir()} == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--checkpoint=x"], "--output must have a value"),
-        (["--checkpoint=x", "--output=y", "--dtype=int4"], "--dtype=int4"),
-        (["--checkpoint=x", "--output=y", "--fromat=hf"], "fromat"),
-        (["--checkpoint=x", "--output=y", "z"], "unexpected arguments: z"),
-        (["--checkpoint=x", "--output=y"], "checkpoint (x) is not a directory"),
-    ],
-)
-def test_convert_refuses_bad_flags(
-    tmp_path, monkeypatch, run_script, arguments, message
-):
-    monkeypatch.chdir(tmp_path)
-    status, _, err = run_script("convert", *arguments)
-    assert status == 1
-    assert message in err
-    assert "Traceback" not in err
-    assert not os.listdir(tmp_path)

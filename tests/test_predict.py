@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +147,7 @@ def test_only_what_is_needed_is_computed():
             np.testing.assert_allclose(value, everything[name], rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_ties_go_to_the_lowest_index_across_slices(data):
     """Small integers as logits: ties within and between slices, and exact sums."""
@@ -279,13 +280,13 @@ def _bfloat16(values):
 @pytest.mark.parametrize("vocab_slice", [1024, 16384])
 def test_confidence_dtype_rounds_logits_then_probabilities(vocab_slice):
     hidden, head, held = _inputs(1500)
-    # Products of bfloat16 numbers with few bits: the float32 logits are exact.
-    hidden, head = np.round(hidden * 4) / 4, np.round(head * 4) / 4
+    # Multiples of 1 / 32: the logits are exact in float32, and not in bfloat16.
+    hidden, head = np.round(hidden * 32) / 32, np.round(head * 32) / 32
     logits = hidden[0].astype(np.float64) @ head.astype(np.float64).T
-    assert (_bfloat16(logits) != logits).any()
+    assert np.mean(_bfloat16(logits) != logits) > 0.5
     expected = _reference(_bfloat16(logits), held, 7)
     unrounded = _reference(logits, held, 7)
-    assert (expected["token"] != unrounded["token"]).any()
+    assert (abs(expected["entropy"] / unrounded["entropy"] - 1) > 1e-4).any()
     ours = _predict(
         hidden,
         head,
@@ -299,7 +300,7 @@ def test_confidence_dtype_rounds_logits_then_probabilities(vocab_slice):
     np.testing.assert_allclose(ours["entropy"], expected["entropy"], rtol=1e-5)
     for name in ("log_prob", "best_log_prob", "runner_up_log_prob", "held_log_prob"):
         probability = np.exp(ours[name])
-        np.testing.assert_allclose(probability, _bfloat16(probability), rtol=1e-6)
+        np.testing.assert_allclose(probability, _bfloat16(probability), rtol=1e-5)
         # Half a unit in the last of eight bits, from the float64 value.
         np.testing.assert_allclose(probability, np.exp(expected[name]), rtol=2**-8)
 
@@ -376,7 +377,7 @@ def test_no_candidate_at_all_is_nan_and_not_token_0(temperature):
 
 # Memory: LLaDA-8B's vocabulary on a model so small that nothing else is large.
 
-VOCAB_SIZE = 126464
+VOCAB_SIZE, SLICE = 126464, 4096
 
 
 @functools.cache
@@ -400,17 +401,20 @@ def _tiny(vocab_size):
     return as_denoiser(nnx.eval_shape(lambda: LLaDA(config, rngs=nnx.Rngs(0))))
 
 
-def _arguments(spec, length, gen_length, block_length, vocab_size):
+def _arguments(
+    spec, length, gen_length, block_length, vocab_size=VOCAB_SIZE, temperature=0
+):
     denoiser, params = _tiny(vocab_size)
-    is_valid = np.ones((1, length), bool)
     prompts = Prompts(
-        np.zeros((1, length), int), np.arange(length)[None] < gen_length, is_valid
+        np.zeros((1, length), int),
+        np.arange(length)[None] < gen_length,
+        np.ones((1, length), bool),
     )
     options = Options(
         gen_length=gen_length,
         block_length=block_length,
-        temperature=0.5,
-        vocab_slice=4096,
+        temperature=temperature,
+        vocab_slice=SLICE,
     )
     sampler, prompts, options = prepare(
         denoiser, samplers.parse(spec), prompts, options
@@ -419,28 +423,28 @@ def _arguments(spec, length, gen_length, block_length, vocab_size):
     return function, (params, sampler, prompts, row_keys(0, np.arange(1)), options)
 
 
-def _temporary_bytes(spec, length, gen_length, block_length, vocab_size=VOCAB_SIZE):
-    function, arguments = _arguments(spec, length, gen_length, block_length, vocab_size)
+def _temporary_bytes(*shape):
+    function, arguments = _arguments("entropy", *shape)
     compiled = jax.jit(function).lower(*arguments).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
 def test_memory_grows_with_the_region_and_not_with_the_row():
-    spec, slice_bytes = "entropy", 4 * 4096
-    short = _temporary_bytes(spec, 512, 256, 32)
-    long = _temporary_bytes(spec, 2048, 256, 32)
+    row = 4 * SLICE  # Bytes of the logits of one position in one slice.
+    short = _temporary_bytes(512, 256, 32)
+    long = _temporary_bytes(2048, 256, 32)
     # What a longer row costs is the model's own: as much without the vocabulary.
-    model = _temporary_bytes(spec, 2048, 256, 32, 4096) - _temporary_bytes(
-        spec, 512, 256, 32, 4096
+    model = _temporary_bytes(2048, 256, 32, SLICE) - _temporary_bytes(
+        512, 256, 32, SLICE
     )
-    assert long - short <= model + 0.5 * (2048 - 512) * slice_bytes
-    # A longer generation in blocks of the same size costs nothing of the vocabulary.
-    assert _temporary_bytes(spec, 512, 512, 32) - short < 128 * slice_bytes
-    # A block of 8 times the size has logits and noise of 8 times the positions.
-    wide = _temporary_bytes(spec, 512, 256, 256)
-    assert slice_bytes * 224 < wide - short < 12 * slice_bytes * 224
-    # All logits of the short row, in float32, would be 247 MiB.
-    assert wide < 512 * 4 * VOCAB_SIZE / 4
+    assert abs(long - short - model) < 32 * row
+    # A longer generation in blocks of the same size does not pay for its length.
+    assert _temporary_bytes(512, 512, 32) - short < 32 * row
+    # A block of 8 times the size has logits of 8 times the positions.
+    wide = _temporary_bytes(512, 256, 256)
+    assert 224 * row < wide - short < 224 * 16 * row
+    # All logits of a row, in float32, are out of the question.
+    assert long < 2048 * 4 * VOCAB_SIZE / 20
 
 
 def _shapes(jaxpr):
@@ -458,19 +462,18 @@ def _shapes(jaxpr):
 
 @pytest.mark.parametrize("spec", samplers.SAMPLERS)
 def test_no_array_of_the_vocabulary_but_the_weights(spec):
-    length, gen_length, block_length = 96, 64, 32
-    function, arguments = _arguments(spec, length, gen_length, block_length, VOCAB_SIZE)
+    gen_length, block_length = 64, 32
+    function, arguments = _arguments(
+        spec, 96, gen_length, block_length, temperature=0.5
+    )
     avals = list(_shapes(jax.make_jaxpr(function)(*arguments).jaxpr))
-    assert (
-        any("float32[1,32,4096]" in str(aval) for aval in avals)
-        or any("float32[1,64,4096]" in str(aval) for aval in avals)
-        or any("float32[1,66,4096]" in str(aval) for aval in avals)
-    ), "no slice was seen"
-    of_vocabulary = {
-        aval.shape for aval in avals if VOCAB_SIZE in getattr(aval, "shape", ())
-    }
-    assert of_vocabulary == {(VOCAB_SIZE, 16)}
-    largest_slice = (gen_length + 2) * 4096
-    for aval in avals:
-        if getattr(aval, "shape", ()) != (VOCAB_SIZE, 16):
-            assert getattr(aval, "size", 0) <= largest_slice, aval
+    shapes = {aval.shape for aval in avals if hasattr(aval, "shape")}
+    # Samplers that revise look at all slots, the others at the active block.
+    region = {"saber": gen_length, "saber_released": gen_length + 2}.get(
+        spec, block_length
+    )
+    assert (1, region, SLICE) in shapes
+    assert {shape for shape in shapes if VOCAB_SIZE in shape} == {(VOCAB_SIZE, 16)}
+    # High-precision noise is made from two random numbers.
+    largest = max(math.prod(shape) for shape in shapes - {(VOCAB_SIZE, 16)})
+    assert largest == 2 * region * SLICE

@@ -99,10 +99,19 @@ def test_corruption_masks_each_row_at_its_own_stratified_ratio():
     # Five standard deviations of a binomial share of 3,000 draws.
     np.testing.assert_allclose(share, ratio, atol=5 * 0.5 / 3000**0.5)
     # One row in each of 64 equal parts of [0.1, 1], in an order that is not sorted.
-    parts = np.floor((np.asarray(ratio) - 0.1) / 0.9 * 64 - 1e-6)
-    assert sorted(parts) == list(range(64)) or len(set(parts)) >= 63
+    parts = np.sort(np.asarray(ratio) - 0.1) / 0.9 * 64
+    assert (np.diff(parts) > 0.99).all() and (np.diff(parts) < 1.01).all()
     assert (np.diff(ratio) < 0).any()
     assert ratio.min() >= 0.1 and ratio.max() <= 1
+
+
+def test_power_favours_heavily_masked_rows():
+    is_maskable = jnp.ones((1000, 4), bool)
+    _, ratio = training.corrupt(jax.random.key(1), is_maskable, 0.1, 3.0)
+    # P(ratio > x) = ((1 - x) / 0.9)^(1/3), to the width of a stratum.
+    for x in (0.2, 0.5, 0.9):
+        expected = ((1 - x) / 0.9) ** (1 / 3)
+        np.testing.assert_allclose((ratio > x).mean(), expected, atol=2e-3)
 
 
 def test_training_learns_to_copy(tmp_path):
@@ -179,6 +188,7 @@ def test_prompt_and_padding_do_not_enter_the_loss():
     [
         ({"warmup_steps": 60}, r"warmup_steps \(60\) must be in \[0, num_steps=60\)"),
         ({"min_ratio": 0.0}, r"min_ratio \(0.0\) must be in \(0, 1\]"),
+        ({"focus_power": 0.0}, r"focus_power \(0.0\) must be above 0"),
         ({"log_every": 0}, r"log_every \(0\) must be at least 1"),
     ],
 )

@@ -33,7 +33,7 @@ def rotate(
     sin: Float[Array, "b l 1 k"],
     cos: Float[Array, "b l 1 k"],
 ) -> Float[Array, "b l h d"]:
-    """Rotates the first half of each head with its second half (RoPE, half-rotation)."""
+    """Rotates the first half of each head with its second half (RoPE)."""
     first, second = jnp.split(x.astype(sin.dtype), 2, axis=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
@@ -51,7 +51,9 @@ def attention(
     twice as fast as an einsum over [b, q, h, d] and needs no repeated keys.
 
     Args:
-      query, key, value: rotated projections; query head i reads key head i // (h / g).
+      query: rotated; head i reads key head i // (h / g).
+      key: rotated.
+      value: of each key.
       visibility: True where a query may see a key. A query that sees none gets the mean
         of all values instead of NaN, so that rows which are all padding stay finite.
 

@@ -315,16 +315,16 @@ def _block(
     config: LLaDAConfig,
 ) -> Float[Array, "b l d"]:
     """One transformer block. Products run over [b * l, d]: faster to train on CPU."""
-    b, l, d = x.shape
-    x = x.reshape(b * l, d)
+    b, length, d = x.shape
+    x = x.reshape(b * length, d)
     h = layers.rms_norm(x, w["attn_norm"], config.rms_norm_eps)
-    query = (h @ w["q_proj"]).reshape(b, l, config.n_heads, config.head_dim)
-    key = (h @ w["k_proj"]).reshape(b, l, config.n_kv_heads, config.head_dim)
-    value = (h @ w["v_proj"]).reshape(b, l, config.n_kv_heads, config.head_dim)
+    query = (h @ w["q_proj"]).reshape(b, length, config.n_heads, config.head_dim)
+    key = (h @ w["k_proj"]).reshape(b, length, config.n_kv_heads, config.head_dim)
+    value = (h @ w["v_proj"]).reshape(b, length, config.n_kv_heads, config.head_dim)
     attended = layers.attention(
         layers.rotate(query, sin, cos), layers.rotate(key, sin, cos), value, visibility
     )
-    x = x + attended.reshape(b * l, -1) @ w["attn_out"]
+    x = x + attended.reshape(b * length, -1) @ w["attn_out"]
     h = layers.rms_norm(x, w["ff_norm"], config.rms_norm_eps)
     x = x + (jax.nn.silu(h @ w["ff_proj"]) * (h @ w["up_proj"])) @ w["ff_out"]
-    return x.reshape(b, l, d)
+    return x.reshape(b, length, d)

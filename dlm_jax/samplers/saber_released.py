@@ -36,9 +36,10 @@ class SaberReleased(Sampler):
 
     What differs from the paper: the confidence of a position is that of its current
     best token, not of the held one; tokens committed in the same step can be taken
-    back; the smallest *rise* since the previous step is taken back, with 0 before the first step;
-    tau is 1 before the first commit and also averages remasked positions; when fewer
-    than n masks are left, the n best include decided positions, from column 0 on.
+    back; the smallest *rise* since the previous step is taken back, with 0 before the
+    first step; tau is 1 before the first commit and also averages remasked positions;
+    when fewer than n masks are left, the n best include decided positions, from column
+    0 on.
 
     Attributes:
       n: least number of tokens a step drafts (static).

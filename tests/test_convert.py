@@ -1,0 +1,132 @@
+"""The conversion script: there and back, killed, and on bad input."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import checkpoint_files as files
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dlm_jax import checkpoints
+from dlm_jax.checkpoints import CheckpointError
+
+
+@pytest.mark.parametrize("target", ["orbax", "hf"])
+def test_a_killed_conversion_leaves_nothing_that_loads(tmp_path, target):
+    """SIGKILL as soon as the first parameters are on disk."""
+    config = dataclasses.replace(files.CONFIG, d_model=1024, n_layers=4)
+    directory = files.write(tmp_path / "in", files.random_tensors(config), config)
+    output = tmp_path / "out"
+    arguments = [f"--checkpoint={directory}", f"--output={output}"]
+    command = [sys.executable, "-m", "experiments.convert", f"--format={target}"]
+    process = subprocess.Popen([*command, *arguments], stderr=subprocess.DEVNULL)
+    pattern = ".out.partial-*/params*/*/*" if target == "orbax" else ".out.partial-*/*"
+    while process.poll() is None and not any(tmp_path.glob(pattern)):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not output.exists()
+    (partial,) = tmp_path.glob(".out.partial-*")
+    with pytest.raises(CheckpointError):
+        checkpoints.load(partial)
+    # What is left over is in nobody's way.
+    checkpoints.save_orbax(checkpoints.load(directory), output)
+    assert checkpoints.load(output).config == config
+
+
+# --- The script ---------------------------------------------------------------------
+
+
+def test_convert_there_and_back(tmp_path, run_script):
+    tensors = files.random_tensors(dtype=jnp.bfloat16)
+    files.write(tmp_path / "a", tensors, num_shards=2)
+    status, out, err = run_script(
+        "convert", f"--checkpoint={tmp_path / 'a'}", f"--output={tmp_path / 'b'}"
+    )
+    num_params = sum(tensor.size for tensor in tensors.values())
+    assert (status, err) == (0, "")
+    assert f"parameters  {num_params:,}\nbytes       {2 * num_params:,}\n" in out
+    status, out, err = run_script(
+        "convert",
+        f"--checkpoint={tmp_path / 'b'}",
+        f"--output={tmp_path / 'c'}",
+        "--format=hf",
+    )
+    assert (status, err) == (0, "")
+    found = load_file(tmp_path / "c" / "model.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(found[name], tensor)
+    assert (tmp_path / "c" / "tokenizer.json").is_file()
+    run_script(
+        "convert",
+        f"--checkpoint={tmp_path / 'a'}",
+        f"--output={tmp_path / 'd'}",
+        "--dtype=float32",
+    )
+    assert checkpoints.load(tmp_path / "d").wte[...].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        files.remove,
+        files.truncate,
+        files.drop,
+        files.add,
+        files.reshape,
+        files.use_alibi,
+        files.damage_index,
+    ],
+)
+def test_convert_answers_damage_with_one_line(tmp_path, run_script, damage):
+    directory = files.write(tmp_path / "in", files.random_tensors(), num_shards=3)
+    damage(directory)
+    status, out, err = run_script(
+        "convert", f"--checkpoint={directory}", f"--output={tmp_path / 'out'}"
+    )
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"error: {directory}: {files.DAMAGES[damage][0]}")
+    assert os.listdir(tmp_path) == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("in", "already exists"), ("in/config.json/out", "cannot be written")],
+)
+def test_convert_refuses_bad_outputs(tmp_path, run_script, output, message):
+    directory = files.write(tmp_path / "in", files.random_tensors())
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+    status, out, err = run_script(
+        "convert", f"--checkpoint={directory}", f"--output={tmp_path / output}"
+    )
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"error: output ({tmp_path / output}) {message}")
+    assert {path: path.read_bytes() for path in directory.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint=x"], "--output must have a value"),
+        (["--checkpoint=x", "--output=y", "--dtype=int4"], "--dtype=int4"),
+        (["--checkpoint=x", "--output=y", "--fromat=hf"], "fromat"),
+        (["--checkpoint=x", "--output=y", "z"], "unexpected arguments: z"),
+        (["--checkpoint=x", "--output=y"], "checkpoint (x) is not a directory"),
+    ],
+)
+def test_convert_refuses_bad_flags(
+    tmp_path, monkeypatch, run_script, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run_script("convert", *arguments)
+    assert status == 1
+    assert message in err
+    assert "Traceback" not in err
+    assert not os.listdir(tmp_path)

@@ -174,15 +174,17 @@ def fill(
         arguments = sampler, batch.prompts, keys, options
         compile_total += parallel.compile(*arguments)
         start = time.perf_counter()
-        generation = parallel(*arguments)
+        filled = parallel(*arguments)
         seconds = time.perf_counter() - start
         total += seconds
         (real,) = np.nonzero(batch.ids >= 0)
+        tokens = np.asarray(filled.tokens)
         for i in real:
-            answers[batch.ids[i]] = Answer(
-                tokens=generation.tokens[i, : rows[batch.ids[i]].tokens.size],
-                num_steps=int(generation.num_steps[i]),
-                is_complete=bool(generation.is_complete[i]),
+            index = int(batch.ids[i])
+            answers[index] = Answer(
+                tokens=tokens[i, : rows[index].tokens.size],
+                num_steps=int(filled.num_steps[i]),
+                is_complete=bool(filled.is_complete[i]),
                 seconds=seconds,
             )
         on_batch(real.size)

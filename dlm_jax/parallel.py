@@ -9,12 +9,18 @@ import time
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from dlm_jax.generate import prepare, sample
-from dlm_jax.types import Denoiser, Generation, Options, Prompts, Sampler
+from dlm_jax.types import (
+    Denoiser,
+    Generation,
+    HostArray,
+    Options,
+    Prompts,
+    Sampler,
+)
 
 
 class DataParallel:
@@ -107,17 +113,18 @@ class DataParallel:
     ) -> tuple[Sampler, Prompts, Array, Options]:
         """Checks the arguments and gives those with rows a leading device axis."""
         sampler, prompts, options = prepare(self.denoiser, sampler, prompts, options)
-        missing = -prompts.tokens.shape[0] % len(self.devices)
+        num_devices, num_rows = len(self.devices), prompts.tokens.shape[0]
+        missing = -num_rows % num_devices
+        places = np.arange(num_rows + missing)
 
-        def split(x: Array) -> Array:
+        # On the host: eager JAX operations would take longer than a small model's step.
+        def split(x: HostArray) -> HostArray:
             # Repeating the last row keeps values legal; it is made blank-free below.
-            if missing:
-                x = jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)])
-            return x.reshape(len(self.devices), -1, *x.shape[1:])
+            x = x[np.minimum(places, num_rows - 1)] if missing else x
+            return x.reshape(num_devices, -1, *x.shape[1:])
 
-        b = prompts.tokens.shape[0]
         sampler, prompts, keys = jax.tree.map(split, (sampler, prompts, keys))
-        is_real = (jnp.arange(b + missing) < b).reshape(len(self.devices), -1, 1)
+        is_real = (places < num_rows).reshape(num_devices, -1, 1)
         prompts = prompts.replace(is_blank=prompts.is_blank & is_real)
         return sampler, prompts, keys, options
 

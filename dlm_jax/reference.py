@@ -1,6 +1,6 @@
 """The PyTorch side: an eager LLaDA, and a recorder of other people's samplers.
 
-This is the only module that imports torch, which is needed for comparisons alone.
+Only this module and `eager` import torch, which is needed for comparisons alone.
 `record` watches the forward of any PyTorch model while a sampler runs on it, and makes
 a trace (see `dlm_jax.traces`) of what the model was shown.
 """
@@ -27,6 +27,9 @@ from dlm_jax import text
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDAConfig
 from dlm_jax.traces import ALL_CANVASES, FINAL_ONLY, Trace, checked
+
+# Sine and cosine of the rotary angles, float32 [length, head_dim / 2].
+_Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Block(torch.nn.Module):
         self.ff_out = torch.nn.Linear(config.mlp_hidden_size, d, bias=False)
 
     def forward(
-        self, x: torch.Tensor, angles: torch.Tensor, bias: torch.Tensor | None
+        self, x: torch.Tensor, rotation: _Rotation, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """Maps [b, l, d] to the same; `bias` is added to attention scores."""
         h = self.attn_norm(x)
@@ -82,21 +85,23 @@ class Block(torch.nn.Module):
             projection(h).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        key = _rotate(key, rotation)
+        if self.repeats > 1:
+            key, value = (
+                x.repeat_interleave(self.repeats, dim=1) for x in (key, value)
+            )
         attended = F.scaled_dot_product_attention(
-            _rotate(query, angles),
-            _rotate(key, angles).repeat_interleave(self.repeats, dim=1),
-            value.repeat_interleave(self.repeats, dim=1),
-            attn_mask=bias,
+            _rotate(query, rotation), key, value, attn_mask=bias
         )
         x = x + self.attn_out(attended.transpose(1, 2).flatten(2))
         h = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
 
 
-def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+def _rotate(x: torch.Tensor, rotation: _Rotation) -> torch.Tensor:
     """Rotates the first half of each head with its second half, in float32."""
     first, second = x.float().chunk(2, dim=-1)
-    sin, cos = angles.sin(), angles.cos()
+    sin, cos = rotation
     rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
     return rotated.to(x.dtype)
 
@@ -141,16 +146,17 @@ class TorchLLaDA(torch.nn.Module):
             bias = torch.zeros(attention_mask.shape, dtype=x.dtype, device=x.device)
             bias.masked_fill_(attention_mask == 0, torch.finfo(x.dtype).min)
             bias = bias[:, None, None]
-        angles = self._angles(input_ids.shape[1])
+        rotation = self._rotation(input_ids.shape[1])
         for block in self.blocks:
-            x = block(x, angles, bias)
+            x = block(x, rotation, bias)
         return Output(self.ff_out(self.ln_f(x)))
 
-    def _angles(self, length: int) -> torch.Tensor:
-        """Rotary angles [length, head_dim / 2], float32."""
+    def _rotation(self, length: int) -> _Rotation:
+        """Sine and cosine of the rotary angles, once for all layers."""
         exponent = torch.arange(0, self.config.head_dim, 2, device=self.device)
         frequency = self.config.rope_theta ** (-exponent / self.config.head_dim)
-        return torch.arange(length, device=self.device)[:, None] * frequency
+        angles = torch.arange(length, device=self.device)[:, None] * frequency
+        return angles.sin(), angles.cos()
 
 
 def load_llada(directory: str | pathlib.Path) -> TorchLLaDA:
@@ -182,13 +188,23 @@ def load_llada(directory: str | pathlib.Path) -> TorchLLaDA:
 def load_transformers(directory: str | pathlib.Path) -> torch.nn.Module:
     """Loads a checkpoint with the modelling code that lies in its directory.
 
-    That code is run: use it on checkpoints you trust.
+    That code is run: use it on checkpoints you trust. The model is put on a GPU if
+    there is one.
+
+    Raises:
+      InputError: if the directory does not exist or does not load.
     """
     from transformers import AutoModel
 
-    return AutoModel.from_pretrained(
-        str(directory), trust_remote_code=True, torch_dtype="auto"
-    ).eval()
+    if not pathlib.Path(directory).is_dir():
+        raise InputError(f"checkpoint ({directory}) is not a directory")
+    try:
+        model = AutoModel.from_pretrained(
+            str(directory), trust_remote_code=True, dtype="auto"
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{directory}: {' '.join(str(error).split())}") from None
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def resolve(spec: str) -> Callable[..., Any]:

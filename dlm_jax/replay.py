@@ -206,17 +206,19 @@ def replay(
 ) -> Comparison:
     """Repeats a recorded run and compares every canvas.
 
-    A divergence is a near-tie if changing every logit of that one forward by
-    +-tolerance (in one of 16 random ways) makes our sampler take the recorded step;
-    then rounding explains it. That covers whatever a rule compares: confidences,
-    entropies against a bound, changes since the step before.
+    A divergence is a near-tie, which rounding explains, if its confidence gap is at
+    most the tolerance; or if changing every logit of that one forward by +-tolerance
+    (in one of 16 random ways) makes our sampler take the recorded step. The second
+    covers whatever a rule compares: a confidence with a threshold, entropies with a
+    bound, changes since the step before.
 
     Args:
       trace: the recorded run.
       denoiser: the model of the trace's checkpoint.
       params: its parameters.
       sample: runs a batch on that model.
-      tolerance: in logits; float32 forwards agree to about 1e-4, bfloat16 ones to 0.1.
+      tolerance: of logits and probabilities; float32 forwards agree to about 1e-4,
+        bfloat16 ones to 0.1.
 
     Raises:
       UnavailableError: if the run cannot be repeated here.
@@ -241,8 +243,10 @@ def replay(
         canvas = np.asarray(other.canvas)[0, step + 1, :length]
         return bool((canvas == trace.canvas[step + 1]).all())
 
-    is_near = any(is_explained(seed) for seed in range(_NUM_DRAWS))
     gap = _gap(trace, generation, denoiser, params, options, prompts, divergence)
+    is_near = (gap is not None and gap <= tolerance) or any(
+        is_explained(seed) for seed in range(_NUM_DRAWS)
+    )
     divergence = dataclasses.replace(
         divergence, gap=gap, label="near-tie" if is_near else "real"
     )

@@ -44,7 +44,9 @@ def best(score: Num[Array, "l"], is_eligible: Bool[Array, "l"]) -> Bool[Array, "
 
 
 def above(
-    score: Num[Array, "l"], is_eligible: Bool[Array, "l"], threshold: Num[Array, ""]
+    score: Num[Array, "l"],
+    is_eligible: Bool[Array, "l"],
+    threshold: float | Num[Array, ""],
 ) -> Bool[Array, "l"]:
     """Eligible positions with score >= threshold, else the best one."""
     passed = is_eligible & (score >= threshold)
@@ -54,7 +56,7 @@ def above(
 def factor(
     confidence: Float[Array, "l"],
     is_eligible: Bool[Array, "l"],
-    bound: Float[Array, ""],
+    bound: float | Float[Array, ""],
 ) -> tuple[Bool[Array, "l"], Bool[Array, "l"]]:
     """The factor rule of Fast-dLLM (arXiv:2505.22618, section 3.3).
 
@@ -88,7 +90,7 @@ def entropy_bound(
     score: Num[Array, "l"],
     entropy: Float[Array, "l"],
     is_eligible: Bool[Array, "l"],
-    gamma: Float[Array, ""],
+    gamma: float | Float[Array, ""],
 ) -> Bool[Array, "l"]:
     """The longest prefix U by score with sum_U H - max_U H <= gamma, at least one.
 

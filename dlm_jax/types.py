@@ -22,6 +22,10 @@ from dlm_jax.errors import InputError
 # either kind, because prompts are built on the host.
 HostArray = np.ndarray | jax.Array
 
+# What is not there. Not typed as optional: a sampler reads only what it lists in
+# `needs`, and the loop only what `prepare` has filled in, so neither need test for it.
+ABSENT: Any = None
+
 
 @flax.struct.dataclass
 class Prompts:
@@ -113,10 +117,10 @@ class Prediction:
 
     token: Int[Array, "l"]
     log_prob: Float[Array, "l"]
-    best_log_prob: Float[Array, "l"] | None = None
-    runner_up_log_prob: Float[Array, "l"] | None = None
-    entropy: Float[Array, "l"] | None = None
-    held_log_prob: Float[Array, "l"] | None = None
+    best_log_prob: Float[Array, "l"] = ABSENT
+    runner_up_log_prob: Float[Array, "l"] = ABSENT
+    entropy: Float[Array, "l"] = ABSENT
+    held_log_prob: Float[Array, "l"] = ABSENT
 
 
 @flax.struct.dataclass
@@ -232,16 +236,22 @@ class Sampler:
 
 
 class Denoiser(Protocol):
-    """A model as pure functions of its parameters; hashable, static under jit.
+    """A model as pure functions of its parameters; hashable, static under jit."""
 
-    Attributes:
-      mask_id, eos_id: special tokens.
-      max_length: longest row the model accepts.
-    """
+    @property
+    def mask_id(self) -> int:
+        """The mask token."""
+        ...
 
-    mask_id: int
-    eos_id: int
-    max_length: int
+    @property
+    def eos_id(self) -> int:
+        """What fills a row behind a stop."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """The longest row that the model accepts."""
+        ...
 
     def init_cache(self, params: PyTree, batch_size: int, length: int) -> PyTree:
         """The cache before the first forward; () for models without one."""
@@ -268,7 +278,7 @@ class Options:
 
     Attributes:
       gen_length: slots per row: the most blanks a row may have.
-      block_length: slots per semi-autoregressive block; gen_length if None.
+      block_length: slots per semi-autoregressive block; gen_length if ABSENT.
       temperature: of the candidate's draw; 0 takes the most probable token.
       guidance: scale s of classifier-free guidance, logits un + (s + 1) (cond - un),
         `un` with the prompt masked (arXiv:2502.09992); 0 is off.
@@ -277,7 +287,7 @@ class Options:
       suppressed_ids: tokens whose logits are -inf (LLaDA's `logits_eos_inf` for EOS).
       deferred_ids: tokens that may be chosen but whose confidence is 0, so that they
         are committed last (LLaDA's `confidence_eos_eot_inf`, at any temperature).
-      max_steps: static bound on a row's forwards; the sampler's own if None.
+      max_steps: static bound on a row's forwards; the sampler's own if ABSENT.
       confidence_dtype: dtype that logits and probabilities are rounded to before
         positions are compared; None keeps float32 or wider. `bfloat16` repeats the
         ties of a released sampler run in bfloat16.
@@ -287,13 +297,13 @@ class Options:
     """
 
     gen_length: int = flax.struct.field(pytree_node=False)
-    block_length: int | None = flax.struct.field(pytree_node=False, default=None)
+    block_length: int = flax.struct.field(pytree_node=False, default=ABSENT)
     temperature: float | None = 0.0
     guidance: float | None = 0.0
     stop_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     suppressed_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     deferred_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
-    max_steps: int | None = flax.struct.field(pytree_node=False, default=None)
+    max_steps: int = flax.struct.field(pytree_node=False, default=ABSENT)
     confidence_dtype: Any = flax.struct.field(pytree_node=False, default=None)
     vocab_slice: int = flax.struct.field(pytree_node=False, default=16384)
     has_trajectory: bool = flax.struct.field(pytree_node=False, default=False)
@@ -330,7 +340,8 @@ def canonical(struct: _Struct, shape: tuple[int, ...] = ()) -> _Struct:
             continue
         is_real = float in kinds
         try:
-            array = np.asarray(value) if not isinstance(value, jax.Array) else value
+            # NumPy, because eager JAX would take longer than a small model's step.
+            array = np.asarray(value)
             is_integer = jnp.issubdtype(array.dtype, jnp.integer)
             if not is_integer and not (
                 is_real and jnp.issubdtype(array.dtype, jnp.floating)
@@ -339,9 +350,8 @@ def canonical(struct: _Struct, shape: tuple[int, ...] = ()) -> _Struct:
             # The cast below would wrap around without a word.
             if not is_real and (abs(array) > jnp.iinfo(jnp.int32).max).any():
                 raise TypeError
-            array = jnp.broadcast_to(
-                jnp.asarray(array, float if is_real else jnp.int32), shape
-            )
+            dtype = jnp.result_type(float) if is_real else np.dtype(np.int32)
+            array = np.broadcast_to(array.astype(dtype), shape)
         except (TypeError, ValueError):
             name = f"{type(struct).__name__}.{field.name}"
             kind = "a number" if is_real else "an integer of 32 bits"

@@ -34,7 +34,7 @@ flags.DEFINE_string(
 flags.DEFINE_float(
     "tolerance",
     1e-3,
-    "Change of the logits that a near-tie must be explained by; 0.1 suits bfloat16.",
+    "Of a near-tie: gap of confidences, or change of the logits that explains it.",
     lower_bound=0,
 )
 

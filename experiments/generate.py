@@ -9,6 +9,7 @@ every mask token in a prompt's text is a blank.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -94,7 +95,8 @@ def _encode(
             raise InputError("chat is for prompts that are continued, not infilled")
         rows = codec.encode_infill(prompts)
         gen_length = batching.num_slots(rows, _BLOCK.value)
-        return rows, Options(gen_length, _BLOCK.value, config.temperature)
+        block_length: Any = _BLOCK.value
+        return rows, Options(gen_length, block_length, config.temperature)
     is_chat = codec.has_chat_template if _CHAT.value is None else _CHAT.value
     encode = codec.encode_chat if is_chat else codec.encode
     rows = encode(prompts, config.gen_length)

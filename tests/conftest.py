@@ -7,8 +7,12 @@ from collections.abc import Callable
 
 import pytest
 from absl import app, flags
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 # Tests neither read nor fill the user's cache of compiled programs.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 # Modules of functions, whose annotated shapes and dtypes are then checked on each call.

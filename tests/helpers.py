@@ -50,9 +50,7 @@ def prompts_of(lengths, gen_length, *, width=None, vocab_size=290, seed=0) -> Pr
     return Prompts(tokens, is_valid & (columns >= lengths), is_valid)
 
 
-def infilling_of(
-    num_blanks, length, *, width=None, vocab_size=290, seed=0
-) -> Prompts:
+def infilling_of(num_blanks, length, *, width=None, vocab_size=290, seed=0) -> Prompts:
     """One row of random tokens with blanks at random places."""
     width = width or length
     rng = np.random.default_rng(seed)

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from helpers import TableDenoiser
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +13,6 @@ from dlm_jax.errors import InputError
 from dlm_jax.generate import generate, row_keys
 from dlm_jax.parallel import DataParallel
 from dlm_jax.types import Options
-from tests.helpers import TableDenoiser
 
 MASK_ID, MAX_LENGTH, VOCAB_SIZE = 9, 128, 10
 lengths_strategy = st.lists(st.integers(1, 100), min_size=1, max_size=20)

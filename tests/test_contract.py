@@ -40,9 +40,7 @@ TABLE = [
     "saber_released(n=4)",
 ]
 GEN_LENGTH, BLOCK_LENGTH, WIDTH = 12, 4, 26
-OPTIONS = Options(
-    gen_length=GEN_LENGTH, block_length=BLOCK_LENGTH, has_trajectory=True
-)
+OPTIONS = Options(gen_length=GEN_LENGTH, block_length=BLOCK_LENGTH, has_trajectory=True)
 every_sampler = pytest.mark.parametrize("spec", TABLE)
 
 
@@ -268,8 +266,13 @@ def test_values_do_not_retrace(model, spec):
                     for f in dataclasses.fields(value)
                     if f.metadata.get("pytree_node", True) and f.type == "int"
                 }
-                run(dataclasses.replace(sampler, schedule=dataclasses.replace(
-                    value, **schedule)), 2, 0)
+                run(
+                    dataclasses.replace(
+                        sampler, schedule=dataclasses.replace(value, **schedule)
+                    ),
+                    2,
+                    0,
+                )
             elif field.type == "int" or field.type is int:
                 run(dataclasses.replace(sampler, **{field.name: int(other) + 1}), 2, 0)
             else:
@@ -293,7 +296,7 @@ def test_entropy_bound_at_its_limits(model):
 
 @pytest.mark.parametrize("spec", [s for s in TABLE if re.match(r"saber(\(|$)", s)])
 def test_saber_gains_a_token_a_step_and_keeps_what_is_fresh(run, spec):
-    prompts, result = run(spec)
+    _, result = run(spec)
     trajectory = result.trajectory
     num_remasked = 0
     for row in range(6):

@@ -32,7 +32,9 @@ def run(spec, prompts, options, params=None, denoiser=DENOISER, seed=0):
 
 
 def test_blocks_are_filled_in_order_and_count_blanks():
-    prompts = stack([prompts_of([3], 8, vocab_size=9), infilling_of(7, 10, width=11, vocab_size=9)])
+    prompts = stack(
+        [prompts_of([3], 8, vocab_size=9), infilling_of(7, 10, width=11, vocab_size=9)]
+    )
     options = Options(gen_length=8, block_length=2)
     result = run("low_confidence", prompts, options)
     for row in range(2):
@@ -42,7 +44,9 @@ def test_blocks_are_filled_in_order_and_count_blanks():
         assert sorted(steps) == list(range(len(steps)))
     best = np.argmax(table(11)[:, :MASK], axis=1)
     tokens = np.where(prompts.is_blank, best, prompts.tokens)
-    np.testing.assert_array_equal(result.tokens[prompts.is_valid], tokens[prompts.is_valid])
+    np.testing.assert_array_equal(
+        result.tokens[prompts.is_valid], tokens[prompts.is_valid]
+    )
 
 
 def test_semi_autoregressive_order_within_a_block_is_the_samplers():
@@ -110,7 +114,9 @@ def test_deferred_tokens_come_last(temperature):
 
 
 def test_bound_on_steps_flags_unfinished_rows():
-    prompts = stack([prompts_of([2], 3, width=8, vocab_size=9), prompts_of([2], 6, vocab_size=9)])
+    prompts = stack(
+        [prompts_of([2], 3, width=8, vocab_size=9), prompts_of([2], 6, vocab_size=9)]
+    )
     result = run("left_to_right", prompts, Options(gen_length=6, max_steps=4))
     np.testing.assert_array_equal(result.is_complete, [True, False])
     np.testing.assert_array_equal(result.num_steps, [3, 4])
@@ -120,7 +126,9 @@ def test_bound_on_steps_flags_unfinished_rows():
 
 @pytest.mark.parametrize("spec", ["low_confidence", "entropy_bound", "saber"])
 def test_nan_ends_its_row_only(spec):
-    prompts = stack([prompts_of([2], 3, width=8, vocab_size=9), prompts_of([2], 6, vocab_size=9)])
+    prompts = stack(
+        [prompts_of([2], 3, width=8, vocab_size=9), prompts_of([2], 6, vocab_size=9)]
+    )
     params = table(8)
     clean = run(spec, prompts, Options(gen_length=6), params)
     result = run(spec, prompts, Options(gen_length=6), params.at[6].set(jnp.nan))

@@ -10,13 +10,13 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chat_tokenizer import CONFIG, MASK, TEMPLATE, make_tokenizer
 from flax import nnx
 
 from dlm_jax import checkpoints, samplers, text, zoo
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import sudoku
 from experiments import _report
-from tests.test_text import CONFIG, MASK, TEMPLATE, make_tokenizer
 
 SUDOKU = pathlib.Path(zoo.__file__).parent / "sudoku"
 

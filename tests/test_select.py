@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dlm_jax import select
 from dlm_jax.samplers.entropy_bound import EntropyBound
-from dlm_jax.types import Prediction, canonical
+from dlm_jax.types import Prediction
 
 LENGTH = 7  # Of every random row: one shape, so one compilation.
 SETTINGS = settings(max_examples=100, deadline=None)
@@ -255,6 +255,6 @@ def test_error_proxies_rank_by_the_distribution():
         is_eligible = jnp.ones(3, bool)
 
     for proxy, best in [("entropy", 2), ("confidence", 0), ("margin", 1)]:
-        sampler = canonical(EntropyBound(gamma=0.0, error_proxy=proxy))
+        sampler = EntropyBound(gamma=jnp.float32(0), error_proxy=proxy)
         _, decision = sampler.step(None, (), EveryPosition, prediction)
         assert decision.commit.tolist() == _mask([best], 3), proxy

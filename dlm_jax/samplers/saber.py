@@ -101,7 +101,7 @@ class Saber(Sampler):
         canvas: Canvas,
         is_committed: Array,
         confidence: Float[Array, "l"],
-    ) -> Float[Array, ""]:
+    ) -> float | Float[Array, ""]:
         if self.threshold is not None:
             return self.threshold
         highest = jnp.max(confidence, where=canvas.is_eligible, initial=0)

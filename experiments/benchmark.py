@@ -1,0 +1,108 @@
+r"""Times the compiled loop against a plain eager PyTorch loop, pair by pair.
+
+    python -m experiments.benchmark
+    python -m experiments.benchmark --checkpoint=DIR --samplers=low_confidence \
+        --samplers='entropy_bound(gamma=0.1)' --batch_sizes=8 --output=benchmark.jsonl
+
+Same weights, same held-out Sudoku puzzles, all cores. Prints a table: NFE, forwards per
+batch, rows per second of both loops, the median ratio, rows on which both agree, and
+each sampler's gain over the first one. --reference=none leaves PyTorch out.
+"""
+
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from dlm_jax import bench, checkpoints, files, samplers, zoo
+from dlm_jax.errors import InputError
+from dlm_jax.models import as_denoiser
+from dlm_jax.parallel import DataParallel
+from dlm_jax.tasks import sudoku
+from dlm_jax.types import Options, Prompts, Sampler
+from experiments import _app
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/benchmark.py", "Defaults.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face directory.")
+_REFERENCE = flags.DEFINE_enum("reference", "torch", ["torch", "none"], "Other loop.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write; must not exist.")
+_OVERRIDES = [
+    flags.DEFINE_multi_string(
+        "samplers", None, "As saber(n=2, mu=8); may be repeated."
+    ),
+    flags.DEFINE_multi_integer("batch_sizes", None, "May be repeated."),
+    flags.DEFINE_integer("num_puzzles", None, "Per run, at least one batch."),
+    flags.DEFINE_integer("num_pairs", None, "Runs of each loop."),
+    flags.DEFINE_integer("seed", None, "Of the random keys."),
+]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures, prints and writes what the flags ask for."""
+    del argv
+    # A program that is read back from the cache would cost no compile time.
+    jax.config.update("jax_enable_compilation_cache", False)
+    config = _CONFIG.value
+    config.update({f.name: f.value for f in _OVERRIDES if f.value is not None})
+    if _OUTPUT.value:
+        files.check_output(_OUTPUT.value)
+    rules = {spec: samplers.parse(spec) for spec in config.samplers}
+    checkpoint = _CHECKPOINT.value or zoo.path(config.zoo)
+    model = checkpoints.load(checkpoint)
+    vocabulary = len(sudoku.VOCABULARY), sudoku.MASK_ID
+    if (model.config.vocab_size, model.config.mask_token_id) != vocabulary:
+        raise InputError(f"checkpoint ({checkpoint}) is not for Sudoku")
+    reference, num_threads = None, None
+    if _REFERENCE.value == "torch":
+        reference, num_threads = _torch_loop(checkpoint)
+    parallel = DataParallel(*as_denoiser(model))
+
+    num_ways = 1 if reference is None else 2
+    num_runs = len(config.batch_sizes) * len(rules) * num_ways * config.num_pairs
+    records = []
+    with tqdm(total=num_runs, unit="run", disable=None) as progress:
+        for batch_size in config.batch_sizes:
+            progress.set_description(f"batch {batch_size}")
+            num_batches = max(config.num_puzzles // max(batch_size, 1), 1)
+            examples = sudoku.examples("test", num_batches * batch_size)
+            prompts = sudoku.prompts(examples)
+            results = bench.race(
+                parallel,
+                rules,
+                bench.split(prompts, batch_size),
+                Options(int(np.max(np.sum(prompts.is_blank, axis=1)))),
+                num_pairs=config.num_pairs,
+                seed=config.seed,
+                reference=reference,
+                on_run=progress.update,
+            )
+            records += bench.records(
+                results, num_cores=os.cpu_count(), reference_threads=num_threads
+            )
+    if _OUTPUT.value:
+        files.write_jsonl(_OUTPUT.value, records)
+    print(bench.table(records))
+
+
+def _torch_loop(checkpoint: os.PathLike | str) -> tuple[bench.Fill, int]:
+    """The eager loop on the same weights, and the threads that PyTorch takes."""
+    try:
+        import torch
+
+        from dlm_jax import eager, reference
+    except ModuleNotFoundError as error:
+        raise InputError(f"--reference=torch needs PyTorch: {error}") from None
+    model = reference.load_llada(str(checkpoint))
+
+    def fill(sampler: Sampler, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
+        return eager.fill(model, sampler, prompts, model.config.mask_token_id)
+
+    return fill, torch.get_num_threads()
+
+
+if __name__ == "__main__":
+    _app.run(main)

@@ -14,8 +14,11 @@ def get_config() -> ConfigDict:
         {
             # Shipped model that is used without --checkpoint.
             "zoo": "sudoku",
-            # Held-out puzzles that are solved without --prompt or --prompts_file.
+            # What is solved without --prompt or --prompts_file: puzzles of a split of
+            # `tasks.sudoku.examples` (test, hard or valid), and how many are printed.
+            "split": "test",
             "num_puzzles": 8,
+            "num_shown": 8,
             "sampler": ("saber", "entropy_bound", "low_confidence"),
             # Those of LLaDA's released chat script; infilling knows its own length and
             # is one block unless --block_length is given.

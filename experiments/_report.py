@@ -6,6 +6,7 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from dlm_jax import samplers
 from dlm_jax.batching import Encoded, Run
@@ -52,9 +53,9 @@ def texts(prompts: Sequence[str], records: Sequence[Mapping]) -> Iterator[str]:
 
 
 def grids(
-    puzzles: Sequence[sudoku.Example], runs: Mapping[str, Run]
+    puzzles: Sequence[sudoku.Example], runs: Mapping[str, Run], num_shown: int
 ) -> tuple[list[str], dict[str, int]]:
-    """Every puzzle beside its solutions; and how many each sampler has right."""
+    """The first puzzles beside their solutions; and how many each sampler has right."""
     lines, num_right = [], dict.fromkeys(runs, 0)
     for i, example in enumerate(puzzles):
         clues = np.count_nonzero(example.puzzle)
@@ -66,7 +67,8 @@ def grids(
             num_right[spec] += verdict.is_correct
             mark = "right" if verdict.is_correct else f"WRONG: {verdict.reason}"
             blocks.append(_block(spec, grid, f"NFE {answer.num_steps}, {mark}"))
-        lines += [*beside(blocks), ""]
+        if i < num_shown:
+            lines += [*beside(blocks), ""]
     return lines, num_right
 
 
@@ -88,14 +90,16 @@ def beside(blocks: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def summary(runs: Mapping[str, Run], num_right: Mapping[str, int]) -> Iterator[str]:
     """A table with a row for each sampler; empty num_right leaves that column out."""
-    rows = [["sampler", "right", "mean NFE", "seconds", "compile seconds"]]
+    rows = [["sampler", "right", "95 % interval"] if num_right else ["sampler"]]
+    rows[0] += ["mean NFE", "seconds", "compile seconds"]
     for spec, run in runs.items():
+        rows.append([spec])
+        if num_right:
+            test = binomtest(num_right[spec], len(run.answers))
+            low, high = test.proportion_ci(method="wilson")
+            rows[-1] += [f"{test.k} of {test.n}", f"{low:.1%} - {high:.1%}"]
         nfe = np.mean([answer.num_steps for answer in run.answers])
-        right = f"{num_right.get(spec, 0)} of {len(run.answers)}"
-        times = f"{run.seconds:.2f}", f"{run.compile_seconds:.2f}"
-        rows.append([spec, right, f"{nfe:.1f}", *times])
-    if not num_right:
-        rows = [[row[0], *row[2:]] for row in rows]
+        rows[-1] += [f"{nfe:.1f}", f"{run.seconds:.2f}", f"{run.compile_seconds:.2f}"]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *cells in rows:
         aligned = (c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))

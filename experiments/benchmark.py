@@ -4,9 +4,10 @@ r"""Times the compiled loop against a plain eager PyTorch loop, pair by pair.
     python -m experiments.benchmark --checkpoint=DIR --samplers=low_confidence \
         --samplers='entropy_bound(gamma=0.1)' --batch_sizes=8 --output=benchmark.jsonl
 
-Same weights, same held-out Sudoku puzzles, all cores. Prints a table: NFE, forwards per
-batch, rows per second of both loops, the median ratio, rows on which both agree, and
-each sampler's gain over the first one. --reference=none leaves PyTorch out.
+Same weights, same held-out Sudoku puzzles, run in turn. Prints rows per second of both
+loops, the median ratio of neighbouring runs and the rows with equal tokens and NFE; and
+each sampler's gain over the first one, in seconds, in NFE and in forwards of the batch,
+which runs until its slowest row is done. --reference=none leaves PyTorch out.
 """
 
 import os
@@ -50,6 +51,8 @@ def main(argv: Sequence[str]) -> None:
     config.update({f.name: f.value for f in _OVERRIDES if f.value is not None})
     if _OUTPUT.value:
         files.check_output(_OUTPUT.value)
+    if min(config.batch_sizes) < 1:
+        raise InputError(f"batch_sizes ({min(config.batch_sizes)}) must be at least 1")
     rules = {spec: samplers.parse(spec) for spec in config.samplers}
     checkpoint = _CHECKPOINT.value or zoo.path(config.zoo)
     model = checkpoints.load(checkpoint)
@@ -67,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     with tqdm(total=num_runs, unit="run", disable=None) as progress:
         for batch_size in config.batch_sizes:
             progress.set_description(f"batch {batch_size}")
-            num_batches = max(config.num_puzzles // max(batch_size, 1), 1)
+            num_batches = max(config.num_puzzles // batch_size, 1)
             examples = sudoku.examples("test", num_batches * batch_size)
             prompts = sudoku.prompts(examples)
             results = bench.race(
@@ -85,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
             )
     if _OUTPUT.value:
         files.write_jsonl(_OUTPUT.value, records)
-    print(bench.table(records))
+    print(bench.tables(records))
 
 
 def _torch_loop(checkpoint: os.PathLike | str) -> tuple[bench.Fill, int]:

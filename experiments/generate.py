@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         files.check_output(_OUTPUT.value)
     rules = {spec: samplers.parse(spec) for spec in config.sampler}
     prompts = _PROMPT.value + (text.read_prompts(_FILE.value) if _FILE.value else [])
-    puzzles = [] if prompts else sudoku.examples("test", config.num_puzzles)
+    puzzles = [] if prompts else sudoku.examples(config.split, config.num_puzzles)
     checkpoint = _CHECKPOINT.value or zoo.path(config.zoo)
     model = checkpoints.load(checkpoint, _DTYPE.value)
     codec = text.Codec.load(checkpoint, model.config)
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
         files.write_jsonl(_OUTPUT.value, records)
     lines, num_right = _report.texts(prompts, records), {}
     if puzzles:
-        lines, num_right = _report.grids(puzzles, runs)
+        lines, num_right = _report.grids(puzzles, runs, config.num_shown)
     print(*lines, *_report.summary(runs, num_right), sep="\n")
 
 

@@ -3,8 +3,8 @@
     python -m experiments.train --config=configs/train_sudoku.py --workdir=runs/sudoku
 
 Started again with the same arguments, it continues from its newest checkpoint. The
-result is WORKDIR/model: the averaged weights and config.json. `curve.jsonl` beside it
-holds the losses.
+result is WORKDIR/model: the averaged weights and config.json. `curve.jsonl` of each
+stage holds the losses.
 """
 
 from collections.abc import Sequence
@@ -35,15 +35,23 @@ def main(argv: Sequence[str]) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     print("Making the puzzles, unless an earlier run did ...", flush=True)
     puzzles, solutions = sudoku.cached_puzzles(workdir / "puzzles.npz", **config.data)
-    model = training.train(
-        LLaDA(sudoku.model_config(**config.model), rngs=nnx.Rngs(config.seed)),
-        sudoku.training_batches(
-            puzzles, solutions, batch_size=config.batch_size, seed=config.seed
-        ),
-        training.TrainConfig(seed=config.seed, **config.train),
-        workdir,
-        mask_id=sudoku.MASK_ID,
-    )
+    model = LLaDA(sudoku.model_config(**config.model), rngs=nnx.Rngs(config.seed))
+    for index, stage in enumerate(config.stages, start=1):
+        train = training.TrainConfig(**stage["train"])
+        model = training.train(
+            model,
+            sudoku.training_batches(
+                puzzles,
+                solutions,
+                batch_size=config.batch_size,
+                seed=train.seed,
+                is_advanced=stage["is_advanced"],
+            ),
+            train,
+            workdir / f"stage_{index}",
+            mask_id=sudoku.MASK_ID,
+            stop_at=stage["stop_at"],
+        )
     checkpoints.save_hf(model, workdir / "model")
     print(f"Wrote {workdir / 'model'}")
 

@@ -159,7 +159,8 @@ def test_ties_go_to_the_lowest_index_across_slices(data):
     vocab_size = 2060
     places = st.sampled_from([0, 1, 5, 1023, 1024, 1025, 2046, 2047, 2048, 2059])
     high = data.draw(st.dictionaries(places, st.integers(0, 3), min_size=1))
-    mask_id, held = data.draw(places), data.draw(places)
+    held = data.draw(places)
+    mask_id = data.draw(st.sampled_from([0, 1024]))  # Static: few, to compile little.
     logits = np.full(vocab_size, -1.0)
     logits[list(high)] = list(high.values())
     expected = _reference(logits, np.array(held), mask_id)

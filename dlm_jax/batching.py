@@ -169,6 +169,8 @@ def fill(
     """
     answers: dict[int, Answer] = {}
     total = compile_total = 0.0
+    # Fewer prompts than a batch holds need no rows to fill it up.
+    batch_size = min(batch_size, len(rows))
     for batch in batches(rows, batch_size, parallel.denoiser.max_length):
         keys = row_keys(seed, np.maximum(batch.ids, 0))
         arguments = sampler, batch.prompts, keys, options

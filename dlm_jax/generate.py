@@ -99,6 +99,8 @@ def prepare(
         value = getattr(options, name) or 0.0
         if not 0 <= value < np.inf:
             raise InputError(f"{name} ({value}) must be at least 0 and finite")
+    if options.max_steps is not None and options.max_steps < 1:
+        raise InputError(f"max_steps ({options.max_steps}) must be at least 1")
     is_blank = np.asarray(prompts.is_blank)
     is_valid = np.asarray(prompts.is_valid)
     if (is_blank & ~is_valid).any():

@@ -222,10 +222,12 @@ def predict(
     if "held_log_prob" in needs:
         optional["held_log_prob"] = log_prob(running["held"], None)
     if "entropy" in needs:
-        # Rounding can leave a certain distribution a hair below 0. Not jnp.maximum
-        # with a NaN test: maximum keeps NaN, which the loop looks for.
         entropy = jnp.log(running["sum"]) - running["moment"] / running["sum"]
-        optional["entropy"] = jnp.maximum(entropy, 0)
+        # Rounding can leave a certain distribution a hair below 0.
+        entropy = jnp.maximum(entropy, 0)
+        # What is left beside a deferred token may be certain, yet has to wait.
+        is_deferred = jnp.isin(running["best_token"], jnp.array(deferred_ids, int))
+        optional["entropy"] = jnp.where(is_deferred, jnp.inf, entropy)
     return Prediction(token=token, log_prob=chosen_log_prob, **optional)
 
 

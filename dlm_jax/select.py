@@ -1,7 +1,7 @@
 """Scores to masks: which eligible positions of one row to take.
 
-Every function takes arrays over the l positions of a row and returns a boolean mask
-that is a subset of `is_eligible`. Ties go to the lowest index. `lax.top_k` would need a
+Every rule takes arrays over the l positions of a row and returns boolean masks that are
+subsets of `is_eligible`. Ties go to the lowest index. `lax.top_k` would need a
 static k; ranks compared with a traced count do not.
 """
 

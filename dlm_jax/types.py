@@ -168,7 +168,7 @@ class Generation:
       confidence: float [b, l]; probability of the token at that commit; 0 where
         commit_step is -1.
       is_complete: bool [b]; False where the bound on steps or a NaN ended the row.
-      has_nan: bool [b]; the model's output was not finite at an open position.
+      has_nan: bool [b]; a position that could be committed had no finite prediction.
       trajectory: every step, if asked for.
     """
 

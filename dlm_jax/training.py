@@ -10,7 +10,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from dlm_jax.errors import InputError
 from dlm_jax.types import HostArray
+
+_Model = TypeVar("_Model", bound=nnx.Module)
 
 
 class Batch(NamedTuple):
@@ -51,7 +53,11 @@ class TrainConfig:
       beta2: of AdamW.
       clip_norm: largest global norm of a gradient.
       ema_decay: per step, of the averaged parameters that are kept as the result.
-      min_ratio: smallest expected share of maskable tokens that is masked.
+      min_ratio: smallest probability with which a row's tokens are masked.
+      focus_power: how the probability is drawn once focus_step is reached, see
+        `corrupt`: above 1, hard rows (mostly masked) come more often. It pays once the
+        others are learned and teach nothing; 1 is LLaDA's uniform draw.
+      focus_step: until then the draw is uniform.
       seed: of the masks.
       checkpoint_every: steps between checkpoints; the last step is always saved.
       log_every: steps between lines of the curve.
@@ -65,6 +71,8 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     min_ratio: float = 0.02
+    focus_power: float = 1.0
+    focus_step: int = 0
     seed: int = 0
     checkpoint_every: int = 500
     log_every: int = 50
@@ -77,6 +85,8 @@ class TrainConfig:
             )
         if not 0 < self.min_ratio <= 1:
             raise InputError(f"min_ratio ({self.min_ratio}) must be in (0, 1]")
+        if self.focus_power <= 0:
+            raise InputError(f"focus_power ({self.focus_power}) must be above 0")
         for name in ("checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} ({getattr(self, name)}) must be at least 1")
@@ -100,21 +110,32 @@ class TrainState:
 
 
 def corrupt(
-    key: Key[Array, ""], is_maskable: Bool[Array, "b l"], min_ratio: float
+    key: Key[Array, ""],
+    is_maskable: Bool[Array, "b l"],
+    min_ratio: float,
+    power: float | Float[Array, ""] = 1.0,
 ) -> tuple[Bool[Array, "b l"], Float[Array, "b"]]:
     """Draws which tokens are masked: each with its row's own probability.
 
-    The probabilities are uniform over [min_ratio, 1], and stratified: b rows cut the
-    interval into b equal parts and each takes one, which lowers the variance of the
-    loss (arXiv:2107.00630, appendix I.1).
+    The probability is 1 - (1 - min_ratio) * u^power with u uniform over [0, 1]. The
+    draws of u are stratified: b rows cut the interval into b equal parts and each takes
+    one, which lowers the variance of the loss (arXiv:2107.00630, appendix I.1).
+
+    Args:
+      key: the random key.
+      is_maskable: tokens that may be masked.
+      min_ratio: the smallest probability.
+      power: 1 is uniform over [min_ratio, 1]; larger ones favour high probabilities.
 
     Returns:
-      The masked tokens, a subset of is_maskable, and the ratio of each row.
+      The masked tokens, a subset of is_maskable, and the probability of each row.
     """
     key_offset, key_order, key_mask = jax.random.split(key, 3)
     b = is_maskable.shape[0]
-    ratio = (jax.random.uniform(key_offset) + jnp.arange(b) / b) % 1
-    ratio = min_ratio + (1 - min_ratio) * jax.random.permutation(key_order, ratio)
+    u = (jax.random.uniform(key_offset) + jnp.arange(b) / b) % 1
+    # 1 - u rather than u: at power 1 the probability then grows with u.
+    u = 1 - jax.random.permutation(key_order, u)
+    ratio = 1 - (1 - min_ratio) * u**power
     draw = jax.random.uniform(key_mask, is_maskable.shape)
     return is_maskable & (draw < ratio[:, None]), ratio
 
@@ -185,7 +206,8 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         tokens = jnp.asarray(batch.tokens)
         is_maskable = jnp.asarray(batch.is_maskable & batch.is_valid)
-        is_masked, ratio = corrupt(key, is_maskable, config.min_ratio)
+        power = jnp.where(state.step < config.focus_step, 1.0, config.focus_power)
+        is_masked, ratio = corrupt(key, is_maskable, config.min_ratio, power)
 
         def loss_fn(params: PyTree) -> tuple[Array, Array]:
             shown = jnp.where(is_masked, mask_id, tokens)
@@ -205,7 +227,7 @@ def make_train_step(
 
 
 def train(
-    model: nnx.Module,
+    model: _Model,
     batch_at: Callable[[int], tuple[HostArray, HostArray, HostArray]],
     config: TrainConfig,
     workdir: str | os.PathLike,
@@ -213,7 +235,7 @@ def train(
     mask_id: int,
     stop_at: int | None = None,
     is_quiet: bool = False,
-) -> nnx.Module:
+) -> _Model:
     """Trains a model, continuing from the newest checkpoint in workdir if there is one.
 
     Batches are split over all devices, parameters are on each of them.
@@ -300,15 +322,15 @@ def _restore(
         step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
     )
     for name, value in dataclasses.asdict(config).items():
-        if saved.config.get(name) != value:
+        if saved["config"].get(name) != value:
             raise InputError(
-                f"{name} ({value}) must be {saved.config.get(name)}, as in the run "
+                f"{name} ({value}) must be {saved['config'].get(name)}, as in the run "
                 f"that is in {manager.directory.parent}"
             )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
     return manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    ).state
+    )["state"]
 
 
 class _Curve:

@@ -9,6 +9,7 @@ import functools
 import re
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -202,7 +203,7 @@ def equations(jaxpr, path=()):
     """All equations of a jaxpr with the names of the primitives around them."""
     for equation in jaxpr.eqns:
         yield path, equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from equations(inner, (*path, equation.primitive.name))
 
 

@@ -1,11 +1,8 @@
 """The conversion script: there and back, killed, and on bad input."""
 
-import dataclasses
-import os
 import signal
 import subprocess
 import sys
-import time
 
 import checkpoint_files as files
 import jax.numpy as jnp
@@ -17,22 +14,32 @@ from dlm_jax import checkpoints
 from dlm_jax.checkpoints import CheckpointError
 
 
-@pytest.mark.parametrize("target", ["orbax", "hf"])
-def test_a_killed_conversion_leaves_nothing_that_loads(tmp_path, target):
-    """SIGKILL as soon as the first parameters are on disk."""
-    config = dataclasses.replace(files.CONFIG, d_model=1024, n_layers=4)
+@pytest.mark.parametrize(
+    ("target", "last"), [("orbax", "files.json"), ("hf", "config.json")]
+)
+def test_a_killed_conversion_leaves_nothing_that_loads(tmp_path, target, last):
+    """SIGKILL when all but the last file is on disk."""
+    config = files.CONFIG
     directory = files.write(tmp_path / "in", files.random_tensors(config), config)
     output = tmp_path / "out"
+    child = f"""
+import os, runpy, signal
+from dlm_jax import checkpoints
+write = checkpoints._write_json
+def killed(path, value):
+    if path.name == "{last}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, value)
+checkpoints._write_json = killed
+runpy.run_module("experiments.convert", run_name="__main__")
+"""
     arguments = [f"--checkpoint={directory}", f"--output={output}"]
-    command = [sys.executable, "-m", "experiments.convert", f"--format={target}"]
-    process = subprocess.Popen([*command, *arguments], stderr=subprocess.DEVNULL)
-    pattern = ".out.partial-*/params*/*/*" if target == "orbax" else ".out.partial-*/*"
-    while process.poll() is None and not any(tmp_path.glob(pattern)):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    command = [sys.executable, "-c", child, f"--format={target}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert not output.exists()
     (partial,) = tmp_path.glob(".out.partial-*")
+    assert any(partial.rglob("*.safetensors" if target == "hf" else "params/*"))
     with pytest.raises(CheckpointError):
         checkpoints.load(partial)
     # What is left over is in nobody's way.

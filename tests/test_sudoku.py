@@ -206,6 +206,47 @@ def test_batches_are_functions_of_seed_and_step(made):
     np.testing.assert_array_equal(found, sudoku.decode(tokens))
 
 
+def test_waves_follow_from_what_stands(made):
+    puzzles, solutions = made
+    waves = sudoku_puzzles.single_waves(puzzles)
+    np.testing.assert_array_equal(waves == 0, puzzles != 0)
+    is_reached = waves < 127
+    # Enough of both kinds, else this test shows nothing.
+    assert 0 < (~is_reached).any(1).sum() < len(puzzles) - 5
+    row = int(np.flatnonzero(is_reached.all(1))[0])
+    for cell in np.flatnonzero(puzzles[row] == 0):
+        before = np.where(waves[row] < waves[row, cell], solutions[row], 0)
+        digit = solutions[row, cell]
+        units = [unit for unit in sudoku_puzzles.UNITS if cell in unit]
+        seen = set(before[np.concatenate(units)]) - {0}
+
+        def may_stand(other, before=before, digit=digit):
+            peers = [unit for unit in sudoku_puzzles.UNITS if other in unit]
+            return before[other] == 0 and digit not in before[np.concatenate(peers)]
+
+        is_naked = len(seen) == 8
+        is_hidden = any(sum(map(may_stand, unit)) == 1 for unit in units)
+        assert is_naked or is_hidden
+
+
+def test_advanced_batches_show_later_states_of_the_puzzles(made):
+    plain, advanced = (
+        sudoku.training_batches(*made, batch_size=200, seed=3, is_advanced=is_advanced)(
+            0
+        )
+        for is_advanced in (False, True)
+    )
+    num_blanks, later = (batch[1].sum(1) for batch in (plain, advanced))
+    assert later.min() >= 1
+    assert later.mean() < 0.8 * num_blanks.mean()
+    # Some stand as they were set; all still have the one solution.
+    shown = np.where(advanced[1], sudoku.MASK_ID, advanced[0])
+    num_solutions, found = sudoku_puzzles.solve(sudoku.decode(shown))
+    assert (num_solutions == 1).all()
+    np.testing.assert_array_equal(found, sudoku.decode(advanced[0]))
+    assert (later >= 81 - 36).any()
+
+
 def test_puzzles_are_cached(tmp_path, monkeypatch):
     path = tmp_path / "new" / "puzzles.npz"
     options = {"seed": 1, "num": 3, "min_clues": 30, "max_clues": 32}

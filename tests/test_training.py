@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dlm_jax import training
+from dlm_jax import checkpoints, training
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
 
@@ -195,3 +195,42 @@ def test_prompt_and_padding_do_not_enter_the_loss():
 def test_bad_configuration_is_one_line(change, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(CONFIG, **change)
+
+
+TINY_CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    train = {"num_steps": 4, "warmup_steps": 1, "checkpoint_every": 2, "log_every": 1}
+    return ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 4,
+            "model": {
+                "d_model": 16, "n_heads": 2, "n_layers": 2, "mlp_hidden_size": 32
+            },
+            "data": {"seed": 1, "num": 5, "min_clues": 34, "max_clues": 36},
+            "stages": (
+                {"is_advanced": False, "stop_at": 2, "train": train},
+                {"is_advanced": True, "stop_at": None, "train": {**train, "seed": 1}},
+            ),
+        }
+    )
+"""
+
+
+def test_script_trains_all_stages_and_exports_a_checkpoint(run_script, tmp_path):
+    config, workdir = tmp_path / "config.py", tmp_path / "run"
+    config.write_text(TINY_CONFIG)
+    arguments = ("train", f"--config={config}", f"--workdir={workdir}")
+    status, output, _ = run_script(*arguments)
+    assert status == 0 and f"Wrote {workdir / 'model'}" in output
+    assert [line["step"] for line in _curve(workdir / "stage_1")] == [1, 2]
+    assert [line["step"] for line in _curve(workdir / "stage_2")] == [1, 2, 3, 4]
+    model = checkpoints.load(workdir / "model")
+    assert model.config.d_model == 16 and model.config.vocab_size == 13
+
+    status, _, error = run_script(*arguments)
+    assert status == 1
+    assert "already exists" in error and len(error.splitlines()) == 1

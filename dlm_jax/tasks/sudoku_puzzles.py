@@ -180,6 +180,32 @@ def _dig(
     return puzzles
 
 
+def single_waves(puzzles: Int[np.ndarray, "n 81"]) -> Int[np.ndarray, "n 81"]:
+    """The round in which plain logic fills each cell.
+
+    In a round, every blank is filled whose digit follows at once from the digits that
+    stand: only one is left for the cell, or only one place for it in a unit.
+
+    Returns:
+      0 for clues, the round for others, 127 for cells that this logic never reaches.
+    """
+    digits = _to_candidates(puzzles)
+    digits[digits == _ALL] = 0
+    waves = np.where(puzzles == 0, np.int8(127), np.int8(0))
+    for wave in range(1, NUM_CELLS):
+        taken, _ = _once_and_again(digits[UNITS])
+        free = np.where(digits, np.uint16(0), _ALL & ~_any_unit(taken))
+        once, again = _once_and_again(free[UNITS])
+        hidden = free & _any_unit(once & ~again)
+        naked = np.where(free & (free - np.uint16(1)), np.uint16(0), free)
+        found = np.where(naked, naked, hidden)
+        if not found.any():
+            break
+        waves[(found != 0).T] = wave
+        digits |= found
+    return waves
+
+
 def random_symmetries(
     rng: np.random.Generator, *grids: Int[np.ndarray, "n 81"]
 ) -> tuple[Int[np.ndarray, "n 81"], ...]:

@@ -111,7 +111,7 @@ class Prediction:
       log_prob: float [l]; the candidate's log-probability, without temperature.
       best_log_prob: float [l]; of the most probable token.
       runner_up_log_prob: float [l]; of the second most probable token.
-      entropy: float [l]; nats.
+      entropy: float [l]; nats; +inf where the most probable token is deferred.
       held_log_prob: float [l]; of the token that stands on the canvas.
     """
 

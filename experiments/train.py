@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     print("Making the puzzles, unless an earlier run did ...", flush=True)
     puzzles, solutions = sudoku.cached_puzzles(workdir / "puzzles.npz", **config.data)
+    sudoku.check_disjoint(solutions)
     model = LLaDA(sudoku.model_config(**config.model), rngs=nnx.Rngs(config.seed))
     for index, stage in enumerate(config.stages, start=1):
         train = training.TrainConfig(**stage["train"])
@@ -52,7 +53,8 @@ def main(argv: Sequence[str]) -> None:
             mask_id=sudoku.MASK_ID,
             stop_at=stage["stop_at"],
         )
-    checkpoints.save_hf(model, workdir / "model")
+    tokenizer_files = sudoku.tokenizer().save_pretrained(workdir / "tokenizer")
+    checkpoints.save_hf(model, workdir / "model", tokenizer_files)
     print(f"Wrote {workdir / 'model'}")
 
 

@@ -1,5 +1,6 @@
 """The conversion script: there and back, killed, and on bad input."""
 
+import os
 import signal
 import subprocess
 import sys

@@ -12,11 +12,13 @@ import importlib.resources
 import math
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from dlm_jax import text
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDAConfig
 from dlm_jax.tasks import sudoku_puzzles
@@ -116,26 +118,70 @@ def examples(split: str, num: int, seed: int = 0) -> list[Example]:
       seed: of the validation puzzles.
 
     Raises:
-      InputError: for an unknown split, or more examples than it has.
+      InputError: for an unknown split, or a number of examples that it does not have.
     """
-    if split == "valid":
-        rng = np.random.default_rng([2, seed])
-        puzzles, solutions = sudoku_puzzles.random_puzzles(rng, num)
-        names = [f"valid/{seed}/{i}" for i in range(num)]
-    elif split in ("test", "hard"):
-        if split == "test":
-            file = importlib.resources.files("dlm_jax.tasks") / "data/sudoku_test.txt"
-            texts = file.read_text().split()
-            names = [f"test/{i}" for i in range(len(texts))]
-        else:
-            names, texts = list(HARD_PUZZLES), list(HARD_PUZZLES.values())
-        if num > len(texts):
-            raise InputError(f"num ({num}) must be at most {len(texts)} for {split}")
-        puzzles = np.stack([parse(text) for text in texts[:num]])
-        _, solutions = sudoku_puzzles.solve(puzzles)
-    else:
-        raise InputError(f"split ({split}) must be one of test, hard, valid")
-    return [Example(*fields) for fields in zip(names, puzzles, solutions, strict=False)]
+    if split not in _SPLITS:
+        raise InputError(f"split ({split}) must be one of {', '.join(_SPLITS)}")
+    if num < 1:
+        raise InputError(f"num ({num}) must be at least 1")
+    names, puzzles, solutions = _SPLITS[split](num, seed)
+    if num > len(names):
+        raise InputError(f"num ({num}) must be at most {len(names)} for {split}")
+    return [Example(*fields) for fields in zip(names, puzzles, solutions, strict=True)]
+
+
+_Columns = tuple[list[str], Int[np.ndarray, "n 81"], Int[np.ndarray, "n 81"]]
+
+
+def _test_split(num: int, seed: int) -> _Columns:
+    file = importlib.resources.files("dlm_jax.tasks") / "data/sudoku_test.txt"
+    texts = file.read_text().split()
+    return _fixed({f"test/{i}": text for i, text in enumerate(texts)}, num)
+
+
+def _hard_split(num: int, seed: int) -> _Columns:
+    return _fixed(HARD_PUZZLES, num)
+
+
+def _valid_split(num: int, seed: int) -> _Columns:
+    rng = np.random.default_rng([2, seed])
+    puzzles, solutions = sudoku_puzzles.random_puzzles(rng, num)
+    return [f"valid/{seed}/{i}" for i in range(num)], puzzles, solutions
+
+
+def _fixed(texts: Mapping[str, str], num: int) -> _Columns:
+    """The first puzzles of a set, solved."""
+    names = list(texts)[:num]
+    puzzles = np.stack([parse(texts[name]) for name in names])
+    _, solutions = sudoku_puzzles.solve(puzzles)
+    return names, puzzles, solutions
+
+
+_SPLITS: dict[str, Callable[[int, int], _Columns]] = {
+    "test": _test_split,
+    "hard": _hard_split,
+    "valid": _valid_split,
+}
+
+
+def check_disjoint(solutions: Int[np.ndarray, "n 81"]) -> None:
+    """Refuses training grids that a symmetry may turn into a test or a hard one.
+
+    Raises:
+      InputError: with the number of such grids.
+    """
+    held_out = examples("test", 500) + examples("hard", len(HARD_PUZZLES))
+    keys = sudoku_puzzles.fingerprints(np.stack([e.solution for e in held_out]))
+    num = len(set(keys) & set(sudoku_puzzles.fingerprints(solutions)))
+    if num:
+        raise InputError(f"training grids must not be held out, {num} may be: new seed")
+
+
+def tokenizer() -> Any:
+    """The tokenizer of the printed grid; `save_pretrained` writes its files."""
+    return text.character_tokenizer(
+        VOCABULARY, bos=VOCABULARY[0], eos=VOCABULARY[EOS_ID], mask=VOCABULARY[MASK_ID]
+    )
 
 
 def prompts(batch: Sequence[Example]) -> Prompts:

@@ -1,7 +1,7 @@
-"""Prompts in batches of few shapes, and a run of them through a sampler.
+"""Prompts in groups of few shapes, and a run of them through a sampler.
 
-A program is compiled for each shape of a batch, so lengths are padded to buckets and
-the last batch is filled up.
+A program is compiled for each shape of a group, so lengths are padded to buckets and
+the last group is filled up.
 """
 
 import dataclasses
@@ -34,15 +34,15 @@ class Encoded:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """Encoded prompts of one shape, ready to be filled.
+class Group:
+    """Encoded prompts of one shape, ready to be filled in one call.
 
     Attributes:
-      ids: int [b]; which prompt a row is; -1 where it only fills up the batch.
+      ids: int [n]; which prompt a row is; -1 where it only fills up the group.
       prompts: the rows.
     """
 
-    ids: Int[np.ndarray, "b"]
+    ids: Int[np.ndarray, "n"]
     prompts: Prompts
 
 
@@ -76,34 +76,27 @@ def pad(rows: Sequence[Encoded], length: int, batch_size: int | None = None) -> 
     return Prompts(tokens=tokens, is_blank=is_blank, is_valid=is_valid)
 
 
-def batches(
-    rows: Sequence[Encoded], batch_size: int, max_length: int
-) -> Iterator[Batch]:
-    """Cuts prompts into batches of one size and of few lengths.
+def groups(rows: Sequence[Encoded], size: int, max_length: int) -> Iterator[Group]:
+    """Cuts prompts into groups of one size and of few lengths.
 
-    Rows of similar length share a batch, which is padded to the bucket of its longest.
+    Rows of similar length share a group, which is padded to the bucket of its longest.
 
     Args:
-      rows: in any order; a batch's ids are places in it.
-      batch_size: rows of every batch; the last is filled up with empty ones.
+      rows: in any order; a group's ids are places in it.
+      size: rows of every group; the last is filled up with empty ones.
       max_length: of a padded row.
-
-    Raises:
-      InputError: if the batch size is not positive.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size ({batch_size}) must be at least 1")
     order = np.argsort([row.tokens.size for row in rows], kind="stable")
-    for start in range(0, len(rows), batch_size):
-        chosen = order[start : start + batch_size]
-        ids = np.full(batch_size, -1)
+    for start in range(0, len(rows), size):
+        chosen = order[start : start + size]
+        ids = np.full(size, -1)
         ids[: chosen.size] = chosen
         members = [rows[i] for i in chosen]
         length = bucket(members[-1].tokens.size, max_length)
-        yield Batch(ids, pad(members, length, batch_size))
+        yield Group(ids, pad(members, length, size))
 
 
-def num_slots(rows: Sequence[Encoded], block_length: int | None) -> int:
+def gen_length(rows: Sequence[Encoded], block_length: int | None) -> int:
     """The gen_length that rows of different numbers of blanks need: whole blocks."""
     most = max(int(row.is_blank.sum()) for row in rows)
     return most if not block_length else -(-most // block_length) * block_length
@@ -117,7 +110,7 @@ class Answer:
       tokens: int32 [n]; without padding.
       num_steps: NFE, forwards that the row took part in.
       is_complete: no blank is left.
-      seconds: wall time of the row's batch, compiling excluded.
+      seconds: wall time of the call that the row was in, compiling excluded.
     """
 
     tokens: Int32[np.ndarray, "n"]
@@ -132,7 +125,7 @@ class Run:
 
     Attributes:
       answers: in the order of the prompts.
-      seconds: wall time of all batches, compiling excluded.
+      seconds: wall time of all calls, compiling excluded.
       compile_seconds: wall time of compiling.
     """
 
@@ -148,12 +141,14 @@ def fill(
     options: Options,
     seed: int,
     batch_size: int,
-    on_batch: Callable[[int], object] = lambda num_rows: None,
+    queue_length: int | None = None,
+    ids: Sequence[int] | None = None,
+    on_answers: Callable[[dict[int, Answer]], object] = lambda answers: None,
 ) -> Run:
-    """Generates for any number of prompts, batch by batch.
+    """Generates for any number of prompts.
 
-    A prompt's random draws depend on the seed and on its place among the prompts, not
-    on its batch.
+    A prompt's random draws depend on the seed and on its id, not on what else is in
+    flight.
 
     Args:
       parallel: the model.
@@ -161,33 +156,50 @@ def fill(
       rows: the prompts.
       options: gen_length must hold the blanks of every row.
       seed: of the random keys.
-      batch_size: rows that are generated together.
-      on_batch: called with the number of prompts done, after every batch.
+      batch_size: rows that are in flight at once, over all devices.
+      queue_length: rows of one call, of which all but batch_size wait; 8 * batch_size
+        by default. The longer, the less time slots stand idle at a call's end.
+      ids: of the prompts; their places by default.
+      on_answers: called after every call with its answers by the prompts' places.
 
     Raises:
       InputError: naming the argument that does not fit.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size ({batch_size}) must be at least 1")
+    if queue_length is None:
+        queue_length = 8 * batch_size
+    if queue_length < batch_size:
+        raise InputError(
+            f"queue_length ({queue_length}) must be at least batch_size ({batch_size})"
+        )
+    options = dataclasses.replace(
+        options, num_slots=-(-batch_size // len(parallel.devices))
+    )
+    key_ids = np.arange(len(rows)) if ids is None else np.asarray(ids)
     answers: dict[int, Answer] = {}
     total = compile_total = 0.0
-    # Fewer prompts than a batch holds need no rows to fill it up.
-    batch_size = min(batch_size, len(rows))
-    for batch in batches(rows, batch_size, parallel.denoiser.max_length):
-        keys = row_keys(seed, np.maximum(batch.ids, 0))
-        arguments = sampler, batch.prompts, keys, options
+    # Fewer prompts than a call holds need no rows to fill it up.
+    size = min(queue_length, len(rows))
+    for group in groups(rows, size, parallel.denoiser.max_length):
+        keys = row_keys(seed, key_ids[np.maximum(group.ids, 0)])
+        arguments = sampler, group.prompts, keys, options
         compile_total += parallel.compile(*arguments)
         start = time.perf_counter()
         filled = parallel(*arguments)
         seconds = time.perf_counter() - start
         total += seconds
-        (real,) = np.nonzero(batch.ids >= 0)
+        (real,) = np.nonzero(group.ids >= 0)
         tokens = np.asarray(filled.tokens)
+        new = {}
         for i in real:
-            index = int(batch.ids[i])
-            answers[index] = Answer(
+            index = int(group.ids[i])
+            new[index] = Answer(
                 tokens=tokens[i, : rows[index].tokens.size],
                 num_steps=int(filled.num_steps[i]),
                 is_complete=bool(filled.is_complete[i]),
                 seconds=seconds,
             )
-        on_batch(real.size)
+        answers |= new
+        on_answers(new)
     return Run([answers[i] for i in range(len(rows))], total, compile_total)

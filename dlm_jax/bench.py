@@ -18,7 +18,7 @@ from dlm_jax.generate import row_keys
 from dlm_jax.parallel import DataParallel
 from dlm_jax.types import Options, Prompts, Sampler
 
-# Fills a batch: tokens [b, l], and the forwards each row took part in, [b].
+# Fills rows: tokens [n, l], and the forwards each row took part in, [n].
 Fill = Callable[[Sampler, Prompts], tuple[np.ndarray, np.ndarray]]
 
 
@@ -28,12 +28,12 @@ class Result:
 
     Attributes:
       sampler: its spec.
-      batch_size: rows that were filled together.
+      batch_size: rows in flight at once.
       compile_seconds: before the first run, not part of any time below.
       seconds: of ours, for all rows, at each pair.
       reference_seconds: of the other; None if there was none.
       num_steps: NFE of each row.
-      num_forwards: of the whole race's batches: a batch runs until its last row ends.
+      num_forwards: of the whole batch, until the last row is done.
       num_equal: rows with the tokens and the NFE of the reference; None without one.
     """
 
@@ -47,25 +47,30 @@ class Result:
     num_equal: int | None
 
 
-def split(prompts: Prompts, batch_size: int) -> list[Prompts]:
-    """Cuts prompts into full batches.
+def in_batches(fill: Fill, batch_size: int) -> Fill:
+    """The same, batch by batch; each waits for its last row.
 
-    Raises:
-      InputError: if the batch size does not divide the number of rows.
+    Args:
+      fill: what fills a batch.
+      batch_size: rows of a batch.
     """
-    num_rows = len(prompts.tokens)
-    if batch_size < 1 or num_rows % batch_size:
-        raise InputError(
-            f"batch_size ({batch_size}) must be a divisor of the rows ({num_rows})"
-        )
-    starts = range(0, num_rows, batch_size)
-    return [jax.tree.map(lambda x, i=i: x[i : i + batch_size], prompts) for i in starts]
+
+    def fill_all(sampler: Sampler, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
+        starts = range(0, len(prompts.tokens), batch_size)
+        parts = [
+            fill(sampler, jax.tree.map(lambda x, i=i: x[i : i + batch_size], prompts))
+            for i in starts
+        ]
+        tokens, num_steps = zip(*parts, strict=True)
+        return np.concatenate(tokens), np.concatenate(num_steps)
+
+    return fill_all
 
 
 def race(
     parallel: DataParallel,
     samplers: Mapping[str, Sampler],
-    batches: Sequence[Prompts],
+    prompts: Prompts,
     options: Options,
     *,
     num_pairs: int,
@@ -73,7 +78,7 @@ def race(
     reference: Fill | None = None,
     on_run: Callable[[], object] = lambda: None,
 ) -> list[Result]:
-    """Times every sampler on the same batches, ours and the reference in turn.
+    """Times every sampler on the same rows, ours and the reference in turn.
 
     A round runs all samplers, so that ratios between samplers are of neighbours too.
     Each way has one untimed run first.
@@ -81,60 +86,62 @@ def race(
     Args:
       parallel: our loop.
       samplers: by spec.
-      batches: of one shape.
+      prompts: all rows; those beyond options.num_slots wait in the queue.
       options: gen_length must hold the blanks of every row.
       num_pairs: rounds.
       seed: of the random keys.
-      reference: another way to fill a batch.
-      on_run: called after every run of all batches.
+      reference: another way to fill the rows.
+      on_run: called after every run of all rows.
 
     Raises:
       InputError: naming the argument that does not fit.
     """
     if num_pairs < 1:
         raise InputError(f"num_pairs ({num_pairs}) must be at least 1")
-    batch_size = len(batches[0].tokens)
-    keys = row_keys(seed, np.arange(batch_size))
+    num_rows = len(prompts.tokens)
+    num_slots = options.num_slots or num_rows
+    keys = row_keys(seed, np.arange(num_rows))
+    num_forwards = {}
 
-    def ours(sampler: Sampler, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
-        generation = parallel(sampler, prompts, keys, options)
+    def ours(spec: str) -> tuple[np.ndarray, np.ndarray]:
+        generation = parallel(samplers[spec], prompts, keys, options)
+        num_forwards[spec] = int(np.max(generation.last_iteration))
         return np.asarray(generation.tokens), np.asarray(generation.num_steps)
 
-    ways = [ours] if reference is None else [ours, reference]
+    ways = [ours]
+    if reference is not None:
+        ways.append(lambda spec: reference(samplers[spec], prompts))
     compile_seconds, outputs = {}, {}
     for spec, sampler in samplers.items():
-        compile_seconds[spec] = parallel.compile(sampler, batches[0], keys, options)
-        outputs[spec] = [[way(sampler, batch) for batch in batches] for way in ways]
+        compile_seconds[spec] = parallel.compile(sampler, prompts, keys, options)
+        outputs[spec] = [way(spec) for way in ways]
     seconds = {spec: np.zeros((len(ways), num_pairs)) for spec in samplers}
     for pair in range(num_pairs):
-        for spec, sampler in samplers.items():
+        for spec in samplers:
             for i, way in enumerate(ways):
                 start = time.perf_counter()
-                for batch in batches:
-                    way(sampler, batch)
+                way(spec)
                 seconds[spec][i, pair] = time.perf_counter() - start
                 on_run()
     return [
         Result(
             sampler=spec,
-            batch_size=batch_size,
+            batch_size=min(num_slots, num_rows),
             compile_seconds=compile_seconds[spec],
             seconds=seconds[spec][0],
             reference_seconds=None if reference is None else seconds[spec][1],
-            num_steps=np.concatenate([steps for _, steps in outputs[spec][0]]),
-            num_forwards=sum(int(steps.max()) for _, steps in outputs[spec][0]),
+            num_steps=outputs[spec][0][1],
+            num_forwards=num_forwards[spec],
             num_equal=None if reference is None else _num_equal(*outputs[spec]),
         )
         for spec in samplers
     ]
 
 
-def _num_equal(ours: Sequence[tuple], theirs: Sequence[tuple]) -> int:
+def _num_equal(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> int:
     """Rows with the same tokens and the same NFE."""
-    return sum(
-        int(((tokens == others).all(axis=1) & (steps == other_steps)).sum())
-        for (tokens, steps), (others, other_steps) in zip(ours, theirs, strict=True)
-    )
+    is_equal = (ours[0] == theirs[0]).all(axis=1) & (ours[1] == theirs[1])
+    return int(is_equal.sum())
 
 
 def records(results: Sequence[Result], **common: Any) -> Iterator[dict[str, Any]]:
@@ -152,7 +159,11 @@ def records(results: Sequence[Result], **common: Any) -> Iterator[dict[str, Any]
             "sampler": result.sampler,
             "num_rows": num_rows,
             "nfe": float(result.num_steps.mean()),
-            "forwards_per_batch": result.num_forwards * result.batch_size / num_rows,
+            # Of these, each row took part in its NFE.
+            "forwards": result.num_forwards,
+            "busy_slots": float(
+                result.num_steps.sum() / result.num_forwards / result.batch_size
+            ),
             "compile_seconds": result.compile_seconds,
             "seconds": result.seconds.tolist(),
             "rows_per_second": num_rows / float(np.median(result.seconds)),
@@ -169,13 +180,10 @@ def records(results: Sequence[Result], **common: Any) -> Iterator[dict[str, Any]
             }
         gain = float(np.median(baseline.seconds / result.seconds))
         nfe_gain = float(baseline.num_steps.mean() / result.num_steps.mean())
-        forwards_gain = baseline.num_forwards / result.num_forwards
         record |= {
             "gain": gain,
             "nfe_gain": nfe_gain,
-            "forwards_gain": forwards_gain,
             "gain_per_nfe_gain": gain / nfe_gain,
-            "gain_per_forwards_gain": gain / forwards_gain,
         }
         yield record | common
 
@@ -195,11 +203,10 @@ _GAINS = (
     ("batch", "batch_size", "d"),
     ("sampler", "sampler", "s"),
     ("NFE", "nfe", ".1f"),
-    ("forwards per batch", "forwards_per_batch", ".1f"),
+    ("busy slots", "busy_slots", ".0%"),
     ("gain", "gain", ".2f"),
     ("NFE gain", "nfe_gain", ".2f"),
     ("gain / NFE gain", "gain_per_nfe_gain", ".2f"),
-    ("gain / forwards gain", "gain_per_forwards_gain", ".2f"),
 )
 
 

@@ -1,7 +1,7 @@
 """The generation loop; it knows no sampler and no model.
 
 One `lax.while_loop` over fixed-shape arrays. Every row has its own block, step count,
-key and stop; a row that is done keeps its values while others go on.
+key and stop; a row that is done leaves its slot to the next one that waits.
 """
 
 import dataclasses
@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
-from dlm_jax import row
+from dlm_jax import queue, row
 from dlm_jax.errors import InputError
 from dlm_jax.predict import NOISE_TILE, predict
-from dlm_jax.row import Frame, Row
+from dlm_jax.queue import Job, Queue
+from dlm_jax.row import Row
 from dlm_jax.types import (
     Denoiser,
     Generation,
@@ -102,8 +103,10 @@ def prepare(
         value = getattr(options, name) or 0.0
         if not 0 <= value < np.inf:
             raise InputError(f"{name} ({value}) must be at least 0 and finite")
-    if options.max_steps is not None and options.max_steps < 1:
-        raise InputError(f"max_steps ({options.max_steps}) must be at least 1")
+    for name in ("max_steps", "num_slots"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} ({value}) must be at least 1")
     is_blank = np.asarray(prompts.is_blank)
     is_valid = np.asarray(prompts.is_valid)
     if (is_blank & ~is_valid).any():
@@ -143,19 +146,49 @@ def sample(
     keys: Key[Array, "b"],
     options: Options,
 ) -> Generation:
-    """The traceable loop behind `generate`; takes what `prepare` returns."""
-    frames, rows, cache = start(denoiser, params, sampler, prompts, options)
+    """The traceable loop behind `generate`; takes what `prepare` returns.
 
-    def is_running(carry: tuple[Row, PyTree]) -> Bool[Array, ""]:
-        return ~jnp.all(carry[0].is_done)
+    Raises:
+      InputError: if there is not one key per row.
+    """
+    n, length = prompts.tokens.shape
+    check_keys(keys, n)
+    b = min(options.num_slots or n, n)
+    begin = functools.partial(row.start, denoiser, options)
+    frames, rows = jax.vmap(begin)(sampler, prompts)
+    jobs = Job(sampler, keys, frames)
+    # Rows without a blank need no slot.
+    order = jnp.argsort(rows.is_done, stable=True)
+    num_open = jnp.sum(~rows.is_done, dtype=jnp.int32)
+    num_forwards = 1 if options.guidance is None else 2
+    initial_cache = denoiser.init_cache(params, num_forwards * b, length)
 
-    def iterate(carry: tuple[Row, PyTree]) -> tuple[Row, PyTree]:
-        return iteration(denoiser, params, sampler, keys, options, frames, *carry)
+    def refill(carry: Queue) -> Queue:
+        filled = queue.refill(carry, jobs, order, num_open)
+        is_new = filled.ids != carry.ids
+        cache = queue.reset(is_new, carry.cache, initial_cache, num_forwards)
+        return dataclasses.replace(filled, cache=cache)
 
-    rows, _ = jax.lax.while_loop(is_running, iterate, (rows, cache))
+    def is_running(carry: Queue) -> Bool[Array, ""]:
+        return ~jnp.all(carry.slots.is_done)
+
+    def iterate(carry: Queue) -> Queue:
+        slots, cache = iteration(
+            denoiser, params, options, carry.jobs, carry.slots, carry.cache
+        )
+        carry = dataclasses.replace(
+            carry, slots=slots, cache=cache, iteration=carry.iteration + 1
+        )
+        is_ready = jnp.any(slots.is_done & (carry.ids < n))
+        return jax.lax.cond(is_ready, refill, lambda carry: carry, carry)
+
+    carry = refill(queue.start(jobs, rows, b, initial_cache))
+    carry = jax.lax.while_loop(is_running, iterate, carry)
+    rows = carry.rows
     return Generation(
         tokens=rows.tokens,
         num_steps=rows.step,
+        last_iteration=carry.ends,
         commit_step=rows.commit_step,
         confidence=rows.confidence,
         is_complete=~jnp.any(rows.is_mask, axis=1),
@@ -164,35 +197,25 @@ def sample(
     )
 
 
+def check_keys(keys: Key[Array, "..."], num_rows: int) -> None:
+    """Raises InputError unless there is one random key per row."""
+    if keys.shape != (num_rows,):
+        raise InputError(f"keys ({keys.shape}) must be one per row: ({num_rows},)")
+
+
 _sample = jax.jit(sample, static_argnums=0)
-
-
-def start(
-    denoiser: Denoiser,
-    params: PyTree,
-    sampler: Sampler,
-    prompts: Prompts,
-    options: Options,
-) -> tuple[Frame, Row, PyTree]:
-    """What stays fixed, the rows before the first forward, and the model's cache."""
-    begin = functools.partial(row.start, denoiser, options)
-    frames, rows = jax.vmap(begin)(sampler, prompts)
-    forwards = 1 if options.guidance is None else 2
-    b, length = prompts.tokens.shape
-    return frames, rows, denoiser.init_cache(params, forwards * b, length)
 
 
 def iteration(
     denoiser: Denoiser,
     params: PyTree,
-    sampler: Sampler,
-    keys: Key[Array, "b"],
     options: Options,
-    frames: Frame,
+    jobs: Job,
     rows: Row,
     cache: PyTree,
 ) -> tuple[Row, PyTree]:
-    """One forward of the whole batch and what every row makes of it."""
+    """One forward of the rows in the slots, and what every one makes of it."""
+    sampler, keys, frames = jobs.sampler, jobs.keys, jobs.frames
     canvas = jax.vmap(functools.partial(row.observe, denoiser, options))(frames, rows)
     view = jax.vmap(lambda s, c: s.view(c))(sampler, canvas)
     region = jax.vmap(lambda s, c: s.region(c))(sampler, canvas)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from dlm_jax.generate import prepare, sample
+from dlm_jax.generate import check_keys, prepare, sample
 from dlm_jax.types import (
     Denoiser,
     Generation,
@@ -114,6 +114,7 @@ class DataParallel:
         """Checks the arguments and gives those with rows a leading device axis."""
         sampler, prompts, options = prepare(self.denoiser, sampler, prompts, options)
         num_devices, num_rows = len(self.devices), prompts.tokens.shape[0]
+        check_keys(keys, num_rows)
         missing = -num_rows % num_devices
         places = np.arange(num_rows + missing)
 

@@ -163,10 +163,14 @@ class Generation:
     Attributes:
       tokens: int32 [b, l]; mask_id is left only in rows that are not complete.
       num_steps: int32 [b]; NFE: forwards the row took part in.
+      last_iteration: int32 [b]; forwards of the whole batch, from the first on, until
+        the row was done: what it waited for a slot, and its num_steps. The largest is
+        the number of the loop's iterations on the row's device.
       commit_step: int32 [b, l]; step of the commit that stood; -1 at prompt, padding
         and what a stop filled in.
-      confidence: float [b, l]; probability of the token at that commit; 0 where
-        commit_step is -1.
+      confidence: float [b, l]; probability of the prediction's candidate at that
+        commit (of another token only for samplers that write their own,
+        `Decision.tokens`); 0 where commit_step is -1.
       is_complete: bool [b]; False where the bound on steps or a NaN ended the row.
       has_nan: bool [b]; a position that could be committed had no finite prediction.
       trajectory: every step, if asked for.
@@ -174,6 +178,7 @@ class Generation:
 
     tokens: HostArray
     num_steps: HostArray
+    last_iteration: HostArray
     commit_step: HostArray
     confidence: HostArray
     is_complete: HostArray
@@ -254,7 +259,11 @@ class Denoiser(Protocol):
         ...
 
     def init_cache(self, params: PyTree, batch_size: int, length: int) -> PyTree:
-        """The cache before the first forward; () for models without one."""
+        """The cache before a row's first forward; () for models without one.
+
+        The batch is the leading axis of every leaf: a slot that takes another row gets
+        its initial values again.
+        """
         ...
 
     def denoise(
@@ -287,6 +296,8 @@ class Options:
       suppressed_ids: tokens whose logits are -inf (LLaDA's `logits_eos_inf` for EOS).
       deferred_ids: tokens that may be chosen but whose confidence is 0, so that they
         are committed last (LLaDA's `confidence_eos_eot_inf`, at any temperature).
+      num_slots: rows that are in flight at once on a device; the others wait in a
+        queue, and take the place of rows that are done. All rows if ABSENT.
       max_steps: static bound on a row's forwards; the sampler's own if ABSENT.
       confidence_dtype: dtype that logits and probabilities are rounded to before
         positions are compared; None keeps float32 or wider. `bfloat16` repeats the
@@ -303,6 +314,7 @@ class Options:
     stop_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     suppressed_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     deferred_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
+    num_slots: int = flax.struct.field(pytree_node=False, default=ABSENT)
     max_steps: int = flax.struct.field(pytree_node=False, default=ABSENT)
     confidence_dtype: Any = flax.struct.field(pytree_node=False, default=None)
     vocab_slice: int = flax.struct.field(pytree_node=False, default=16384)

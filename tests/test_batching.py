@@ -1,4 +1,4 @@
-"""Batches of few shapes, and runs of prompts through a sampler."""
+"""Groups of few shapes, and runs of prompts through a sampler."""
 
 import jax
 import numpy as np
@@ -45,16 +45,16 @@ def test_buckets_are_few():
 
 
 @given(lengths_strategy, st.integers(1, 6))
-def test_batches_hold_every_prompt_once(lengths, batch_size):
+def test_groups_hold_every_prompt_once(lengths, group_size):
     rows = rows_of(lengths, num_blanks=2)
     seen, widths = [], []
-    for batch in batching.batches(rows, batch_size, MAX_LENGTH):
-        prompts = batch.prompts
-        assert prompts.tokens.shape[0] == batch_size
+    for group in batching.groups(rows, group_size, MAX_LENGTH):
+        prompts = group.prompts
+        assert prompts.tokens.shape[0] == group_size
         assert prompts.tokens.shape == prompts.is_blank.shape == prompts.is_valid.shape
         widths.append(prompts.tokens.shape[1])
         for i, tokens, is_blank, is_valid in zip(
-            batch.ids, prompts.tokens, prompts.is_blank, prompts.is_valid, strict=True
+            group.ids, prompts.tokens, prompts.is_blank, prompts.is_valid, strict=True
         ):
             if i < 0:
                 assert not is_blank.any() and not is_valid.any()
@@ -67,19 +67,29 @@ def test_batches_hold_every_prompt_once(lengths, batch_size):
                 np.flatnonzero(is_blank), [size - 2, size - 1]
             )
     assert sorted(seen) == list(range(len(lengths)))
-    assert len(widths) == -(-len(lengths) // batch_size)
+    assert len(widths) == -(-len(lengths) // group_size)
     assert widths == sorted(widths) and widths[-1] <= MAX_LENGTH
 
 
-def test_batch_size_must_be_positive():
-    with pytest.raises(InputError, match=r"batch_size \(0\) must be at least 1"):
-        list(batching.batches(rows_of([3], 1), 0, MAX_LENGTH))
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((0, None), r"batch_size \(0\) must be at least 1"),
+        ((3, 2), r"queue_length \(2\) must be at least batch_size \(3\)"),
+    ],
+)
+def test_sizes_must_fit(sizes, message):
+    denoiser = TableDenoiser(mask_id=MASK_ID, max_length=MAX_LENGTH)
+    parallel = DataParallel(denoiser, jax.numpy.zeros((MAX_LENGTH, VOCAB_SIZE)))
+    sampler, options = samplers.parse("threshold"), Options(gen_length=1)
+    with pytest.raises(InputError, match=message):
+        batching.fill(parallel, sampler, rows_of([3], 1), options, 0, *sizes)
 
 
 @pytest.mark.parametrize(("block_length", "expected"), [(None, 7), (4, 8), (7, 7)])
-def test_num_slots_holds_the_fullest_row(block_length, expected):
+def test_gen_length_holds_the_fullest_row(block_length, expected):
     rows = rows_of([5], 3) + rows_of([1], 7)
-    assert batching.num_slots(rows, block_length) == expected
+    assert batching.gen_length(rows, block_length) == expected
 
 
 def test_fill_gives_what_each_prompt_alone_gives():
@@ -89,12 +99,18 @@ def test_fill_gives_what_each_prompt_alone_gives():
     options = Options(gen_length=4, temperature=1.0)
     sampler = samplers.parse("low_confidence")
     parallel, done = DataParallel(denoiser, table), []
-    run = batching.fill(parallel, sampler, rows, options, 7, 2, done.append)
-    assert done == [2, 1]
+    run = batching.fill(
+        *(parallel, sampler, rows, options, 7, 2),
+        queue_length=2,
+        ids=[5, 0, 8],
+        on_answers=lambda answers: done.append(sorted(answers)),
+    )
+    # The longest has a call of its own.
+    assert done == [[1, 2], [0]]
     assert run.seconds > 0 and run.compile_seconds > 0
     for i, (row, answer) in enumerate(zip(rows, run.answers, strict=True)):
         alone = batching.pad([row], length=row.tokens.size)
-        keys = row_keys(7, np.array([i]))
+        keys = row_keys(7, np.array([5, 0, 8])[[i]])
         expected = generate(denoiser, table, sampler, alone, keys, options)
         np.testing.assert_array_equal(answer.tokens, expected.tokens[0])
         assert not (answer.tokens == MASK_ID).any()

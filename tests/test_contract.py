@@ -16,6 +16,8 @@ import pytest
 from helpers import DATA, infilling_of, prompts_of, stack, take_rows
 
 from dlm_jax import checkpoints, generate, models, samplers
+from dlm_jax.queue import Job
+from dlm_jax.row import start as start_row
 from dlm_jax.types import Options
 
 TABLE = [
@@ -185,13 +187,16 @@ def test_while_loop_equals_a_python_loop(run, model, spec):
         denoiser, samplers.parse(spec), prompts, OPTIONS
     )
     keys = generate.row_keys(7, np.arange(7))
-    frames, rows, cache = generate.start(denoiser, params, sampler, prompts, options)
+    begin = functools.partial(start_row, denoiser, options)
+    frames, rows = jax.vmap(begin)(sampler, prompts)
+    jobs = Job(sampler, keys, frames)
     step = jax.jit(
-        functools.partial(generate.iteration, denoiser, params, sampler, keys, options)
+        functools.partial(generate.iteration, denoiser, params, options, jobs)
     )
+    cache = ()
     num_iterations = 0
     while not rows.is_done.all():
-        rows, cache = step(frames, rows, cache)
+        rows, cache = step(rows, cache)
         num_iterations += 1
     assert num_iterations == result.num_steps.max()
     np.testing.assert_array_equal(rows.tokens, result.tokens)

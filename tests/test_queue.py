@@ -1,0 +1,134 @@
+"""More rows than slots: what a row gives does not depend on whom it waited for."""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import DATA, TableDenoiser, infilling_of, prompts_of, stack
+
+from dlm_jax import checkpoints, generate, models, samplers
+from dlm_jax.errors import InputError
+from dlm_jax.types import Options
+
+GEN_LENGTH = 12
+SPECS = ("entropy_bound(gamma=1.0)", "saber", "random(schedule=fixed(k=2))")
+
+
+def mixed():
+    """Continuations, an infilling, short rows; at the front a row without a blank."""
+    return stack(
+        [
+            prompts_of([8], 0, width=26),
+            prompts_of([1, 14, 6, 9], GEN_LENGTH, width=26),
+            infilling_of(11, 17, width=26),
+            prompts_of([5, 3], 7, width=26),
+        ]
+    )
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("num_slots", [1, 3])
+def test_rows_are_as_without_a_queue_and_no_slot_stays_idle(spec, num_slots):
+    with jax.enable_x64(True):
+        model = checkpoints.load(DATA / "checkpoints" / "tiny_kv2_seed3", "float64")
+        denoiser, params = models.as_denoiser(model)
+        prompts = mixed()
+        options = Options(GEN_LENGTH, 4, temperature=0.6, has_trajectory=True)
+
+        def run(options):
+            keys = generate.row_keys(3, np.arange(8))
+            sampler = samplers.parse(spec)
+            result = generate.generate(
+                denoiser, params, sampler, prompts, keys, options
+            )
+            return jax.device_get(result)
+
+        all_at_once = run(options)
+        queued = run(dataclasses.replace(options, num_slots=num_slots))
+    for name in ("tokens", "num_steps", "commit_step", "is_complete", "has_nan"):
+        np.testing.assert_array_equal(getattr(queued, name), getattr(all_at_once, name))
+    np.testing.assert_allclose(queued.confidence, all_at_once.confidence, rtol=1e-9)
+    for name in ("canvas", "commit", "remask"):
+        np.testing.assert_array_equal(
+            getattr(queued.trajectory, name), getattr(all_at_once.trajectory, name)
+        )
+    nfe = queued.num_steps
+    np.testing.assert_array_equal(all_at_once.last_iteration, nfe)
+    # The bound of any schedule that leaves no slot idle while a row waits.
+    assert queued.last_iteration.max() <= nfe.sum() / num_slots + nfe.max()
+    assert (queued.last_iteration >= nfe).all()
+    if num_slots == 1:
+        np.testing.assert_array_equal(queued.last_iteration[1:], np.cumsum(nfe[1:]))
+
+
+@flax.struct.dataclass
+class CountingDenoiser(TableDenoiser):
+    """Counts the forwards of each slot in its cache, and shows the count as a token."""
+
+    def init_cache(self, params, batch_size, length):
+        return {"forwards": jnp.zeros(batch_size, jnp.int32)}
+
+    def denoise(self, params, view, region, cache):
+        forwards = cache["forwards"]
+        logits = jax.nn.one_hot(forwards, params.shape[-1])[:, None]
+        logits = jnp.broadcast_to(logits, (*region.shape, params.shape[-1]))
+        return 9.0 * logits, {"forwards": forwards + 1}
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+def test_a_new_row_finds_the_cache_as_it_starts(guidance):
+    denoiser = CountingDenoiser(mask_id=11, eos_id=10)
+    prompts = prompts_of([2, 3, 1, 2], 3, vocab_size=9)
+    result = generate.generate(
+        denoiser,
+        jnp.zeros((6, 12)),
+        samplers.parse("left_to_right"),
+        prompts,
+        generate.row_keys(0, np.arange(4)),
+        Options(3, guidance=guidance, num_slots=2),
+    )
+    written = np.asarray(result.tokens)[prompts.is_blank].reshape(4, 3)
+    np.testing.assert_array_equal(written, [[0, 1, 2]] * 4)
+
+
+def test_thresholds_of_their_own_go_with_the_rows():
+    denoiser = TableDenoiser(mask_id=11, eos_id=10)
+    params = 3 * jax.random.normal(jax.random.key(1), (12, 12))
+    prompts = prompts_of([2] * 5, 10, vocab_size=9)
+    thresholds = np.array([0.99, 0.0, 0.5, 0.99, 0.3])
+
+    def run(**options):
+        return generate.generate(
+            denoiser,
+            params,
+            samplers.Threshold(threshold=thresholds),
+            prompts,
+            generate.row_keys(0, np.arange(5)),
+            Options(10, **options),
+        )
+
+    nfe = run(num_slots=2).num_steps
+    np.testing.assert_array_equal(nfe, run().num_steps)
+    assert nfe[1] == 1 < nfe[4] <= nfe[2] < nfe[0] == nfe[3]
+
+
+@pytest.mark.parametrize(
+    ("num_keys", "options", "message"),
+    [
+        (2, Options(4, num_slots=0), r"num_slots \(0\) must be at least 1"),
+        (3, Options(4), r"keys \(\(3,\)\) must be one per row: \(2,\)"),
+    ],
+)
+def test_bad_arguments_are_named(num_keys, options, message):
+    with pytest.raises(InputError, match=message):
+        generate.generate(
+            TableDenoiser(mask_id=11),
+            jnp.zeros((8, 12)),
+            samplers.parse("random"),
+            prompts_of([2, 3], 4, vocab_size=9),
+            generate.row_keys(0, np.arange(num_keys)),
+            options,
+        )

@@ -2,7 +2,7 @@
 
     python -m experiments.generate
 
-fills 8 held-out puzzles with three samplers, side by side.
+solves 8 held-out puzzles with three samplers, side by side.
 """
 
 from ml_collections import ConfigDict
@@ -12,12 +12,12 @@ def get_config() -> ConfigDict:
     """Defaults of the flags of the same names, and the puzzles."""
     return ConfigDict(
         {
-            # Shipped model that is used without --checkpoint.
-            "zoo": "sudoku",
-            # What is solved without --prompt or --prompts_file: puzzles of a split of
-            # `tasks.sudoku.examples` (test, hard or valid), and how many are printed.
+            # What is solved without --prompt or --prompts_file, by the shipped model of
+            # the same name without --checkpoint: a task, one of its splits (Sudoku has
+            # test, hard and valid), how many examples, and how many are printed.
+            "task": "sudoku",
             "split": "test",
-            "num_puzzles": 8,
+            "num_examples": 8,
             "num_shown": 8,
             "sampler": ("saber", "entropy_bound", "low_confidence"),
             # Those of LLaDA's released chat script; infilling knows its own length and

@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     """The run that made the shipped model."""
     return ConfigDict(
         {
+            "task": "sudoku",
             "seed": 0,
             "batch_size": 64,
             "model": {
@@ -30,7 +31,7 @@ def get_config() -> ConfigDict:
             # Each stage starts from the averaged weights of the one before.
             "stages": (
                 {
-                    "is_advanced": False,
+                    "data": {"is_advanced": False},
                     "stop_at": 4250,
                     "train": {
                         "num_steps": 5500,
@@ -45,7 +46,7 @@ def get_config() -> ConfigDict:
                 {
                     # Puzzles as far as plain logic has brought them: what is left is
                     # what is hard, which random masks hardly ever show.
-                    "is_advanced": True,
+                    "data": {"is_advanced": True},
                     "stop_at": None,
                     "train": {
                         "num_steps": 2100,

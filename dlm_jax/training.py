@@ -271,6 +271,8 @@ def train(
         ema = jax.tree.map(jnp.copy, params)
         return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 
+    # Parameters from a checkpoint are bound to one device, which jit does not change.
+    params = jax.device_put(params, everywhere)
     state = jax.jit(start, out_shardings=everywhere)(params)
     train_step = jax.jit(
         make_train_step(graphdef, mask_id, optimizer, config), donate_argnums=0

@@ -1,4 +1,4 @@
-"""What `experiments.generate` writes and prints: records, texts, grids, a summary."""
+"""What `experiments.generate` writes and prints: records, texts, answers, a summary."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,8 @@ from scipy.stats import binomtest
 
 from dlm_jax import samplers
 from dlm_jax.batching import Encoded, Run
-from dlm_jax.tasks import sudoku
+from dlm_jax.tasks import Task
+from dlm_jax.tasks.task import Example
 from dlm_jax.text import Codec
 
 _WIDTH, _GAP = 100, 3
@@ -52,29 +53,33 @@ def texts(prompts: Sequence[str], records: Sequence[Mapping]) -> Iterator[str]:
         yield ""
 
 
-def grids(
-    puzzles: Sequence[sudoku.Example], runs: Mapping[str, Run], num_shown: int
+def answers(
+    task: Task,
+    codec: Codec,
+    examples: Sequence[Example],
+    rows: Sequence[Encoded],
+    runs: Mapping[str, Run],
+    num_shown: int,
 ) -> tuple[list[str], dict[str, int]]:
-    """The first puzzles beside their solutions; and how many each sampler has right."""
+    """The first examples beside their answers; and how many each sampler has right."""
     lines, num_right = [], dict.fromkeys(runs, 0)
-    for i, example in enumerate(puzzles):
-        clues = np.count_nonzero(example.puzzle)
-        blocks = [_block(example.name, example.puzzle, f"{clues} clues")]
+    for i, example in enumerate(examples):
+        blocks = [_block(example.name, task.pretty(example.prompt), "")]
         for spec, run in runs.items():
-            answer = run.answers[i]
-            grid = sudoku.decode(answer.tokens[None])[0]
-            verdict = sudoku.verdict(example.puzzle, grid)
+            answer = codec.decode(rows[i], run.answers[i].tokens)
+            verdict = task.verdict(example, answer)
             num_right[spec] += verdict.is_correct
             mark = "right" if verdict.is_correct else f"WRONG: {verdict.reason}"
-            blocks.append(_block(spec, grid, f"NFE {answer.num_steps}, {mark}"))
+            remark = f"NFE {run.answers[i].num_steps}, {mark}"
+            blocks.append(_block(spec, task.pretty(answer), remark))
         if i < num_shown:
             lines += [*beside(blocks), ""]
     return lines, num_right
 
 
-def _block(title: str, grid: np.ndarray, remark: str) -> list[str]:
-    lines = sudoku.pretty(grid).split("\n")
-    width = len(lines[0])
+def _block(title: str, text: str, remark: str) -> list[str]:
+    lines = text.rstrip("\n").split("\n")
+    width = max(20, *map(len, lines))
     title = title if len(title) <= width else title[: width - 2] + ".."
     return [title, *lines, *textwrap.wrap(remark, width)]
 

@@ -4,10 +4,11 @@ r"""Times the compiled loop against a plain eager PyTorch loop, pair by pair.
     python -m experiments.benchmark --checkpoint=DIR --samplers=low_confidence \
         --samplers='entropy_bound(gamma=0.1)' --batch_sizes=8 --output=benchmark.jsonl
 
-Same weights, same held-out Sudoku puzzles, run in turn. Prints rows per second of both
-loops, the median ratio of neighbouring runs and the rows with equal tokens and NFE; and
-each sampler's gain over the first one, in seconds, in NFE and in forwards of the batch,
-which runs until its slowest row is done. --reference=none leaves PyTorch out.
+Same weights, same held-out Sudoku puzzles, run in turn: ours with a queue in front of
+its slots, PyTorch in batches of as many rows. Prints rows per second of both loops, the
+median ratio of neighbouring runs and the rows with equal tokens and NFE; and each
+sampler's gain over the first one, in seconds and in NFE. --reference=none leaves
+PyTorch out.
 """
 
 import os
@@ -19,11 +20,11 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from dlm_jax import bench, checkpoints, files, samplers, zoo
+from dlm_jax import batching, bench, checkpoints, files, samplers, tasks, text, zoo
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.parallel import DataParallel
-from dlm_jax.tasks import sudoku
+from dlm_jax.tasks.task import check_codec
 from dlm_jax.types import Options, Prompts, Sampler
 from experiments import _app
 
@@ -36,7 +37,7 @@ _OVERRIDES = [
         "samplers", None, "As saber(n=2, mu=8); may be repeated."
     ),
     flags.DEFINE_multi_integer("batch_sizes", None, "May be repeated."),
-    flags.DEFINE_integer("num_puzzles", None, "Per run, at least one batch."),
+    flags.DEFINE_integer("rows_per_slot", None, "Puzzles per run and row of a batch."),
     flags.DEFINE_integer("num_pairs", None, "Runs of each loop."),
     flags.DEFINE_integer("seed", None, "Of the random keys."),
 ]
@@ -56,9 +57,8 @@ def main(argv: Sequence[str]) -> None:
     rules = {spec: samplers.parse(spec) for spec in config.samplers}
     checkpoint = _CHECKPOINT.value or zoo.path(config.zoo)
     model = checkpoints.load(checkpoint)
-    vocabulary = len(sudoku.VOCABULARY), sudoku.MASK_ID
-    if (model.config.vocab_size, model.config.mask_token_id) != vocabulary:
-        raise InputError(f"checkpoint ({checkpoint}) is not for Sudoku")
+    task, codec = tasks.get(config.zoo), text.Codec.load(checkpoint, model.config)
+    check_codec(task, codec)
     reference, num_threads = None, None
     if _REFERENCE.value == "torch":
         reference, num_threads = _torch_loop(checkpoint)
@@ -70,17 +70,17 @@ def main(argv: Sequence[str]) -> None:
     with tqdm(total=num_runs, unit="run", disable=None) as progress:
         for batch_size in config.batch_sizes:
             progress.set_description(f"batch {batch_size}")
-            num_batches = max(config.num_puzzles // batch_size, 1)
-            examples = sudoku.examples("test", num_batches * batch_size)
-            prompts = sudoku.prompts(examples)
+            examples = task.examples("test", config.rows_per_slot * batch_size)
+            rows = task.encode(codec, examples)
+            num_slots = -(-batch_size // len(parallel.devices))
             results = bench.race(
                 parallel,
                 rules,
-                bench.split(prompts, batch_size),
-                Options(int(np.max(np.sum(prompts.is_blank, axis=1)))),
+                batching.pad(rows, max(row.tokens.size for row in rows)),
+                Options(batching.gen_length(rows, None), num_slots=num_slots),
                 num_pairs=config.num_pairs,
                 seed=config.seed,
-                reference=reference,
+                reference=reference and bench.in_batches(reference, batch_size),
                 on_run=progress.update,
             )
             records += bench.records(

@@ -1,11 +1,11 @@
-r"""Generates with one or more samplers: Sudoku solutions, or text for your own prompts.
+r"""Generates with one or more samplers: a task's answers, or text for your own prompts.
 
     python -m experiments.generate
     python -m experiments.generate --checkpoint=LLaDA-8B-Instruct --prompt='Why 42?' \
         --sampler='entropy_bound(gamma=0.1)' --sampler=saber --output=answers.jsonl
 
-Without prompts, the model in dlm_jax/zoo/sudoku solves held-out puzzles. With --infill,
-every mask token in a prompt's text is a blank.
+Without prompts, the shipped model of --config.task solves held-out examples of it. With
+--infill, every mask token in a prompt's text is a blank.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from dlm_jax import batching, checkpoints, files, samplers, text, zoo
+from dlm_jax import batching, checkpoints, files, samplers, tasks, text, zoo
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.parallel import DataParallel
-from dlm_jax.tasks import sudoku
+from dlm_jax.tasks.task import BLANK, check_codec
 from dlm_jax.types import Options
 from experiments import _app, _report
 
@@ -59,22 +59,23 @@ def main(argv: Sequence[str]) -> None:
         files.check_output(_OUTPUT.value)
     rules = {spec: samplers.parse(spec) for spec in config.sampler}
     prompts = _PROMPT.value + (text.read_prompts(_FILE.value) if _FILE.value else [])
-    puzzles = [] if prompts else sudoku.examples(config.split, config.num_puzzles)
-    checkpoint = _CHECKPOINT.value or zoo.path(config.zoo)
+    task = tasks.get(config.task)
+    examples = [] if prompts else task.examples(config.split, config.num_examples)
+    checkpoint = _CHECKPOINT.value or zoo.path(config.task)
     model = checkpoints.load(checkpoint, _DTYPE.value)
     codec = text.Codec.load(checkpoint, model.config)
-    if puzzles and codec.vocabulary != sudoku.VOCABULARY:
-        raise InputError(f"checkpoint ({checkpoint}) is not for Sudoku: give a prompt")
-    prompts += [sudoku.to_text(p.puzzle).replace(".", codec.mask_text) for p in puzzles]
-    rows, options = _encode(codec, prompts, config, bool(puzzles) or _INFILL.value)
+    if examples:
+        check_codec(task, codec)
+        prompts = [e.prompt.replace(BLANK, codec.mask_text) for e in examples]
+        rows = task.encode(codec, examples)
+        options = task.options(codec, config.temperature)
+    else:
+        rows, options = _encode(codec, prompts, config)
 
     common = {
-        "checkpoint": str(checkpoint),
-        "gen_length": options.gen_length,
-        "block_length": options.block_length,
-        "temperature": config.temperature,
-        "seed": config.seed,
-        "dtype": str(model.head.dtype),
+        **{"checkpoint": str(checkpoint), "dtype": str(model.head.dtype)},
+        **{"gen_length": options.gen_length, "block_length": options.block_length},
+        **{"temperature": config.temperature, "seed": config.seed},
     }
     parallel, runs = DataParallel(*as_denoiser(model)), {}
     del model  # its weights are on the devices now, and would be there twice
@@ -83,27 +84,28 @@ def main(argv: Sequence[str]) -> None:
             progress.set_description(spec)
             runs[spec] = batching.fill(
                 *(parallel, rule, rows, options, config.seed, config.batch_size),
-                on_batch=progress.update,
+                on_answers=lambda answers: progress.update(len(answers)),
             )
     records = list(_report.records(codec, prompts, rows, runs, **common))
     if _OUTPUT.value:
         files.write_jsonl(_OUTPUT.value, records)
     lines, num_right = _report.texts(prompts, records), {}
-    if puzzles:
-        lines, num_right = _report.grids(puzzles, runs, config.num_shown)
+    if examples:
+        shown = task, codec, examples, rows, runs, config.num_shown
+        lines, num_right = _report.answers(*shown)
     print(*lines, *_report.summary(runs, num_right), sep="\n")
 
 
 def _encode(
-    codec: text.Codec, prompts: list[str], config: ConfigDict, is_infill: bool
+    codec: text.Codec, prompts: list[str], config: ConfigDict
 ) -> tuple[list[batching.Encoded], Options]:
     """The prompts as rows with blanks, and how to fill them."""
-    if is_infill:
+    if _INFILL.value:
         if _CHAT.value:
             raise InputError("chat is for prompts that are continued, not infilled")
         rows = codec.encode_infill(prompts)
-        gen_length = batching.num_slots(rows, _BLOCK.value)
         block_length: Any = _BLOCK.value
+        gen_length = batching.gen_length(rows, block_length)
         return rows, Options(gen_length, block_length, config.temperature)
     is_chat = codec.has_chat_template if _CHAT.value is None else _CHAT.value
     encode = codec.encode_chat if is_chat else codec.encode

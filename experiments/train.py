@@ -1,4 +1,4 @@
-"""Trains a masked diffusion model on Sudoku and writes it in Hugging Face format.
+"""Trains a masked diffusion model on a task and writes it in Hugging Face format.
 
     python -m experiments.train --config=configs/train_sudoku.py --workdir=runs/sudoku
 
@@ -14,9 +14,8 @@ from absl import flags
 from flax import nnx
 from ml_collections import config_flags
 
-from dlm_jax import checkpoints, training
+from dlm_jax import checkpoints, tasks, training
 from dlm_jax.models.llada import LLaDA
-from dlm_jax.tasks import sudoku
 from experiments import _app
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -31,29 +30,28 @@ def main(argv: Sequence[str]) -> None:
     """Trains as the config says, and exports the result."""
     del argv
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    task = tasks.trainable(config.task)
     checkpoints.check_output(workdir / "model")
     workdir.mkdir(parents=True, exist_ok=True)
-    print("Making the puzzles, unless an earlier run did ...", flush=True)
-    puzzles, solutions = sudoku.cached_puzzles(workdir / "puzzles.npz", **config.data)
-    sudoku.check_disjoint(solutions)
-    model = LLaDA(sudoku.model_config(**config.model), rngs=nnx.Rngs(config.seed))
+    model = LLaDA(task.model_config(**config.model), rngs=nnx.Rngs(config.seed))
     for index, stage in enumerate(config.stages, start=1):
+        print(f"Stage {index} of {len(config.stages)}: the data ...", flush=True)
         train = training.TrainConfig(**stage["train"])
+        batch_at = task.training_batches(
+            {**config.data, **stage["data"]},
+            batch_size=config.batch_size,
+            seed=train.seed,
+            workdir=workdir,
+        )
         model = training.train(
             model,
-            sudoku.training_batches(
-                puzzles,
-                solutions,
-                batch_size=config.batch_size,
-                seed=train.seed,
-                is_advanced=stage["is_advanced"],
-            ),
+            batch_at,
             train,
             workdir / f"stage_{index}",
-            mask_id=sudoku.MASK_ID,
+            mask_id=model.config.mask_token_id,
             stop_at=stage["stop_at"],
         )
-    tokenizer_files = sudoku.tokenizer().save_pretrained(workdir / "tokenizer")
+    tokenizer_files = task.tokenizer().save_pretrained(workdir / "tokenizer")
     checkpoints.save_hf(model, workdir / "model", tokenizer_files)
     print(f"Wrote {workdir / 'model'}")
 

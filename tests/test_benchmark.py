@@ -8,23 +8,26 @@ import pytest
 from flax import nnx
 from helpers import DATA
 
-from dlm_jax import bench, checkpoints, samplers
-from dlm_jax.errors import InputError
+from dlm_jax import batching, bench, checkpoints, samplers, text
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks import sudoku
 from dlm_jax.types import Options
 
+SUDOKU = sudoku.Sudoku()
+SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 2, "mlp_hidden_size": 48}
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A random Sudoku model whose confidences spread over (0, 1)."""
-    config = sudoku.model_config(d_model=32, n_heads=2, n_layers=2, mlp_hidden_size=48)
+    config = SUDOKU.model_config(**SHAPE)
     graph, params = nnx.split(LLaDA(config, rngs=nnx.Rngs(0)))
     model = nnx.merge(graph, jax.tree.map(lambda weight: 4 * weight, params))
     directory = tmp_path_factory.mktemp("model") / "hf"
-    checkpoints.save_hf(model, directory)
+    files = SUDOKU.tokenizer().save_pretrained(tmp_path_factory.mktemp("tokenizer"))
+    checkpoints.save_hf(model, directory, files)
     return directory
 
 
@@ -34,14 +37,16 @@ def parallel(checkpoint):
 
 
 def prompts_of(num):
-    return sudoku.prompts(sudoku.examples("test", num))
+    config = SUDOKU.model_config(**SHAPE)
+    codec = text.Codec.of(SUDOKU.tokenizer(), config)
+    return batching.pad(SUDOKU.encode(codec, SUDOKU.examples("test", num)), 90)
 
 
-def race(parallel, specs, batch_size=1, num_pairs=2, **options):
+def race(parallel, specs, num_slots=1, num_pairs=2, **options):
     rules = {spec: samplers.parse(spec) for spec in specs}
-    batches = bench.split(prompts_of(2), batch_size)
+    slots = Options(60, num_slots=num_slots)
     return bench.race(
-        parallel, rules, batches, Options(60), num_pairs=num_pairs, **options
+        parallel, rules, prompts_of(2), slots, num_pairs=num_pairs, **options
     )
 
 
@@ -65,7 +70,7 @@ def test_eager_loop_fills_as_ours_does(spec, checkpoint, parallel):
     def fill(sampler, prompts):
         return eager.fill(model, sampler, prompts, sudoku.MASK_ID)
 
-    (result,) = race(parallel, [spec], batch_size=2, num_pairs=1, reference=fill)
+    (result,) = race(parallel, [spec], num_slots=2, num_pairs=1, reference=fill)
     assert result.num_equal == 2
     blanks = prompts_of(2).is_blank.sum(axis=1)
     # A rule that commits one token a step would show nothing but the order.
@@ -85,7 +90,7 @@ def test_rows_that_differ_are_not_counted_equal(parallel):
     (result,) = race(
         parallel,
         ["low_confidence"],
-        batch_size=2,
+        num_slots=2,
         reference=one_wrong_token_one_wrong_nfe,
     )
     assert result.num_equal == 0
@@ -96,7 +101,7 @@ def test_race_alternates_and_compiles_before(parallel):
 
     def reference(sampler, prompts):
         runs.append("theirs")
-        return np.zeros((1, 90), int), np.ones(1, int)
+        return np.zeros((2, 90), int), np.ones(2, int)
 
     (result,) = race(
         parallel,
@@ -105,8 +110,8 @@ def test_race_alternates_and_compiles_before(parallel):
         reference=reference,
         on_run=lambda: runs.append("end"),
     )
-    # Two batches of one row: an untimed pass, then three pairs.
-    assert runs == ["theirs"] * 2 + ["end", "theirs", "theirs", "end"] * 3
+    # An untimed pass, then three pairs.
+    assert runs == ["theirs"] + ["end", "theirs", "end"] * 3
     assert result.compile_seconds > 0
     assert result.seconds.shape == result.reference_seconds.shape == (3,)
     assert (result.seconds > 0).all()
@@ -134,22 +139,26 @@ def test_records_are_medians_of_neighbours():
     assert first["rows_per_second"] == 1.0
     assert first["gain"] == first["gain_per_nfe_gain"] == 1.0
     assert second["gain"] == 2.0  # median of 2, 4, 2
-    assert (second["nfe_gain"], second["forwards_gain"]) == (5.0, 4.0)
+    assert second["nfe_gain"] == 5.0
+    assert (first["busy_slots"], second["busy_slots"]) == (0.75, 0.6)
     assert second["gain_per_nfe_gain"] == pytest.approx(0.4)
-    assert second["gain_per_forwards_gain"] == pytest.approx(0.5)
     assert second["num_cores"] == 2
     text = bench.tables([first, second])
     assert "| 2 | one | 1.00 | 1.00 | 2.00 | 2 | 2 | 1.0 |" in text
-    assert "| 2 | two | 3.0 | 5.0 | 2.00 | 5.00 | 0.40 | 0.50 |" in text
+    assert "| 2 | two | 3.0 | 60% | 2.00 | 5.00 | 0.40 |" in text
 
 
-def test_batches_are_full():
-    prompts = prompts_of(4)
-    halves = bench.split(prompts, 2)
-    np.testing.assert_array_equal(halves[1].tokens, prompts.tokens[2:])
-    assert len(halves) == 2
-    with pytest.raises(InputError, match=r"batch_size \(3\) must be a divisor"):
-        bench.split(prompts, 3)
+def test_in_batches_fills_all_rows_in_order():
+    prompts, sizes = prompts_of(5), []
+
+    def fill(sampler, batch):
+        sizes.append(len(batch.tokens))
+        return batch.tokens, batch.is_blank.sum(axis=1)
+
+    tokens, num_steps = bench.in_batches(fill, 2)(None, prompts)
+    assert sizes == [2, 2, 1]
+    np.testing.assert_array_equal(tokens, prompts.tokens)
+    np.testing.assert_array_equal(num_steps, prompts.is_blank.sum(axis=1))
 
 
 def test_script_writes_and_prints(run_script, checkpoint, tmp_path):
@@ -162,16 +171,17 @@ def test_script_writes_and_prints(run_script, checkpoint, tmp_path):
         "--samplers=entropy_bound(gamma=2.0)",
         "--batch_sizes=1",
         "--batch_sizes=2",
-        "--num_puzzles=2",
+        "--rows_per_slot=2",
         "--num_pairs=1",
         f"--output={output}",
     )
     assert status == 0, err
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert [record["batch_size"] for record in records] == [1, 1, 2, 2]
-    assert all(record["num_rows"] == 2 for record in records)
+    assert [record["num_rows"] for record in records] == [2, 2, 4, 4]
     assert records[1]["nfe_gain"] > 1
-    assert records[1]["nfe"] == records[3]["nfe"]
+    assert records[1]["busy_slots"] == 1
+    assert 0.5 < records[3]["busy_slots"] <= 1
     assert "PyTorch" not in out
     assert out.count("entropy_bound(gamma=2.0)") == 4
 
@@ -182,13 +192,13 @@ def test_script_writes_and_prints(run_script, checkpoint, tmp_path):
         ("--samplers=sabre", "sampler (sabre) must be one of"),
         ("--samplers=margin", "there is no eager version of Margin"),
         ("--batch_sizes=0", "batch_sizes (0) must be at least 1"),
-        ("--batch_sizes=1000", "num (1000) must be at most 500"),
+        ("--batch_sizes=100", "num (800) must be at most 500"),
         ("--num_pairs=0", "num_pairs (0) must be at least 1"),
         ("--output=.", "output (.) already exists"),
         ("--checkpoint=nowhere", "checkpoint (nowhere) is not a directory"),
         (
             f"--checkpoint={DATA / 'checkpoints/tiny_kv4_seed0'}",
-            "is not for Sudoku",
+            "holds no tokenizer.json",
         ),
     ],
 )

@@ -24,7 +24,9 @@ SUDOKU = pathlib.Path(zoo.__file__).parent / "sudoku"
 @pytest.fixture(scope="module")
 def sudoku_model(tmp_path_factory):
     """A checkpoint with the shipped model's vocabulary and random weights."""
-    config = sudoku.model_config(d_model=8, n_heads=2, n_layers=1, mlp_hidden_size=8)
+    config = sudoku.Sudoku().model_config(
+        d_model=8, n_heads=2, n_layers=1, mlp_hidden_size=8
+    )
     directory = tmp_path_factory.mktemp("sudoku") / "model"
     model = LLaDA(config, rngs=nnx.Rngs(0))
     checkpoints.save_hf(model, directory, checkpoints.companions(SUDOKU))
@@ -54,7 +56,7 @@ def test_puzzles_are_shown_beside_each_sampler_s_answer(
     status, out, _ = run_script(
         "generate",
         f"--checkpoint={sudoku_model}",
-        "--config.num_puzzles=2",
+        "--config.num_examples=2",
         "--sampler=threshold(threshold=0.0)",
         "--sampler=left_to_right",
         f"--output={output}",
@@ -67,9 +69,10 @@ def test_puzzles_are_shown_beside_each_sampler_s_answer(
         for spec in ("threshold(threshold=0.0)", "left_to_right")
         for i in (0, 1)
     ]
-    examples = sudoku.examples("test", 2)
+    task = sudoku.Sudoku()
+    examples = task.examples("test", 2)
     for record in records:
-        puzzle = examples[record["index"]].puzzle
+        puzzle = examples[record["index"]].truth
         num_blanks = int((puzzle == 0).sum())
         assert record["prompt"] == sudoku.to_text(puzzle).replace(".", MASK)
         assert record["is_complete"]
@@ -78,15 +81,14 @@ def test_puzzles_are_shown_beside_each_sampler_s_answer(
         assert record["dtype"] == "float32"
         assert record["batch_seconds"] > 0
     # What is printed is what is recorded: the first answer of the last sampler.
-    grids = sudoku.encode(examples[0].puzzle[None])
-    grids[grids == sudoku.MASK_ID] = records[2]["tokens"]
-    answer = sudoku.decode(grids)[0]
     printed = [line[48:69] for line in out.splitlines()[1:12]]
-    assert printed == sudoku.pretty(answer).split("\n")
+    assert printed == task.pretty(records[2]["text"]).split("\n")
     assert out.splitlines()[0].split() == [
         *("test/0", "threshold(threshold..", "left_to_right")
     ]
-    is_right = [sudoku.verdict(examples[0].puzzle, answer).is_correct]
+    is_right = [
+        task.verdict(examples[i], records[2 + i]["text"]).is_correct for i in (0, 1)
+    ]
     assert f"{sum(is_right)} of 2" in out.splitlines()[-1]
 
 
@@ -206,7 +208,9 @@ def test_read_only_directory_is_refused_before_the_work(run_script, tmp_path):
 def test_puzzles_need_the_vocabulary(run_script, chat_model):
     status, out, err = run_script("generate", f"--checkpoint={chat_model}")
     assert (status, out) == (1, "")
-    assert err == f"error: checkpoint ({chat_model}) is not for Sudoku: give a prompt\n"
+    assert err == (
+        "error: the checkpoint's tokenizer is not the one of the task sudoku\n"
+    )
 
 
 def test_command_line_answers_bad_input_without_a_traceback(tmp_path):

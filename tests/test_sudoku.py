@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sudoku import Sudoku as PySudoku
 
+from dlm_jax import text
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import sudoku, sudoku_puzzles
 
@@ -16,6 +17,11 @@ from dlm_jax.tasks import sudoku, sudoku_puzzles
 def _library_says_unique(puzzle: np.ndarray) -> bool:
     board = [[int(d) or None for d in row] for row in puzzle.reshape(9, 9)]
     return not PySudoku(3, 3, board=board).has_multiple_solutions()
+
+
+def puzzles_of(split, num, seed=0):
+    examples = sudoku.Sudoku().examples(split, num, seed)
+    return np.stack([example.truth for example in examples])
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +92,8 @@ def test_symmetries_keep_validity_uniqueness_and_fingerprint(made, seed):
 
 
 def test_test_split_is_what_its_seed_makes():
-    examples = sudoku.examples("test", 500)
-    puzzles = np.stack([example.puzzle for example in examples])
-    solutions = np.stack([example.solution for example in examples])
+    puzzles = puzzles_of("test", 500)
+    _, solutions = sudoku_puzzles.solve(puzzles)
     made, made_solutions = sudoku_puzzles.random_puzzles(np.random.default_rng(3), 500)
     np.testing.assert_array_equal(puzzles, made)
     np.testing.assert_array_equal(solutions, made_solutions)
@@ -98,26 +103,26 @@ def test_test_split_is_what_its_seed_makes():
 def test_training_grids_that_are_held_out_are_refused():
     _, solutions = sudoku_puzzles.random_puzzles(np.random.default_rng(1), 50)
     sudoku.check_disjoint(solutions)
-    held_out = sudoku.examples("test", 1)[0].solution
+    held_out = sudoku_puzzles.solve(puzzles_of("test", 1))[1][0]
     turned = held_out.reshape(9, 9).T.ravel() % 9 + 1
     with pytest.raises(InputError, match="1 may be"):
         sudoku.check_disjoint(np.concatenate([solutions, turned[None]]))
 
 
 def test_hard_puzzles_have_one_solution():
-    examples = sudoku.examples("hard", len(sudoku.HARD_PUZZLES))
-    puzzles = np.stack([example.puzzle for example in examples])
-    num_solutions, _ = sudoku_puzzles.solve(puzzles)
+    puzzles = puzzles_of("hard", len(sudoku.HARD_PUZZLES))
+    num_solutions, solutions = sudoku_puzzles.solve(puzzles)
     assert (num_solutions == 1).all()
-    for example in examples:
-        assert sudoku.verdict(example.puzzle, example.solution).is_correct
+    for puzzle, solution in zip(puzzles, solutions, strict=True):
+        assert sudoku.verdict(puzzle, solution).is_correct
 
 
-def test_validation_puzzles_depend_on_the_seed():
-    first, again, other = (
-        sudoku.examples("valid", 3, seed=seed)[0].puzzle for seed in (0, 0, 1)
+def test_validation_puzzles_depend_on_the_seed_and_not_on_the_number():
+    first, more, other = (
+        puzzles_of("valid", num, seed=seed) for num, seed in ((3, 0), (101, 0), (3, 1))
     )
-    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first, more[:3])
+    assert (more[100] != more[0]).any()
     assert (first != other).any()
 
 
@@ -175,21 +180,36 @@ def test_pretty_rules_the_boxes():
     assert len(lines) == 11
 
 
-def test_prompts_mark_the_blanks():
-    examples = sudoku.examples("test", 4)
-    batch = sudoku.prompts(examples)
-    assert batch.tokens.shape == (4, 90) and batch.is_valid.all()
-    for row, example in enumerate(examples):
-        assert batch.is_blank[row].sum() == (example.puzzle == 0).sum()
-    assert (batch.tokens[batch.is_blank] == sudoku.MASK_ID).all()
+def test_prompts_mark_the_blanks_and_answers_are_judged(made):
+    task = sudoku.Sudoku()
+    config = task.model_config(d_model=8, n_heads=2, n_layers=1, mlp_hidden_size=8)
+    codec = text.Codec.of(task.tokenizer(), config)
+    examples = task.examples("test", 2)
+    for example, row in zip(examples, task.encode(codec, examples), strict=True):
+        np.testing.assert_array_equal(row.tokens, sudoku.encode(example.truth[None])[0])
+        np.testing.assert_array_equal(row.is_blank, row.tokens == sudoku.MASK_ID)
+        assert row.is_blank.sum() <= task.gen_length
+        shown = task.pretty(example.prompt)
+        np.testing.assert_array_equal(
+            sudoku.parse("".join(c for c in shown if c in ".123456789")), example.truth
+        )
+        _, solutions = sudoku_puzzles.solve(example.truth[None])
+        solved = sudoku.encode(solutions)[0]
+        assert task.verdict(example, codec.decode(row, solved)).is_correct
+        cell = int(np.flatnonzero(row.is_blank)[3])
+        for token, reason in ((sudoku.MASK_ID, "no digit"), (solved[cell] % 9 + 3, "")):
+            wrong = solved.copy()
+            wrong[cell] = token
+            verdict = task.verdict(example, codec.decode(row, wrong))
+            assert not verdict.is_correct and reason in verdict.reason
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: sudoku.parse("12"), "must be 81 digits"),
-        (lambda: sudoku.examples("train", 1), "split (train) must be one of"),
-        (lambda: sudoku.examples("test", 501), "num (501) must be at most 500"),
+        (lambda: puzzles_of("train", 1), "split (train) must be one of"),
+        (lambda: puzzles_of("test", 501), "num (501) must be at most 500"),
     ],
 )
 def test_bad_input_is_one_line(call, message):
@@ -199,7 +219,7 @@ def test_bad_input_is_one_line(call, message):
 
 
 def test_batches_are_functions_of_seed_and_step(made):
-    batch_at = sudoku.training_batches(*made, batch_size=5, seed=3)
+    batch_at = sudoku.batches(*made, 5, 3, False)
     tokens, is_maskable, is_valid = batch_at(7)
     for one, other in zip(batch_at(7), (tokens, is_maskable, is_valid), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -237,10 +257,7 @@ def test_waves_follow_from_what_stands(made):
 
 def test_advanced_batches_show_later_states_of_the_puzzles(made):
     plain, advanced = (
-        sudoku.training_batches(*made, batch_size=200, seed=3, is_advanced=is_advanced)(
-            0
-        )
-        for is_advanced in (False, True)
+        sudoku.batches(*made, 200, 3, is_advanced)(0) for is_advanced in (False, True)
     )
     num_blanks, later = (batch[1].sum(1) for batch in (plain, advanced))
     assert later.min() >= 1
@@ -253,16 +270,23 @@ def test_advanced_batches_show_later_states_of_the_puzzles(made):
     assert (later >= 81 - 36).any()
 
 
-def test_puzzles_are_cached(tmp_path, monkeypatch):
-    path = tmp_path / "new" / "puzzles.npz"
-    options = {"seed": 1, "num": 3, "min_clues": 30, "max_clues": 32}
-    puzzles, _ = sudoku.cached_puzzles(path, **options)
-    again, _ = sudoku.cached_puzzles(path, **{**options, "seed": 2})
-    assert (again != puzzles).any()
+def test_puzzles_are_made_once(tmp_path, monkeypatch):
+    data = {"seed": 1, "num": 3, "min_clues": 30, "max_clues": 32}
+
+    def tokens(**changes):
+        batch_at = sudoku.Sudoku().training_batches(
+            {**data, "is_advanced": False, **changes},
+            batch_size=4,
+            seed=0,
+            workdir=tmp_path / "new",
+        )
+        return batch_at(0)[0]
+
+    first, other = tokens(), tokens(seed=2)
+    assert (first != other).any()
 
     def fail(*_args, **_options):
         raise AssertionError("made again")
 
     monkeypatch.setattr(sudoku_puzzles, "random_puzzles", fail)
-    kept, _ = sudoku.cached_puzzles(path, **{**options, "seed": 2})
-    np.testing.assert_array_equal(kept, again)
+    np.testing.assert_array_equal(tokens(seed=2), other)

@@ -1,1 +1,30 @@
-"""Tasks: examples in, text out, verdict. One file per task."""
+"""Tasks: examples in, text out, verdict. One file per task; here, their registry."""
+
+from dlm_jax.errors import InputError
+from dlm_jax.tasks.sudoku import Sudoku
+from dlm_jax.tasks.task import Task, Trainable
+
+TASKS: dict[str, Task] = {task.name: task for task in (Sudoku(),)}
+
+
+def get(name: str) -> Task:
+    """The task of a name.
+
+    Raises:
+      InputError: for an unknown name, with the known ones.
+    """
+    if name not in TASKS:
+        raise InputError(f"task ({name}) must be one of {', '.join(sorted(TASKS))}")
+    return TASKS[name]
+
+
+def trainable(name: str) -> Trainable:
+    """The task of a name, which must have a model of its own.
+
+    Raises:
+      InputError: for an unknown name, or a task without training data.
+    """
+    task = get(name)
+    if not isinstance(task, Trainable):
+        raise InputError(f"task ({name}) has no training data")
+    return task

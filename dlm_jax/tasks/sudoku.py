@@ -7,13 +7,11 @@ canvas. The period of exactly ten tokens per row matters: with a rotary base tha
 model learns the rules from about half as many puzzles as with a base of 100.
 """
 
-import dataclasses
 import importlib.resources
 import math
-import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int
@@ -22,7 +20,7 @@ from dlm_jax import text
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDAConfig
 from dlm_jax.tasks import sudoku_puzzles
-from dlm_jax.types import Prompts
+from dlm_jax.tasks.task import BLANK, BatchAt, Example, Trainable, Verdict, cached
 
 # Token ids are places in this list.
 VOCABULARY = (
@@ -85,49 +83,91 @@ HARD_PUZZLES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One puzzle.
+class Sudoku(Trainable):
+    """Infilling of 9x9 grids.
 
-    Attributes:
-      name: unique within its split.
-      puzzle: int8 [81]; 0 where blank.
-      solution: int8 [81].
+    The splits are 'test' (500 puzzles of 26 to 36 clues, in file order), 'hard'
+    (published ones, in the order of HARD_PUZZLES) and 'valid' (new ones for each seed).
+    No test puzzle is a training one under any symmetry. An example's truth is its
+    puzzle, int8 [81], 0 where blank.
     """
 
-    name: str
-    puzzle: Int[np.ndarray, "81"]
-    solution: Int[np.ndarray, "81"]
+    name: ClassVar[str] = "sudoku"
+    splits: ClassVar[tuple[str, ...]] = ("test", "hard", "valid")
+    is_infill: ClassVar[bool] = True
+    gen_length: ClassVar[int] = 64
 
+    def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
+        self.check(split, num)
+        names, puzzles, _ = _SPLITS[split](num, seed)
+        if num > len(names):
+            raise InputError(f"num ({num}) must be at most {len(names)} for {split}")
+        return [
+            Example(name, to_text(puzzle).replace(".", BLANK), puzzle)
+            for name, puzzle in zip(names, puzzles, strict=True)
+        ]
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """Whether an answer is right, and the first reason why not."""
+    def verdict(self, example: Example, answer: str) -> Verdict:
+        return verdict(example.truth, _cells(answer))
 
-    is_correct: bool
-    reason: str
+    def pretty(self, text: str) -> str:
+        return pretty(_cells(text))
 
+    def tokenizer(self) -> Any:
+        return text.character_tokenizer(
+            VOCABULARY,
+            bos=VOCABULARY[0],
+            eos=VOCABULARY[EOS_ID],
+            mask=VOCABULARY[MASK_ID],
+        )
 
-def examples(split: str, num: int, seed: int = 0) -> list[Example]:
-    """Puzzles of a split; no test puzzle is a training one under any symmetry.
+    def model_config(self, **shape: int) -> LLaDAConfig:
+        head_dim = shape["d_model"] // shape["n_heads"]
+        return LLaDAConfig(
+            **shape,
+            n_kv_heads=shape["n_heads"],
+            vocab_size=len(VOCABULARY),
+            embedding_size=16,
+            max_sequence_length=128,
+            # Frequency i is theta^(-2i / head_dim): the second one is 2 pi / 10.
+            rope_theta=(10 / (2 * math.pi)) ** (head_dim / 2),
+            rms_norm_eps=1e-5,
+            weight_tying=False,
+            mask_token_id=MASK_ID,
+            eos_token_id=EOS_ID,
+            pad_token_id=EOS_ID,
+        )
 
-    Args:
-      split: 'test' (500 puzzles of 26 to 36 clues, in file order), 'hard' (published
-        ones, in the order of HARD_PUZZLES), or 'valid' (new ones for each seed).
-      num: how many.
-      seed: of the validation puzzles.
+    def training_batches(
+        self,
+        data: Mapping[str, Any],
+        *,
+        batch_size: int,
+        seed: int,
+        workdir: pathlib.Path,
+    ) -> BatchAt:
+        """Random puzzles of a set, each under a random symmetry.
 
-    Raises:
-      InputError: for an unknown split, or a number of examples that it does not have.
-    """
-    if split not in _SPLITS:
-        raise InputError(f"split ({split}) must be one of {', '.join(_SPLITS)}")
-    if num < 1:
-        raise InputError(f"num ({num}) must be at least 1")
-    names, puzzles, solutions = _SPLITS[split](num, seed)
-    if num > len(names):
-        raise InputError(f"num ({num}) must be at most {len(names)} for {split}")
-    return [Example(*fields) for fields in zip(names, puzzles, solutions, strict=True)]
+        The clues are prompt, the blanks are learned.
+
+        Args:
+          data: `seed`, `num`, `min_clues` and `max_clues` of the set, and
+            `is_advanced`: take each puzzle as it stands after a random number of rounds
+            of plain logic (`sudoku_puzzles.single_waves`), which is what a sampler that
+            commits the surest cells first gets to see, rather than as it is set.
+          batch_size: rows.
+          seed: of the choice and the symmetries.
+          workdir: where the set is kept.
+
+        Raises:
+          InputError: if a puzzle of the set may be a test or a hard one.
+        """
+        made_by = {name: value for name, value in data.items() if name != "is_advanced"}
+        made = cached(workdir / "puzzles.npz", made_by, _random_puzzles)
+        check_disjoint(made["solutions"])
+        return batches(
+            **made, batch_size=batch_size, seed=seed, is_advanced=data["is_advanced"]
+        )
 
 
 _Columns = tuple[list[str], Int[np.ndarray, "n 81"], Int[np.ndarray, "n 81"]]
@@ -144,8 +184,14 @@ def _hard_split(num: int, seed: int) -> _Columns:
 
 
 def _valid_split(num: int, seed: int) -> _Columns:
-    rng = np.random.default_rng([2, seed])
-    puzzles, solutions = sudoku_puzzles.random_puzzles(rng, num)
+    # In lots of 100, so that asking for more does not change the first ones.
+    lots = [
+        sudoku_puzzles.random_puzzles(np.random.default_rng([2, seed, lot]), 100)
+        for lot in range(-(-num // 100))
+    ]
+    puzzles, solutions = (
+        np.concatenate(grids)[:num] for grids in zip(*lots, strict=True)
+    )
     return [f"valid/{seed}/{i}" for i in range(num)], puzzles, solutions
 
 
@@ -170,24 +216,11 @@ def check_disjoint(solutions: Int[np.ndarray, "n 81"]) -> None:
     Raises:
       InputError: with the number of such grids.
     """
-    held_out = examples("test", 500) + examples("hard", len(HARD_PUZZLES))
-    keys = sudoku_puzzles.fingerprints(np.stack([e.solution for e in held_out]))
+    held_out = [_test_split(500, 0)[2], _hard_split(len(HARD_PUZZLES), 0)[2]]
+    keys = sudoku_puzzles.fingerprints(np.concatenate(held_out))
     num = len(set(keys) & set(sudoku_puzzles.fingerprints(solutions)))
     if num:
         raise InputError(f"training grids must not be held out, {num} may be: new seed")
-
-
-def tokenizer() -> Any:
-    """The tokenizer of the printed grid; `save_pretrained` writes its files."""
-    return text.character_tokenizer(
-        VOCABULARY, bos=VOCABULARY[0], eos=VOCABULARY[EOS_ID], mask=VOCABULARY[MASK_ID]
-    )
-
-
-def prompts(batch: Sequence[Example]) -> Prompts:
-    """The canvases of some puzzles, [b, 90]; the blanks are to be generated."""
-    tokens = encode(np.stack([example.puzzle for example in batch]))
-    return Prompts(tokens, tokens == MASK_ID, np.ones(tokens.shape, bool))
 
 
 def verdict(puzzle: Int[np.ndarray, "81"], answer: Int[np.ndarray, "81"]) -> Verdict:
@@ -216,6 +249,14 @@ def parse(text: str) -> Int[np.ndarray, "81"]:
             f"grid ({cells[:90]}) must be 81 digits, blanks as '.', got {len(cells)}"
         )
     return np.array([int(c) if c.isdigit() else 0 for c in cells], np.int8)
+
+
+def _cells(text: str) -> Int[np.ndarray, "81"]:
+    """The cells of a printed grid as far as it is one; 0 where a digit should be."""
+    # A mask that is left is written with more than one character: it and all that
+    # follows it cannot be placed.
+    digits = [int(c) if c in "123456789" else 0 for c in "".join(text.split())]
+    return np.array((digits + [0] * 81)[:81], np.int8)
 
 
 def to_text(grid: Int[np.ndarray, "81"]) -> str:
@@ -247,75 +288,20 @@ def decode(tokens: Int[np.ndarray, "n 90"]) -> Int[np.ndarray, "n 81"]:
     return np.where((digits >= 1) & (digits <= 9), digits, 0).astype(np.int8)
 
 
-def model_config(
-    *, d_model: int, n_heads: int, n_layers: int, mlp_hidden_size: int
-) -> LLaDAConfig:
-    """A LLaDA of this shape for grids."""
-    head_dim = d_model // n_heads
-    return LLaDAConfig(
-        d_model=d_model,
-        n_heads=n_heads,
-        n_kv_heads=n_heads,
-        n_layers=n_layers,
-        mlp_hidden_size=mlp_hidden_size,
-        vocab_size=len(VOCABULARY),
-        embedding_size=16,
-        max_sequence_length=128,
-        # Frequency i is theta^(-2i / head_dim): the second one is 2 pi / 10.
-        rope_theta=(10 / (2 * math.pi)) ** (head_dim / 2),
-        rms_norm_eps=1e-5,
-        weight_tying=False,
-        mask_token_id=MASK_ID,
-        eos_token_id=EOS_ID,
-        pad_token_id=EOS_ID,
-    )
+def _random_puzzles(seed: int, num: int, **clues: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    puzzles, solutions = sudoku_puzzles.random_puzzles(rng, num, **clues)
+    return {"puzzles": puzzles, "solutions": solutions}
 
 
-def cached_puzzles(
-    path: str | os.PathLike, *, seed: int, num: int, min_clues: int, max_clues: int
-) -> tuple[Int[np.ndarray, "n 81"], Int[np.ndarray, "n 81"]]:
-    """Random puzzles and solutions, kept in a file so that they are made only once."""
-    path = pathlib.Path(path)
-    made_by = np.array([seed, num, min_clues, max_clues])
-    if path.exists():
-        with np.load(path) as file:
-            if np.array_equal(file["made_by"], made_by):
-                return file["puzzles"], file["solutions"]
-    puzzles, solutions = sudoku_puzzles.random_puzzles(
-        np.random.default_rng(seed), num, min_clues=min_clues, max_clues=max_clues
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, made_by=made_by, puzzles=puzzles, solutions=solutions)
-    os.replace(partial, path)
-    return puzzles, solutions
-
-
-def training_batches(
+def batches(
     puzzles: Int[np.ndarray, "n 81"],
     solutions: Int[np.ndarray, "n 81"],
-    *,
     batch_size: int,
     seed: int,
-    is_advanced: bool = False,
-) -> Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Random puzzles of the set, each under a random symmetry, for `training.train`.
-
-    The clues are prompt, the blanks are learned.
-
-    Args:
-      puzzles: 0 where blank.
-      solutions: of the puzzles.
-      batch_size: rows.
-      seed: of the choice and the symmetries.
-      is_advanced: take each puzzle as it stands after a random number of rounds of
-        plain logic (`sudoku_puzzles.single_waves`), which is what a sampler that
-        commits the surest cells first gets to see, rather than as it is set.
-
-    Returns:
-      A function of the step: tokens [b, 90] of the solutions, which of them are blanks
-      of the puzzle, and which are valid (all). It depends on seed and step only.
-    """
+    is_advanced: bool,
+) -> BatchAt:
+    """What `Sudoku.training_batches` gives, for puzzles at hand."""
     waves = sudoku_puzzles.single_waves(puzzles) if is_advanced else None
 
     def batch_at(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

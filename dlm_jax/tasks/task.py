@@ -1,0 +1,221 @@
+"""What a task is: examples with a split and a seed, and a verdict on what was written.
+
+A task knows text and no tokens, so that the models shipped here and any other
+checkpoint are asked the same thing. A task that a model is trained for from nothing
+also brings its own tokenizer, the shape of a model and the training data: `Trainable`.
+"""
+
+import abc
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dlm_jax.batching import Encoded
+from dlm_jax.errors import InputError
+from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.text import Codec
+from dlm_jax.types import ABSENT, Options
+
+# Stands for one missing token in the prompt of an infilling task.
+BLANK = "\N{OPEN BOX}"
+
+# step -> tokens [b, l], is_maskable [b, l], is_valid [b, l]; see `training.Batch`.
+BatchAt = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One thing to solve.
+
+    Attributes:
+      name: unique in its task, as 'test/17'.
+      prompt: the text to be continued; in an infilling task the whole text, with BLANK
+        for every missing token.
+      truth: what the task's verdict needs to know besides.
+    """
+
+    name: str
+    prompt: str
+    truth: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right, and the first reason why not."""
+
+    is_correct: bool
+    reason: str
+
+
+class Task(abc.ABC):
+    """Examples and verdicts.
+
+    Attributes:
+      name: in the registry.
+      splits: what `examples` takes. 'test' is never trained on.
+      is_infill: blanks stand in the prompt's text; else they follow it, and the answer
+        ends at EOS.
+      gen_length: most blanks that an example has; of a continuation, their number.
+      block_length: tokens per semi-autoregressive block; one block if ABSENT.
+    """
+
+    name: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]]
+    is_infill: ClassVar[bool]
+    gen_length: ClassVar[int]
+    block_length: ClassVar[int] = ABSENT
+
+    @abc.abstractmethod
+    def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
+        """The first `num` examples of a split.
+
+        Args:
+          split: one of `splits`.
+          num: how many; asking for more gives the same ones first.
+          seed: of splits that are drawn; published sets have none.
+
+        Raises:
+          InputError: for an unknown split, or more examples than it has.
+        """
+
+    @abc.abstractmethod
+    def verdict(self, example: Example, answer: str) -> Verdict:
+        """Judges an answer.
+
+        Args:
+          example: what was asked.
+          answer: the continuation up to EOS; in an infilling task the whole text. Masks
+            that are left in it are shown as the tokenizer writes them.
+        """
+
+    def pretty(self, text: str) -> str:
+        """A prompt or an answer as people like to see it; '.' for a blank."""
+        return text.replace(BLANK, ".")
+
+    def encode(self, codec: Codec, examples: Sequence[Example]) -> list[Encoded]:
+        """The canvases of some examples: infilled, by chat template, or continued.
+
+        Raises:
+          InputError: if the tokenizer cannot write a prompt, or it is too long.
+        """
+        prompts = [example.prompt for example in examples]
+        if self.is_infill:
+            return codec.encode_infill(
+                [prompt.replace(BLANK, codec.mask_text) for prompt in prompts]
+            )
+        encode = codec.encode_chat if codec.has_chat_template else codec.encode
+        return encode(prompts, self.gen_length)
+
+    def options(self, codec: Codec, temperature: float = 0.0) -> Options:
+        """How to generate: the task's lengths and, for continuations, stop at EOS."""
+        stop_ids = () if self.is_infill else codec.stop_ids
+        return Options(
+            self.gen_length, self.block_length, temperature, stop_ids=stop_ids
+        )
+
+    def check(self, split: str, num: int) -> None:
+        """Raises InputError for an unknown split or a number below 1."""
+        if split not in self.splits:
+            raise InputError(f"split ({split}) must be one of {', '.join(self.splits)}")
+        if num < 1:
+            raise InputError(f"num ({num}) must be at least 1")
+
+
+class Trainable(Task):
+    """A task with a small model of its own."""
+
+    @abc.abstractmethod
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers; `save_pretrained` writes its files."""
+
+    @abc.abstractmethod
+    def model_config(self, **shape: int) -> LLaDAConfig:
+        """A LLaDA for this task.
+
+        Args:
+          shape: d_model, n_heads, n_layers and mlp_hidden_size.
+        """
+
+    @abc.abstractmethod
+    def training_batches(
+        self,
+        data: Mapping[str, Any],
+        *,
+        batch_size: int,
+        seed: int,
+        workdir: pathlib.Path,
+    ) -> BatchAt:
+        """Training data as a function of the step, which depends on nothing else.
+
+        Args:
+          data: what the config says of it.
+          batch_size: rows.
+          seed: of the rows.
+          workdir: where data that takes long to make may be kept.
+        """
+
+
+def check_codec(task: Task, codec: Codec) -> None:
+    """Refuses a tokenizer that would cut a task's text in another way than its own.
+
+    Only what is a sentence can be given to any model.
+
+    Raises:
+      InputError: if the task has a tokenizer, and it is another.
+    """
+    if isinstance(task, Trainable):
+        vocabulary = tuple(task.tokenizer().get_vocab())
+        if set(vocabulary) != set(codec.vocabulary):
+            raise InputError(
+                f"the checkpoint's tokenizer is not the one of the task {task.name}"
+            )
+
+
+def split_of(key: str | bytes, held_out: Sequence[str], share: int) -> str:
+    """Assigns an example to a split by the hash of what it is.
+
+    Examples that are the same thing are then never on both sides, however and whenever
+    they are drawn.
+
+    Args:
+      key: equal for examples that are the same.
+      held_out: names of the splits that are not for training.
+      share: one in `share` keys goes to each of them.
+
+    Returns:
+      One of held_out, or 'train'.
+    """
+    key = key.encode() if isinstance(key, str) else key
+    digest = hashlib.blake2b(key, digest_size=8).digest()
+    place = int.from_bytes(digest, "big") % share
+    return held_out[place] if place < len(held_out) else "train"
+
+
+def cached(
+    path: pathlib.Path,
+    made_by: Mapping[str, int],
+    make: Callable[..., dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Arrays that take long to make, kept in a file.
+
+    Args:
+      path: the file, .npz; its directory is made.
+      made_by: what they depend on: with other values they are made again.
+      make: called as make(**made_by).
+    """
+    names = {f"made_by_{name}": value for name, value in made_by.items()}
+    if path.exists():
+        with np.load(path) as file:
+            stored = {name: file[name] for name in file.files}
+        if all(stored.get(name) == value for name, value in names.items()):
+            return {name: stored[name] for name in stored if name not in names}
+    arrays = make(**made_by)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, **arrays, **names)
+    partial.replace(path)
+    return arrays

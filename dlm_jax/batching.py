@@ -8,13 +8,14 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from dlm_jax.errors import InputError
 from dlm_jax.generate import row_keys
 from dlm_jax.parallel import DataParallel
-from dlm_jax.types import Options, Prompts, Sampler
+from dlm_jax.types import Options, Prompts, Sampler, canonical
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +153,7 @@ def fill(
 
     Args:
       parallel: the model.
-      sampler: the rule.
+      sampler: the rule; a numeric field may be an array with a value per prompt.
       rows: the prompts.
       options: gen_length must hold the blanks of every row.
       seed: of the random keys.
@@ -176,14 +177,17 @@ def fill(
     options = dataclasses.replace(
         options, num_slots=-(-batch_size // len(parallel.devices))
     )
+    sampler = canonical(sampler, (len(rows),))
     key_ids = np.arange(len(rows)) if ids is None else np.asarray(ids)
     answers: dict[int, Answer] = {}
     total = compile_total = 0.0
     # Fewer prompts than a call holds need no rows to fill it up.
     size = min(queue_length, len(rows))
     for group in groups(rows, size, parallel.denoiser.max_length):
-        keys = row_keys(seed, key_ids[np.maximum(group.ids, 0)])
-        arguments = sampler, group.prompts, keys, options
+        places = np.maximum(group.ids, 0)
+        rules = jax.tree.map(lambda x, i=places: x[i], sampler)
+        keys = row_keys(seed, key_ids[places])
+        arguments = rules, group.prompts, keys, options
         compile_total += parallel.compile(*arguments)
         start = time.perf_counter()
         filled = parallel(*arguments)

@@ -108,14 +108,24 @@ def _build(node: ast.expr, known: dict[str, type], kind: str, spec: str) -> Any:
 
 def to_spec(sampler: Sampler) -> str:
     """The spec that `parse` reads back; every field is written out."""
-    return _write(sampler, {cls: name for name, cls in (SAMPLERS | SCHEDULES).items()})
+    return _write(sampler, _names(), is_short=False)
 
 
-def _write(value: Any, names: dict[type, str]) -> str:
+def short_spec(sampler: Sampler) -> str:
+    """The spec that `parse` reads back, without the fields at their defaults."""
+    return _write(sampler, _names(), is_short=True)
+
+
+def _names() -> dict[type, str]:
+    return {cls: name for name, cls in (SAMPLERS | SCHEDULES).items()}
+
+
+def _write(value: Any, names: dict[type, str], is_short: bool) -> str:
     if not dataclasses.is_dataclass(value):
         return repr(value.item() if hasattr(value, "item") else value)
     fields = ", ".join(
-        f"{field.name}={_write(getattr(value, field.name), names)}"
+        f"{field.name}={_write(getattr(value, field.name), names, is_short)}"
         for field in dataclasses.fields(value)
+        if not (is_short and getattr(value, field.name) == field.default)
     )
     return names[type(value)] + (f"({fields})" if fields else "")

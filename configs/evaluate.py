@@ -1,0 +1,25 @@
+"""What `experiments.evaluate` does where no flag says otherwise.
+
+    python -m experiments.evaluate --task=sudoku --workdir=runs/evaluate/sudoku
+
+asks the shipped model of a task 1,000 validation examples with four samplers.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Defaults of the flags of the same names."""
+    return ConfigDict(
+        {
+            "sampler": ("low_confidence", "threshold", "entropy_bound", "saber"),
+            "seeds": (0,),
+            "split": "valid",
+            "num_examples": 1000,
+            "example_seed": 0,
+            "temperature": 0.0,
+            "batch_size": 32,
+            # Rows of one call; what a kill loses at most.
+            "queue_length": 256,
+        }
+    )

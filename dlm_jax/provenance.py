@@ -1,0 +1,57 @@
+"""Where a result comes from: versions, device, code and checkpoint."""
+
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+_PACKAGES = ("dlm_jax", "jax", "jaxlib", "flax", "numpy", "transformers")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and the commit of the code, ready for JSON."""
+    devices = jax.local_devices()
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "device": devices[0].device_kind,
+        "num_devices": len(devices),
+        "num_cores": os.cpu_count(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit that is checked out, with '+' if files differ; None if unknown."""
+    here = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        is_changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if is_changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def digest(directory: str | os.PathLike) -> str:
+    """SHA-256 of a checkpoint: the names and bytes of all its files, README apart."""
+    root = pathlib.Path(directory)
+    total = hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        if path.name == "README.md":
+            continue
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+    return total.hexdigest()

@@ -1,0 +1,108 @@
+"""Intervals, paired tests and fronts: what turns counts into claims."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.stats import binomtest
+
+_NUM_RESAMPLES = 10_000
+
+
+def accuracy_interval(
+    is_correct: Bool[np.ndarray, "s n"], confidence: float = 0.95
+) -> tuple[float, float]:
+    """An interval of the accuracy on examples like these.
+
+    With one run per example it is Wilson's. Several runs of the same example are not
+    independent, so that of several runs is the percentile bootstrap over examples.
+
+    Args:
+      is_correct: of s runs of n examples.
+      confidence: that the interval holds the true accuracy.
+    """
+    num_runs, num_examples = is_correct.shape
+    if num_runs == 1:
+        test = binomtest(int(is_correct.sum()), num_examples)
+        low, high = test.proportion_ci(confidence, method="wilson")
+        return float(low), float(high)
+    return bootstrap_interval(is_correct.mean(axis=0), confidence)
+
+
+def bootstrap_interval(
+    values: Float[np.ndarray, "n"], confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile-bootstrap interval of a mean over examples."""
+    rng = np.random.default_rng(seed)
+    n = len(values)
+    # How often each example is drawn; a resample's mean is then one product.
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=_NUM_RESAMPLES)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(counts @ values / n, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two samplers on the same examples and random numbers.
+
+    Attributes:
+      difference: accuracy of the first minus accuracy of the second.
+      interval: of the difference, 95 %, percentile bootstrap over examples.
+      num_first_only: examples that only the first has right.
+      num_second_only: examples that only the second has right.
+      p_value: McNemar's exact test that these two are equally likely.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+    num_first_only: int
+    num_second_only: int
+    p_value: float
+
+
+def compare(first: Bool[np.ndarray, "n"], second: Bool[np.ndarray, "n"]) -> Comparison:
+    """Compares two samplers, example by example."""
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    num_unequal = only_first + only_second
+    p_value = binomtest(only_first, num_unequal).pvalue if num_unequal else 1.0
+    difference = first.astype(float) - second.astype(float)
+    return Comparison(
+        difference=float(difference.mean()),
+        interval=bootstrap_interval(difference),
+        num_first_only=only_first,
+        num_second_only=only_second,
+        p_value=float(p_value),
+    )
+
+
+def pareto_front(cost: Sequence[float], gain: Sequence[float]) -> list[int]:
+    """Indices of the points that no other is at least as good as in both, by cost."""
+    front: list[int] = []
+    for i in sorted(range(len(cost)), key=lambda i: (cost[i], -gain[i])):
+        if not front or gain[i] > gain[front[-1]]:
+            front.append(i)
+    return front
+
+
+def area_under_front(
+    cost: Sequence[float], gain: Sequence[float], low: float, high: float
+) -> float:
+    """The mean gain that is to be had over costs spread evenly in logarithm.
+
+    At each cost counts the best point that costs no more; where none does, 0. It lies
+    between 0 and the best gain, and a fine grid of thresholds changes it little.
+
+    Args:
+      cost: of the points, above 0.
+      gain: of the points.
+      low: where costs begin.
+      high: where they end.
+    """
+    area, edge, best = 0.0, np.log(low), 0.0
+    for i in pareto_front(cost, gain):
+        at = np.clip(np.log(cost[i]), np.log(low), np.log(high))
+        area += best * (at - edge)
+        edge, best = at, gain[i] if cost[i] <= high else best
+    return float((area + best * (np.log(high) - edge)) / np.log(high / low))

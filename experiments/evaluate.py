@@ -1,0 +1,98 @@
+r"""Asks a model a task's examples with one or more samplers, and judges the answers.
+
+    python -m experiments.evaluate --task=sudoku --workdir=runs/evaluate/sudoku
+    python -m experiments.evaluate --task=humaneval --checkpoint=LLaDA-8B-Instruct \
+        --split=test --num_examples=164 --sampler=saber --workdir=runs/humaneval
+
+WORKDIR gets manifest.json and records.jsonl, a line per example. Started again with the
+same arguments it goes on where it was stopped; more samplers, seeds or examples may be
+added. NFE is the number of forwards that an example took part in.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from dlm_jax import checkpoints, evaluation, provenance, tables, tasks, text, zoo
+from dlm_jax.models import as_denoiser
+from dlm_jax.parallel import DataParallel
+from dlm_jax.tasks.task import check_codec
+from experiments import _app
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/evaluate.py", "Defaults.")
+_TASK = flags.DEFINE_string("task", "sudoku", "sudoku, maze, countdown, program, ...")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Hugging Face or Orbax directory; default: the shipped model."
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["bfloat16", "float32"], "Default: as stored."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the records; default: runs/evaluate/TASK."
+)
+_OVERRIDES = [
+    flags.DEFINE_multi_string("sampler", None, "As saber(n=2, mu=8); may be repeated."),
+    flags.DEFINE_multi_integer("seeds", None, "Of the random keys; may be repeated."),
+    flags.DEFINE_string("split", None, "Of the task's examples."),
+    flags.DEFINE_integer("num_examples", None, "The first ones of the split."),
+    flags.DEFINE_integer("example_seed", None, "Of examples that are drawn."),
+    flags.DEFINE_float("temperature", None, "0 takes the most probable token."),
+    flags.DEFINE_integer("batch_size", None, "Examples in flight at once."),
+    flags.DEFINE_integer("queue_length", None, "Examples of one call."),
+]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluates, and prints the table of what the directory then holds."""
+    del argv
+    config = _CONFIG.value
+    config.update({f.name: f.value for f in _OVERRIDES if f.value is not None})
+    task = tasks.get(_TASK.value)
+    workdir = _WORKDIR.value or f"runs/evaluate/{task.name}"
+    todo = evaluation.lanes(config.sampler, config.seeds, is_mixed=False)
+    checkpoint = _CHECKPOINT.value or zoo.path(task.name)
+    model = checkpoints.load(checkpoint, _DTYPE.value)
+    codec = text.Codec.load(checkpoint, model.config)
+    check_codec(task, codec)
+    about = {
+        "checkpoint": provenance.digest(checkpoint),
+        "dtype": str(model.head.dtype),
+    }
+    parallel = DataParallel(*as_denoiser(model))
+    del model  # its weights are on the devices now, and would be there twice
+
+    num_right = num_done = 0
+    total = len(todo) * config.num_examples
+    with tqdm(total=total, unit="example", disable=None) as progress:
+
+        def show(records: list[dict[str, Any]]) -> None:
+            nonlocal num_right, num_done
+            num_done += len(records)
+            num_right += sum(record["is_correct"] for record in records)
+            progress.set_description(records[0]["sampler"].split("(")[0])
+            progress.set_postfix(right=f"{num_right / num_done:.1%}")
+            progress.update(len(records))
+
+        records = evaluation.run(
+            *(parallel, codec, task, _plan(config), todo, config.num_examples, workdir),
+            about=about,
+            on_records=show,
+        )
+    print(tables.accuracy(evaluation.summaries(records)))
+
+
+def _plan(config: Any) -> evaluation.Plan:
+    return evaluation.Plan(
+        split=config.split,
+        example_seed=config.example_seed,
+        temperature=config.temperature,
+        batch_size=config.batch_size,
+        queue_length=config.queue_length,
+    )
+
+
+if __name__ == "__main__":
+    _app.run(main)

@@ -1,0 +1,241 @@
+"""Evaluation: what is judged and counted, and that a stop changes nothing."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from dlm_jax import batching, checkpoints, evaluation, samplers, tables
+from dlm_jax.errors import InputError
+from dlm_jax.models import as_denoiser
+from dlm_jax.models.llada import LLaDA
+from dlm_jax.parallel import DataParallel
+from dlm_jax.tasks import sudoku
+from dlm_jax.tasks.task import Example, Verdict
+from dlm_jax.text import Codec
+
+TASK = sudoku.Sudoku()
+SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 2, "mlp_hidden_size": 48}
+SPECS = ("threshold(threshold=0.5)", "threshold(threshold=0.9)", "random")
+PLAN = evaluation.Plan(batch_size=2, queue_length=4)
+
+
+class Arbitrary(sudoku.Sudoku):
+    """An arbitrary half is right: a random model would solve no puzzle."""
+
+    def verdict(self, example: Example, answer: str) -> Verdict:
+        number = zlib.crc32(answer.encode())
+        return Verdict(number % 2 == 0, str(number))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    graph, params = nnx.split(LLaDA(TASK.model_config(**SHAPE), rngs=nnx.Rngs(0)))
+    model = nnx.merge(graph, jax.tree.map(lambda weight: 4 * weight, params))
+    files = TASK.tokenizer().save_pretrained(tmp_path_factory.mktemp("tokenizer"))
+    directory = tmp_path_factory.mktemp("model") / "hf"
+    checkpoints.save_hf(model, directory, files)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    model = checkpoints.load(checkpoint)
+    codec = Codec.load(checkpoint, model.config)
+    return DataParallel(*as_denoiser(model)), codec
+
+
+def run(model, directory, specs=SPECS, num=6, plan=PLAN, is_mixed=False, seeds=(0,)):
+    parallel, codec = model
+    todo = evaluation.lanes(specs, seeds, is_mixed)
+    about = {"checkpoint": "x"}
+    records = evaluation.run(
+        parallel, codec, Arbitrary(), plan, todo, num, directory, about=about
+    )
+    times = ("seconds", "compile_seconds")
+    return [{k: v for k, v in r.items() if k not in times} for r in records]
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    return directory, run(model, directory)
+
+
+def test_records_are_what_the_samplers_did(model, whole):
+    parallel, codec = model
+    directory, records = whole
+    lines = (directory / "records.jsonl").read_text().splitlines()
+    assert len(lines) == len(records) == 18
+    assert [(r["sampler"], r["index"]) for r in records] == [
+        (samplers.to_spec(samplers.parse(spec)), i) for spec in SPECS for i in range(6)
+    ]
+    examples = TASK.examples("test", 6)
+    rows = TASK.encode(codec, examples)
+    expected = batching.fill(
+        parallel, samplers.parse(SPECS[0]), rows, TASK.options(codec), 0, 6
+    )
+    for record, row, answer in zip(records, rows, expected.answers, strict=False):
+        assert record["text"] == codec.decode(row, answer.tokens)
+        assert record["nfe"] == answer.num_steps
+        assert record["num_tokens"] == row.is_blank.sum()
+        number = zlib.crc32(record["text"].encode())
+        assert record["is_correct"] == (number % 2 == 0)
+        assert record["reason"] == str(number)
+    assert 0 < sum(record["is_correct"] for record in records) < 18
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_log_cut_anywhere_is_completed_to_the_same(model, whole, tmp_path, seed):
+    directory, records = whole
+    content = (directory / "records.jsonl").read_bytes()
+    cut = random.Random(seed).randrange(len(content))
+    (tmp_path / "records.jsonl").write_bytes(content[:cut])
+    manifest = (directory / "manifest.json").read_bytes()
+    (tmp_path / "manifest.json").write_bytes(manifest)
+    assert run(model, tmp_path) == records
+    completed = [
+        {k: v for k, v in json.loads(line).items() if k not in ("seconds",)}
+        for line in (tmp_path / "records.jsonl").read_text().splitlines()
+    ]
+    assert len(completed) == len(records)
+    assert len(evaluation.read_records(tmp_path)) == len(records)
+
+
+def test_what_is_there_is_not_done_again_and_more_may_be_added(model, tmp_path):
+    first = run(model, tmp_path, SPECS[:1], num=4)
+    size = (tmp_path / "records.jsonl").stat().st_size
+    assert run(model, tmp_path, SPECS[:1], num=4) == first
+    assert (tmp_path / "records.jsonl").stat().st_size == size
+    more = run(model, tmp_path, SPECS[:2], num=6)
+    assert more[:4] == first and len(more) == 12
+    assert len(evaluation.read_records(tmp_path)) == 12
+
+
+def test_a_mixed_lane_gives_each_sampler_what_it_gives_alone(model, whole, tmp_path):
+    _, records = whole
+    assert len(evaluation.lanes(SPECS, (0,), is_mixed=True)) == 2
+    mixed = run(model, tmp_path, is_mixed=True)
+    drop = ("place",)
+
+    def sort(records):
+        cleaned = [{k: v for k, v in r.items() if k not in drop} for r in records]
+        return sorted(cleaned, key=lambda r: (r["sampler"], r["index"]))
+
+    assert sort(mixed) == sort(records)
+
+
+def test_seeds_change_only_what_is_random(model, tmp_path):
+    records = run(model, tmp_path, ("random", SPECS[0]), num=3, seeds=(0, 1))
+    texts = {(r["sampler"][:6], r["seed"], r["index"]): r["text"] for r in records}
+    assert all(texts["thresh", 0, i] == texts["thresh", 1, i] for i in range(3))
+    assert any(texts["random", 0, i] != texts["random", 1, i] for i in range(3))
+    summary, other = evaluation.summaries(evaluation.read_records(tmp_path))
+    assert summary.sampler == "random(schedule=fixed(k=1))"
+    assert summary.is_correct.shape == other.nfe.shape == (2, 3)
+    blanks = [r["num_tokens"] for r in records[:3]]
+    np.testing.assert_array_equal(summary.nfe, [blanks, blanks])
+
+
+def test_table_counts(tmp_path):
+    summary = evaluation.Summary(
+        sampler="entropy_bound(gamma=0.1, error_proxy='entropy')",
+        is_correct=np.array([[True, True, False, True]]),
+        nfe=np.array([[2.0, 4.0, 4.0, 10.0]]),
+        num_tokens=np.array([[10.0, 10.0, 10.0, 10.0]]),
+        seconds=2.0,
+        compile_seconds=1.0,
+    )
+    head, _, line = tables.accuracy([summary]).splitlines()
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:4] == ["entropy_bound", "3", "4", "75.0%"]
+    assert cells[5:] == ["5.00", "3 - 4 - 8", "2.00", "20", "2.0", "1.0"]
+    assert len(head) == len(line)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"plan": evaluation.Plan(temperature=0.5, batch_size=2)}, "temperature"),
+        ({"num": 0}, r"num_examples \(0\) must be at least 1"),
+        ({"specs": ("saber", "saber(n=2)")}, "must be given once"),
+        ({"plan": evaluation.Plan(batch_size=8, queue_length=4)}, "queue_length"),
+        ({"plan": evaluation.Plan(split="train")}, r"split \(train\) must be one of"),
+    ],
+)
+def test_bad_input_is_named(model, whole, changes, message):
+    directory, _ = whole
+    before = sorted(p.stat().st_size for p in directory.iterdir())
+    with pytest.raises(InputError, match=message):
+        run(model, directory, **changes)
+    assert sorted(p.stat().st_size for p in directory.iterdir()) == before
+
+
+def _script(checkpoint, workdir):
+    return [
+        *(sys.executable, "-m", "experiments.evaluate", f"--checkpoint={checkpoint}"),
+        *(f"--workdir={workdir}", "--split=test", "--num_examples=40"),
+        *("--sampler=entropy_bound(gamma=0.5)", "--sampler=random"),
+        *("--batch_size=4", "--queue_length=4"),
+    ]
+
+
+@pytest.mark.slow
+def test_killed_five_times_at_random_gives_the_same_table(checkpoint, tmp_path):
+    root = pathlib.Path(__file__).parents[1]
+
+    def table():
+        records = evaluation.read_records(tmp_path / "killed")
+        rows = tables.accuracy(evaluation.summaries(records)).splitlines()
+        # All columns but those of time.
+        return [row.split("|")[:9] for row in rows]
+
+    whole = subprocess.run(
+        _script(checkpoint, tmp_path / "whole"), cwd=root, capture_output=True
+    )
+    assert whole.returncode == 0, whole.stderr
+    rng, num_kills = random.Random(0), 0
+    while num_kills < 5:
+        size = _size(tmp_path / "killed")
+        process = subprocess.Popen(
+            _script(checkpoint, tmp_path / "killed"),
+            cwd=root,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        # Not before it has added something, else nothing is shown.
+        while _size(tmp_path / "killed") == size and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.3)
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        num_kills += 1
+    last = subprocess.run(
+        _script(checkpoint, tmp_path / "killed"), cwd=root, capture_output=True
+    )
+    assert last.returncode == 0, last.stderr
+    fields = ("sampler", "seed", "index", "text", "nfe", "is_correct", "place")
+    runs = [
+        [[r[f] for f in fields] for r in evaluation.read_records(tmp_path / name)]
+        for name in ("whole", "killed")
+    ]
+    assert runs[0] == runs[1]
+    printed = whole.stdout.decode().splitlines()
+    assert [row.split("|")[:9] for row in printed] == table()
+
+
+def _size(directory):
+    path = directory / "records.jsonl"
+    return path.stat().st_size if path.exists() else 0

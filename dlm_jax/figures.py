@@ -1,0 +1,105 @@
+"""Figures for a paper's column; needs matplotlib, of the extra `eval`."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dlm_jax.errors import InputError
+
+# Okabe and Ito's colours, which most forms of colour blindness tell apart; markers and
+# dashes tell them apart in grey as well.
+_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
+    *("#E69F00", "#56B4E9", "#000000", "#999933"),
+)
+_MARKERS = "osD^vPX*"
+_DASHES = ("-", "--", "-.", ":")
+_COLUMN_WIDTH = 3.4  # inches
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise InputError(
+            "figures need matplotlib: pip install 'dlm_jax[eval]'"
+        ) from None
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update(
+        {
+            "font.size": 8,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "savefig.dpi": 200,
+        }
+    )
+    return pyplot
+
+
+def curves(
+    path: str | os.PathLike,
+    points: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    x: str,
+    y: str,
+    x_label: str,
+    y_label: str,
+    title: str,
+    is_log: bool = False,
+) -> None:
+    """Draws lines with intervals, the legend below the axes.
+
+    Args:
+      path: the image file.
+      points: by line: x, y and, where there are any, the ends `y_low` and `y_high` of
+        an interval.
+      x: name of the abscissa in a point.
+      y: name of the ordinate.
+      x_label: with its unit.
+      y_label: with its unit.
+      title: of the axes.
+      is_log: the abscissa is logarithmic.
+
+    Raises:
+      InputError: if matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    num_rows = -(-len(points) // 2)
+    height = 2.3 + 0.17 * num_rows
+    figure, axes = pyplot.subplots(
+        figsize=(_COLUMN_WIDTH, height), layout="constrained"
+    )
+    for i, (name, line) in enumerate(points.items()):
+        line = sorted(line, key=lambda point: point[x])
+        xs, ys = (np.array([point[name] for point in line]) for name in (x, y))
+        style = {
+            "color": _COLOURS[i % len(_COLOURS)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "linestyle": _DASHES[i % len(_DASHES)],
+            "markersize": 3,
+            "linewidth": 1,
+            "label": name,
+        }
+        if f"{y}_low" in line[0]:
+            ends = [[point[f"{y}_{end}"] for point in line] for end in ("low", "high")]
+            errors = np.abs(np.array(ends) - ys)
+            axes.errorbar(xs, ys, errors, elinewidth=0.5, capsize=1, **style)
+        else:
+            axes.plot(xs, ys, **style)
+    if is_log:
+        axes.set_xscale("log")
+        # Plain numbers, at 1, 2 and 5 of each power of ten.
+        axes.xaxis.set_major_locator(pyplot.matplotlib.ticker.LogLocator(10, (1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_title(title, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=6, frameon=False)
+    figure.savefig(path)
+    pyplot.close(figure)

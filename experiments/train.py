@@ -15,28 +15,31 @@ from flax import nnx
 from ml_collections import config_flags
 
 from dlm_jax import checkpoints, tasks, training
-from dlm_jax.models.llada import LLaDA
+from dlm_jax.models.llada import LLaDA, deepen
 from experiments import _app
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/train_sudoku.py", "What to train, and on what."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/sudoku", "Directory of the data, checkpoints, curve and result."
+    "workdir", None, "Directory of data, checkpoints, curve, result; default runs/TASK."
 )
 
 
 def main(argv: Sequence[str]) -> None:
     """Trains as the config says, and exports the result."""
     del argv
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    config = _CONFIG.value
     task = tasks.trainable(config.task)
+    workdir = Path(_WORKDIR.value or f"runs/{task.name}")
     checkpoints.check_output(workdir / "model")
     workdir.mkdir(parents=True, exist_ok=True)
     model = LLaDA(task.model_config(**config.model), rngs=nnx.Rngs(config.seed))
     for index, stage in enumerate(config.stages, start=1):
         print(f"Stage {index} of {len(config.stages)}: the data ...", flush=True)
         train = training.TrainConfig(**stage["train"])
+        if stage.get("is_deepened"):
+            model = deepen(model)
         batch_at = task.training_batches(
             {**config.data, **stage["data"]},
             batch_size=config.batch_size,

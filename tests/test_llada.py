@@ -13,7 +13,7 @@ from flax import nnx
 
 from dlm_jax import checkpoints
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDA, LLaDAConfig, llada_8b, tiny
+from dlm_jax.models.llada import LLaDA, LLaDAConfig, deepen, llada_8b, tiny
 
 _GOLDEN = Path(__file__).parent / "data" / "checkpoints"
 _HF_CONFIG = json.loads((_GOLDEN / "tiny_kv2_seed3" / "config.json").read_text())
@@ -186,6 +186,19 @@ def test_program_does_not_grow_with_depth():
         return str(jaxpr).count(" = ")
 
     assert num_equations(2) == num_equations(8) > 50
+
+
+@pytest.mark.parametrize("weight_tying", [False, True])
+def test_a_deepened_model_computes_the_same_and_all_of_it_learns(weight_tying):
+    model = _random_model(weight_tying=weight_tying)
+    tokens = jnp.arange(20)[None]
+    deep = deepen(model)
+    assert deep.config.n_layers == 2 * model.config.n_layers
+    np.testing.assert_array_equal(_logits(deep, tokens), _logits(model, tokens))
+    grads = nnx.grad(lambda m: jnp.square(m(tokens)).sum())(deep)
+    for name in ("attn_out", "ff_out"):
+        layers = getattr(grads.blocks, name)[...]
+        assert (jnp.abs(layers).max(axis=(1, 2)) > 0).all()
 
 
 def test_the_8b_preset_has_the_published_number_of_parameters():

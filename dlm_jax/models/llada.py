@@ -306,6 +306,33 @@ class LLaDA(nnx.Module):
         return self.hidden(tokens, positions, is_valid[:, None, :]) @ self.head.T
 
 
+def deepen(model: LLaDA) -> LLaDA:
+    """A model of twice the depth that computes the same, to be trained on.
+
+    Every block is followed by a copy of it whose two output matrices are zero: it adds
+    nothing yet, and sees at once what its original has learned to look at. (Net2Net's
+    idea of growth that keeps the function, arXiv:1511.05641.)
+
+    Args:
+      model: is not changed.
+
+    Returns:
+      A model with 2 * n_layers blocks.
+    """
+    config = dataclasses.replace(model.config, n_layers=2 * model.config.n_layers)
+
+    def double(name: str, weight: Array) -> Array:
+        copy = jnp.zeros_like(weight) if name in ("attn_out", "ff_out") else weight
+        both = jnp.stack([weight, copy], axis=1)
+        return both.reshape(-1, *weight.shape[1:])
+
+    state = nnx.to_pure_dict(nnx.state(model))
+    state["blocks"] = {name: double(name, w) for name, w in state["blocks"].items()}
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: LLaDA(config, rngs=nnx.Rngs(0))))
+    nnx.replace_by_pure_dict(abstract, state)
+    return nnx.merge(graph, abstract)
+
+
 def _block(
     x: Float[Array, "b l d"],
     w: dict[str, Array],

@@ -1,10 +1,12 @@
 """Tasks: examples in, text out, verdict. One file per task; here, their registry."""
 
 from dlm_jax.errors import InputError
+from dlm_jax.tasks.countdown import Countdown
+from dlm_jax.tasks.maze import Maze
 from dlm_jax.tasks.sudoku import Sudoku
 from dlm_jax.tasks.task import Task, Trainable
 
-TASKS: dict[str, Task] = {task.name: task for task in (Sudoku(),)}
+TASKS: dict[str, Task] = {task.name: task for task in (Sudoku(), Maze(), Countdown())}
 
 
 def get(name: str) -> Task:

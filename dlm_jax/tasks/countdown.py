@@ -1,0 +1,325 @@
+"""Countdown: given numbers are combined with + - * / so that a target is reached.
+
+A continuation task, with which arXiv:2410.14157 compared diffusion and autoregressive
+models. '03 07 25 -> 96:' is continued by '25+07=32,32*03=96': each equation takes two
+of the numbers that are there and leaves its result, until the target is all that is
+left.
+
+Every number has two digits, and what separates them takes one character in an equation
+as in the prompt. The same digit of every number is thus at the same place modulo 3, and
+an equation is always 9 tokens, the last one EOS: a small model need not learn where
+things are before it learns to calculate. Numbers are asked in ascending order and the
+larger operand is written first, for the same reason; the verdict takes either order,
+and numbers without leading zeros.
+"""
+
+import functools
+import itertools
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from dlm_jax import text
+from dlm_jax.errors import InputError
+from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.tasks.task import BatchAt, Example, Trainable, Verdict, split_of
+
+OPERATORS = "+-*/"
+# Token ids are places in this list.
+VOCABULARY = (
+    "<|startoftext|>",
+    "<|endoftext|>",
+    *"0123456789",
+    *OPERATORS,
+    *"=, >:",
+    "<|mdm_mask|>",
+)
+EOS_ID = VOCABULARY.index("<|endoftext|>")
+MASK_ID = VOCABULARY.index("<|mdm_mask|>")
+_ZERO = VOCABULARY.index("0")
+_PLUS = VOCABULARY.index("+")
+# Tokens of an equation, with what ends it.
+PERIOD = 9
+LARGEST_GIVEN = 30
+LARGEST = 99
+HELD_OUT = ("test", "valid", "hard")
+# One puzzle in so many goes to each of them.
+SHARE = 16
+# Examples that a split has: a few thousand puzzles of three numbers fall to each.
+MOST_EXAMPLES = 1000
+
+_EQUATION = re.compile(r"\s*([0-9]{1,9})([-+*/])([0-9]{1,9})=([0-9]{1,9})\s*")
+
+
+class Puzzle(NamedTuple):
+    """What is asked.
+
+    Attributes:
+      numbers: each to be used once.
+      target: what is to be reached.
+    """
+
+    numbers: tuple[int, ...]
+    target: int
+
+
+class Countdown(Trainable):
+    """Reaching a target with three numbers of 1 to 30.
+
+    The splits are 'test', 'valid' and 'hard': puzzles that have one solution only, see
+    `solutions`. Which one a puzzle is in is the hash of its numbers and target. An
+    example's truth is its `Puzzle`.
+
+    Attributes:
+      num_numbers: how many are given.
+    """
+
+    name: ClassVar[str] = "countdown"
+    splits: ClassVar[tuple[str, ...]] = HELD_OUT
+    is_infill: ClassVar[bool] = False
+    num_numbers: ClassVar[int] = 3
+    gen_length: ClassVar[int] = 2 * PERIOD
+
+    def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
+        self.check(split, num)
+        if num > MOST_EXAMPLES:
+            raise InputError(f"num ({num}) must be at most {MOST_EXAMPLES} for {split}")
+        # A dictionary, for they must be distinct. In lots of one size, so that asking
+        # for more does not change the first ones.
+        drawn: dict[Puzzle, None] = {}
+        for lot in itertools.count():
+            rng = np.random.default_rng([seed, lot])
+            given, equations = random_puzzles(rng, 512, self.num_numbers)
+            for numbers, target in zip(given, equations[:, -1, 3], strict=True):
+                puzzle = Puzzle(tuple(numbers.tolist()), int(target))
+                if _split(numbers, target) == split and (
+                    split != "hard" or len(solutions(puzzle)) == 1
+                ):
+                    drawn.setdefault(puzzle)
+            if len(drawn) >= num:
+                break
+        return [
+            Example(f"{split}/{seed}/{i}", prompt(puzzle), puzzle)
+            for i, puzzle in enumerate(itertools.islice(drawn, num))
+        ]
+
+    def verdict(self, example: Example, answer: str) -> Verdict:
+        return verdict(example.truth, answer)
+
+    def tokenizer(self) -> Any:
+        return text.character_tokenizer(
+            VOCABULARY,
+            bos=VOCABULARY[0],
+            eos=VOCABULARY[EOS_ID],
+            mask=VOCABULARY[MASK_ID],
+        )
+
+    def model_config(self, **shape: int) -> LLaDAConfig:
+        head_dim = shape["d_model"] // shape["n_heads"]
+        return LLaDAConfig(
+            **shape,
+            n_kv_heads=shape["n_heads"],
+            vocab_size=len(VOCABULARY),
+            embedding_size=32,
+            max_sequence_length=64,
+            # Frequency i is theta^(-2i / head_dim): the second one is 2 pi / 9.
+            rope_theta=(PERIOD / (2 * math.pi)) ** (head_dim / 2),
+            rms_norm_eps=1e-5,
+            weight_tying=False,
+            mask_token_id=MASK_ID,
+            eos_token_id=EOS_ID,
+            pad_token_id=EOS_ID,
+        )
+
+    def training_batches(
+        self,
+        data: Mapping[str, Any],
+        *,
+        batch_size: int,
+        seed: int,
+        workdir: pathlib.Path,
+    ) -> BatchAt:
+        """New puzzles in every step, each with the solution that it was made from.
+
+        Args:
+          data: `seed` of the puzzles.
+          batch_size: rows.
+          seed: of the stage, so that each has other puzzles.
+          workdir: nothing is kept.
+        """
+
+        def batch_at(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            rng = np.random.default_rng([data["seed"], seed, step])
+            lots: list[np.ndarray] = []
+            while sum(map(len, lots)) < batch_size:
+                # A few more than are kept on average.
+                num = batch_size + batch_size // 3 + 4
+                given, equations = random_puzzles(rng, num, self.num_numbers)
+                is_kept = [
+                    _split(numbers, target) == "train"
+                    for numbers, target in zip(given, equations[:, -1, 3], strict=True)
+                ]
+                lots.append(encode(given[is_kept], equations[is_kept]))
+            tokens = np.concatenate(lots)[:batch_size]
+            is_maskable = np.zeros(tokens.shape, bool)
+            is_maskable[:, -self.gen_length :] = True
+            return tokens, is_maskable, np.ones_like(is_maskable)
+
+        return batch_at
+
+
+class Countdown4(Countdown):
+    """Reaching a target with four numbers: two dozen times as many ways to try.
+
+    No model of it is shipped; it is there for larger ones.
+    """
+
+    name: ClassVar[str] = "countdown4"
+    num_numbers: ClassVar[int] = 4
+    gen_length: ClassVar[int] = 3 * PERIOD
+
+
+def random_puzzles(
+    rng: np.random.Generator, num: int, num_numbers: int
+) -> tuple[Int[np.ndarray, "n k"], Int[np.ndarray, "n k-1 4"]]:
+    """Random numbers, and random equations that use them up; the target results.
+
+    Two numbers that are there are drawn, then one of the operations whose result is in
+    1 to LARGEST; there always is one.
+
+    Args:
+      rng: drawn from.
+      num: how many, n.
+      num_numbers: given ones, k.
+
+    Returns:
+      The given numbers in ascending order; and of each equation the larger operand, the
+      place in OPERATORS, the smaller operand and the result.
+    """
+    pool = np.sort(rng.integers(1, LARGEST_GIVEN + 1, (num, num_numbers)), 1)
+    given = pool
+    equations = []
+    for _ in range(num_numbers - 1):
+        pool = rng.permuted(pool, axis=1)
+        a, b = pool[:, :2].max(1), pool[:, :2].min(1)
+        results = np.stack([a + b, a - b, a * b, a // b], 1)
+        may_be = (results >= 1) & (results <= LARGEST)
+        may_be[:, 3] = a % b == 0
+        operator = np.where(may_be, rng.random(results.shape), -1).argmax(1)
+        result = results[np.arange(num), operator]
+        equations.append(np.stack([a, operator, b, result], 1))
+        pool = np.concatenate([result[:, None], pool[:, 2:]], 1)
+    return given, np.stack(equations, 1)
+
+
+def encode(
+    given: Int[np.ndarray, "n k"], equations: Int[np.ndarray, "n k-1 4"]
+) -> Int32[np.ndarray, "n l"]:
+    """Tokens of the prompts, each with its equations and one EOS.
+
+    Args:
+      given: the numbers.
+      equations: as `random_puzzles` gives them.
+    """
+    num = len(given)
+
+    def written(*columns: Int[np.ndarray, "n"] | str) -> np.ndarray:
+        """Columns of numbers as two digits, and a character or EOS as it is."""
+        pieces = []
+        for column in columns:
+            if isinstance(column, str):
+                pieces += [np.full(num, VOCABULARY.index(column))]
+            else:
+                pieces += [_ZERO + column // 10, _ZERO + column % 10]
+        return np.stack(pieces, 1)
+
+    pieces = [written(numbers, " ") for numbers in given.T]
+    pieces += [written("-", ">", " ", equations[:, -1, 3], ":")]
+    for index, (a, operator, b, result) in enumerate(equations.transpose(1, 2, 0)):
+        is_last = index == equations.shape[1] - 1
+        pieces += [written(a), _PLUS + operator[:, None], written(b, "=", result)]
+        pieces += [written(VOCABULARY[EOS_ID] if is_last else ",")]
+    return np.concatenate(pieces, 1).astype(np.int32)
+
+
+def prompt(puzzle: Puzzle) -> str:
+    """What is to be continued, as '03 07 25 -> 96:'."""
+    given = "".join(f"{number:02} " for number in sorted(puzzle.numbers))
+    return f"{given}-> {puzzle.target:02}:"
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def solutions(puzzle: Puzzle) -> frozenset[tuple[tuple[int, str, int], ...]]:
+    """All solutions; those that differ in the order of operands or equations are one.
+
+    Args:
+      puzzle: of few numbers, for all that can be done with them is tried.
+
+    Returns:
+      Each solution as its operations (larger operand, operator, smaller one), sorted.
+    """
+    if len(puzzle.numbers) == 1:
+        return frozenset([()] if puzzle.numbers[0] == puzzle.target else [])
+    found = set()
+    places = range(len(puzzle.numbers))
+    for i, j in itertools.combinations(places, 2):
+        b, a = sorted((puzzle.numbers[i], puzzle.numbers[j]))
+        rest = [puzzle.numbers[k] for k in places if k not in (i, j)]
+        for operator in OPERATORS:
+            result = _result(a, operator, b)
+            if result is not None:
+                left = Puzzle(tuple(sorted([*rest, result])), puzzle.target)
+                for others in solutions(left):
+                    found.add(tuple(sorted([(a, operator, b), *others])))
+    return frozenset(found)
+
+
+def _result(a: int, operator: str, b: int) -> int | None:
+    """None if it is not a natural number."""
+    if operator == "/":
+        return a // b if b and a % b == 0 else None
+    result = {"+": a + b, "-": a - b, "*": a * b}[operator]
+    return result if result >= 0 else None
+
+
+def _split(numbers: Int[np.ndarray, "k"], target: Any) -> str:
+    key = np.append(np.sort(numbers), target).astype(np.uint8).tobytes()
+    return split_of(key, HELD_OUT, SHARE)
+
+
+def verdict(puzzle: Puzzle, answer: str) -> Verdict:
+    """Calculates an answer's equations, in natural numbers.
+
+    Args:
+      puzzle: what was asked.
+      answer: equations, separated by commas.
+    """
+    left = list(puzzle.numbers)
+    for equation in answer.split(","):
+        match = _EQUATION.fullmatch(equation)
+        if not match:
+            # Cut short: where masks are left, it may be all there is.
+            return Verdict(False, f"not an equation: {equation.strip()[:12]!r}")
+        operator = match[2]
+        a, b, written = int(match[1]), int(match[3]), int(match[4])
+        for number in (a, b):
+            if number not in left:
+                return Verdict(False, f"{equation}: there is no {number} left")
+            left.remove(number)
+        result = _result(a, operator, b)
+        if result is None:
+            return Verdict(False, f"{equation}: not a natural number")
+        if result != written:
+            return Verdict(False, f"{equation}: the result is {result}")
+        left.append(result)
+    if len(left) > 1:
+        listed = ", ".join(map(str, left))
+        return Verdict(False, f"{len(left)} numbers are left: {listed}")
+    if left[0] != puzzle.target:
+        return Verdict(False, f"the result is {left[0]}, not {puzzle.target}")
+    return Verdict(True, f"the result is {puzzle.target}")

@@ -65,6 +65,7 @@ def generate(
       InputError: naming the argument that does not fit.
     """
     sampler, prompts, options = prepare(denoiser, sampler, prompts, options)
+    check_tokens(prompts, jax.eval_shape(denoiser.head, params).shape[0])
     # Copies, because this returns before the loop has run, and XLA on a CPU may read
     # host memory where it lies.
     sampler, prompts, options = jax.tree.map(jnp.array, (sampler, prompts, options))
@@ -201,6 +202,17 @@ def check_keys(keys: Key[Array, "..."], num_rows: int) -> None:
     """Raises InputError unless there is one random key per row."""
     if keys.shape != (num_rows,):
         raise InputError(f"keys ({keys.shape}) must be one per row: ({num_rows},)")
+
+
+def check_tokens(prompts: Prompts, vocab_size: int) -> None:
+    """Raises InputError for a known token that the model does not have."""
+    is_known = np.asarray(prompts.is_valid) & ~np.asarray(prompts.is_blank)
+    known = np.asarray(prompts.tokens)[is_known]
+    for token in (known.min(initial=0), known.max(initial=0)):
+        if not 0 <= token < vocab_size:
+            raise InputError(
+                f"prompts.tokens ({token}) must be token ids from 0 to {vocab_size - 1}"
+            )
 
 
 _sample = jax.jit(sample, static_argnums=0)

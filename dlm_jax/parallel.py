@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from dlm_jax.generate import check_keys, prepare, sample
+from dlm_jax.generate import check_keys, check_tokens, prepare, sample
 from dlm_jax.types import (
     Denoiser,
     Generation,
@@ -58,6 +58,7 @@ class DataParallel:
                 (num_devices, *weight.shape), sharding, shards
             )
 
+        self._vocab_size = jax.eval_shape(denoiser.head, params).shape[0]
         self._params = jax.tree.map(replicate, params)
         self._sample = jax.pmap(
             functools.partial(sample, denoiser),
@@ -115,6 +116,7 @@ class DataParallel:
         sampler, prompts, options = prepare(self.denoiser, sampler, prompts, options)
         num_devices, num_rows = len(self.devices), prompts.tokens.shape[0]
         check_keys(keys, num_rows)
+        check_tokens(prompts, self._vocab_size)
         missing = -num_rows % num_devices
         places = np.arange(num_rows + missing)
 

@@ -1,5 +1,6 @@
 """Batches over devices: the same rows on one as on three, and no talk between them."""
 
+import functools
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from helpers import DATA, prompts_of
 
 from dlm_jax import checkpoints, generate, models, samplers
+from dlm_jax.errors import InputError
 from dlm_jax.parallel import DataParallel
 from dlm_jax.types import Options
 
@@ -76,6 +78,26 @@ def test_compiles_once_and_replicates_once():
     for weight in jax.tree.leaves(parallel._params):
         assert weight.shape[0] == 1
         assert weight.sharding.device_set == set(jax.local_devices())
+
+
+@pytest.mark.parametrize("token", [-1, 320])
+def test_tokens_that_the_model_does_not_have_are_refused(token):
+    model = checkpoints.load(DATA / "checkpoints" / "tiny_kv2_seed3")
+    denoiser, params = models.as_denoiser(model)
+    prompts = prompts_of([3, 5], 4)
+    # What stands at blanks and padding is ignored.
+    prompts.tokens[:, 5:] = 10_000
+    arguments = (samplers.parse("threshold"), prompts)
+    arguments += (generate.row_keys(0, np.arange(2)), Options(gen_length=4))
+    DataParallel(denoiser, params)(*arguments)
+    prompts.tokens[1, 2] = token
+    message = rf"prompts.tokens \({token}\) must be token ids from 0 to 319"
+    for run in (
+        DataParallel(denoiser, params),
+        functools.partial(generate.generate, denoiser, params),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(*arguments)
 
 
 @pytest.mark.parametrize("spec", SPECS)

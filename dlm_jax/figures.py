@@ -103,3 +103,58 @@ def curves(
     figure.legend(loc="outside lower center", ncols=2, fontsize=6, frameon=False)
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def bands(
+    path: str | os.PathLike,
+    panels: Sequence[Mapping[str, Any]],
+    lines: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    x: str,
+    x_label: str,
+    title: str,
+) -> None:
+    """Draws lines in shaded bands, panels of one abscissa above each other.
+
+    Args:
+      path: the image file.
+      panels: each with `y`, the ordinate's name in a point, its `label`, and, for a
+        band, `low` and `high`, the names of its ends.
+      lines: points by name; the same in every panel.
+      x: name of the abscissa in a point.
+      x_label: with its unit.
+      title: of the figure.
+
+    Raises:
+      InputError: if matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    figure, all_axes = pyplot.subplots(
+        len(panels),
+        figsize=(_COLUMN_WIDTH, 0.6 + 1.8 * len(panels)),
+        layout="constrained",
+        sharex=True,
+        squeeze=False,
+    )
+    for panel, axes in zip(panels, all_axes[:, 0], strict=True):
+        for i, (name, line) in enumerate(lines.items()):
+            # One legend for all panels.
+            label = name if axes is all_axes[0, 0] else None
+            style = {
+                "color": _COLOURS[i % len(_COLOURS)],
+                "linestyle": _DASHES[i % len(_DASHES)],
+            }
+            xs = [point[x] for point in line]
+            ys = [point[panel["y"]] for point in line]
+            axes.plot(xs, ys, linewidth=1, label=label, **style)
+            if "low" in panel:
+                low, high = ([p[panel[end]] for p in line] for end in ("low", "high"))
+                axes.fill_between(
+                    xs, low, high, color=style["color"], alpha=0.2, linewidth=0
+                )
+        axes.set_ylabel(panel["label"])
+    all_axes[0, 0].set_title(title, fontsize=8)
+    all_axes[-1, 0].set_xlabel(x_label)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=6, frameon=False)
+    figure.savefig(path)
+    pyplot.close(figure)

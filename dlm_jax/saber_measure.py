@@ -1,0 +1,322 @@
+"""Samplers on a task for the report on Saber (arXiv:2510.18165): run and compared."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from dlm_jax import evaluation, saber_analysis, samplers, statistics
+from dlm_jax.evaluation import Summary
+from dlm_jax.parallel import DataParallel
+from dlm_jax.tasks.task import Task
+from dlm_jax.text import Codec
+from dlm_jax.types import Denoiser
+
+# Losses of confidence that are counted; 0 stands for more than rounding.
+DEPTHS = (0.0, 0.01, 0.1, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is compared, and on how much.
+
+    Attributes:
+      baseline: the spec that others are compared with, and that is watched.
+      compared: specs of the main table.
+      ablations: specs that are compared with saber.
+      sweep: specs of one program; they share calls.
+      num_examples: asked of every sampler.
+      num_watched: of them, how many are watched step by step.
+      num_cases: answers that are printed of either kind.
+      seed: of the random keys.
+      plan: how examples are asked.
+    """
+
+    baseline: str
+    compared: tuple[str, ...]
+    ablations: tuple[str, ...]
+    sweep: tuple[str, ...]
+    num_examples: int
+    num_watched: int
+    num_cases: int
+    seed: int
+    plan: evaluation.Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A sampler beside the one that it is compared with, on the same examples.
+
+    Attributes:
+      spec: its short spec.
+      summary: of its records.
+      interval: of its accuracy, 95 %.
+      against: its accuracy minus the other's; of the other itself there is none.
+      nfe_gain: the other's mean NFE over its own.
+      speed_up: the other's seconds over its own, and the least and greatest of any
+        call; NaN where it shared calls.
+    """
+
+    spec: str
+    summary: Summary
+    interval: tuple[float, float]
+    against: statistics.Comparison | None
+    nfe_gain: float
+    speed_up: tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """All that the report says of one task.
+
+    Attributes:
+      task: its name.
+      num_parameters: of the model.
+      gen_length: most blanks of an example.
+      num_examples: of each sampler.
+      compared: samplers, compared with the baseline.
+      ablations: compared with saber.
+      sweep: compared with the baseline.
+      over_others: saber's accuracy minus the mean of the rules that are not Saber.
+      num_fixed: examples that are right only with backtracking.
+      num_broken: examples that are right only without.
+      cases: printed examples: title and text.
+      rise: see `saber_analysis.rise`.
+      drift: see `saber_analysis.drift`.
+      falls: see `saber_analysis.falls`, of right and of wrong answers.
+    """
+
+    task: str
+    num_parameters: int
+    gen_length: int
+    num_examples: int
+    compared: list[Judged]
+    ablations: list[Judged]
+    sweep: list[Judged]
+    over_others: tuple[float, tuple[float, float]]
+    num_fixed: int
+    num_broken: int
+    cases: list[tuple[str, str]]
+    rise: list[dict[str, Any]]
+    drift: list[dict[str, Any]]
+    falls: dict[str, dict[str, Any]]
+
+
+def lanes(setting: Setting) -> list[evaluation.Lane]:
+    """The samplers of a setting; those that are timed have calls of their own."""
+    alone = list(dict.fromkeys(("saber", *setting.compared, *setting.ablations)))
+    seen = {canonical(spec) for spec in alone}
+    rest = dict.fromkeys(canonical(spec) for spec in setting.sweep)
+    mixed = [spec for spec in rest if spec not in seen]
+    seeds = (setting.seed,)
+    return [
+        *evaluation.lanes(alone, seeds, is_mixed=False),
+        *evaluation.lanes(mixed, seeds, is_mixed=True),
+    ]
+
+
+def measure(
+    denoiser: Denoiser,
+    params: PyTree,
+    codec: Codec,
+    task: Task,
+    setting: Setting,
+    directory: str | os.PathLike,
+    *,
+    about: Mapping[str, Any],
+    on_records: Callable[[list[dict[str, Any]]], object] = lambda records: None,
+) -> Measured:
+    """Asks all samplers what a directory does not hold yet, and compares them.
+
+    Args:
+      denoiser: the model.
+      params: its parameters.
+      codec: its tokenizer.
+      task: what is asked.
+      setting: how.
+      directory: of the records, see `evaluation.run`.
+      about: of the checkpoint.
+      on_records: called with the records of every call.
+
+    Raises:
+      InputError: if an argument does not fit, or the directory holds something else.
+    """
+    plan, num = setting.plan, setting.num_examples
+    records = evaluation.run(
+        *(DataParallel(denoiser, params), codec, task, plan, lanes(setting), num),
+        directory,
+        about=about,
+        on_records=on_records,
+    )
+    results = {s.sampler: s for s in evaluation.summaries(records)}
+
+    examples = task.examples(plan.split, num, plan.example_seed)
+    options = task.options(codec, plan.temperature)
+    num_watched = min(setting.num_watched, num)
+    watched = saber_analysis.watch(
+        denoiser,
+        params,
+        samplers.parse(setting.baseline),
+        task.encode(codec, examples[:num_watched]),
+        options,
+        seed=setting.seed,
+        batch_size=plan.batch_size,
+    )
+    base = results[canonical(setting.baseline)]
+    is_correct = base.is_correct[0, :num_watched]
+    fixed, broken = cases(records, "saber", "saber(backtracking=False)")
+
+    def judge(specs: Sequence[str], baseline: str) -> list[Judged]:
+        return compare(records, results, specs, baseline)
+
+    def show(kind: str, pairs: Sequence[tuple[Any, Any]]) -> list[tuple[str, str]]:
+        return [
+            (
+                f"`{first['name']}`, right only {kind} backtracking",
+                _case(task, examples[first["index"]].prompt, first, second),
+            )
+            for first, second in pairs[: setting.num_cases]
+        ]
+
+    others = [spec for spec in setting.compared if not spec.startswith("saber")]
+    return Measured(
+        task=task.name,
+        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        gen_length=options.gen_length,
+        num_examples=num,
+        compared=judge(setting.compared, setting.baseline),
+        ablations=judge(("saber", *setting.ablations), "saber"),
+        sweep=judge(setting.sweep, setting.baseline),
+        over_others=over_others(results, "saber", others),
+        num_fixed=len(fixed),
+        num_broken=len(broken),
+        cases=[*show("with", fixed), *show("without", broken)],
+        rise=saber_analysis.rise(watched),
+        drift=saber_analysis.drift(watched),
+        falls={
+            "right": saber_analysis.falls(watched, is_correct, DEPTHS),
+            "wrong": saber_analysis.falls(watched, ~is_correct, DEPTHS),
+        },
+    )
+
+
+def _case(
+    task: Task, prompt: str, first: Mapping[str, Any], second: Mapping[str, Any]
+) -> str:
+    """A prompt beside the answers with and without backtracking."""
+    blocks = [["prompt", "", *task.pretty(prompt).split("\n")]]
+    for name, record in (("with", first), ("without", second)):
+        mark = "right" if record["is_correct"] else f"wrong: {record['reason']}"
+        text = task.pretty(record["text"]).split("\n")
+        blocks.append([f"{name}, NFE {record['nfe']}", mark, *text])
+    if not task.is_infill:
+        # Prompts that go on are long lines; they stand above each other.
+        return "\n".join("\n".join([*block, ""]) for block in blocks)
+    widths = [max(map(len, block)) for block in blocks]
+    return "\n".join(
+        "   ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
+        for cells in zip_longest(*blocks, fillvalue="")
+    )
+
+
+def compare(
+    records: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Summary],
+    specs: Sequence[str],
+    baseline: str,
+) -> list[Judged]:
+    """Compares samplers with one of them, example by example and call by call.
+
+    Args:
+      records: of all samplers, one seed each, see `evaluation.run`.
+      results: their summaries by canonical spec.
+      specs: of the samplers, in any spelling.
+      baseline: with which each is compared.
+    """
+    base = results[canonical(baseline)]
+    base_calls = _seconds(records, base.sampler)
+    made = []
+    for spec in specs:
+        own = results[canonical(spec)]
+        calls = _seconds(records, own.sampler)
+        ratios = [base_calls[k] / calls[k] for k in calls if k in base_calls]
+        total = base.seconds / own.seconds
+        made.append(
+            Judged(
+                spec=samplers.short_spec(samplers.parse(spec)),
+                summary=own,
+                interval=statistics.accuracy_interval(own.is_correct),
+                against=None
+                if own is base
+                else statistics.compare(own.is_correct[0], base.is_correct[0]),
+                nfe_gain=float(base.nfe.mean() / own.nfe.mean()),
+                speed_up=(total, min(ratios), max(ratios))
+                if len(ratios) == len(calls) == len(base_calls)
+                else (np.nan, np.nan, np.nan),
+            )
+        )
+    return made
+
+
+def canonical(spec: str) -> str:
+    """The spec as records have it."""
+    return samplers.to_spec(samplers.parse(spec))
+
+
+def _seconds(records: Sequence[Mapping[str, Any]], spec: str) -> dict[tuple, float]:
+    """Seconds of each call that only this sampler's rows were in, by its examples."""
+    calls: dict[tuple, list[Mapping[str, Any]]] = {}
+    for record in records:
+        if record["sampler"] == spec:
+            place, size = record["place"]
+            calls.setdefault((record["index"] - place, size), []).append(record)
+    return {
+        key: sum(record["seconds"] for record in own)
+        for key, own in calls.items()
+        if len(own) == key[1]
+    }
+
+
+def cases(
+    records: Sequence[Mapping[str, Any]], first: str, second: str
+) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
+    """Pairs of records of the examples that only one of two samplers has right.
+
+    Args:
+      records: of both.
+      first: a spec.
+      second: a spec.
+
+    Returns:
+      Pairs (first's, second's) where only the first is right, and where only the second
+      is.
+    """
+    by_spec = {
+        spec: {r["index"]: r for r in records if r["sampler"] == canonical(spec)}
+        for spec in (first, second)
+    }
+    pairs = [
+        (record, by_spec[second][index])
+        for index, record in sorted(by_spec[first].items())
+    ]
+    return (
+        [p for p in pairs if p[0]["is_correct"] and not p[1]["is_correct"]],
+        [p for p in pairs if p[1]["is_correct"] and not p[0]["is_correct"]],
+    )
+
+
+def over_others(
+    results: Mapping[str, Summary], spec: str, others: Sequence[str]
+) -> tuple[float, tuple[float, float]]:
+    """A sampler's accuracy minus the mean accuracy of others, and its 95 % interval.
+
+    The interval is the percentile bootstrap over examples.
+    """
+    mean = np.mean([results[canonical(o)].is_correct[0] for o in others], axis=0)
+    difference = results[canonical(spec)].is_correct[0] - mean
+    return float(difference.mean()), statistics.bootstrap_interval(difference)

@@ -1,0 +1,95 @@
+"""Adds samplers to the table of the shipped models; evaluates only what is missing.
+
+    python -m experiments.leaderboard --sampler='entropy_bound(gamma=0.01)'
+    python -m experiments.leaderboard                # all of configs/leaderboard.py
+
+OUT gets leaderboard.csv and leaderboard.md. The setting is frozen in the config. A
+sampler of your own joins once it is in the registry (WORKSPACE.md). One whose code has
+changed is measured again when its lines and WORKDIR are removed.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from dlm_jax import checkpoints, evaluation, leaderboard, provenance, tasks, text, zoo
+from dlm_jax.errors import InputError
+from dlm_jax.models import as_denoiser
+from dlm_jax.parallel import DataParallel
+from dlm_jax.tasks.task import check_codec
+from experiments import _app
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/leaderboard.py", "The frozen setting."
+)
+_SAMPLER = flags.DEFINE_multi_string("sampler", None, "Default: those of the config.")
+_TASK = flags.DEFINE_multi_string("task", None, "Default: those of the config.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/leaderboard", "Of the records.")
+_OUT = flags.DEFINE_string("out", "experiments/reports", "Of the table.")
+_COMMAND = "python -m experiments.leaderboard --sampler='SPEC'"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluates what is missing, task by task, and writes the table after each."""
+    del argv
+    config = _CONFIG.value
+    out = pathlib.Path(_OUT.value)
+    entries = leaderboard.read(out / "leaderboard.csv")
+    names = _TASK.value or list(config.num_examples)
+    specs = _SAMPLER.value or config.samplers
+    # Everything is checked before anything is evaluated.
+    todo = []
+    for name in names:
+        if name not in config.num_examples:
+            known = ", ".join(config.num_examples)
+            raise InputError(f"task ({name}) must be one of {known}")
+        task, path, num = tasks.get(name), zoo.path(name), config.num_examples[name]
+        digest = provenance.digest(path)
+        missing = leaderboard.missing(entries, name, specs, num, digest)
+        todo.append((task, path, digest, missing, num))
+    commit = provenance.environment()["commit"]
+    for task, path, digest, missing, num in todo:
+        if missing:
+            results = _evaluate(config, task, path, digest, missing, num)
+            entries += leaderboard.entries_of(task.name, results, digest, commit)
+            leaderboard.write(out / "leaderboard.csv", entries)
+    setting = (
+        f"All were asked the same examples of the split `{config.split}` (the first of "
+        f"seed {config.example_seed}), at temperature {config.temperature:g}, with "
+        f"{config.batch_size} rows in flight."
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    page = leaderboard.page(entries, _COMMAND, setting)
+    (out / "leaderboard.md").write_text(page, encoding="utf-8")
+    print(page, end="")
+
+
+def _evaluate(
+    config: Any, task: Any, path: Any, digest: str, specs: Sequence[str], num: int
+) -> list[evaluation.Summary]:
+    model = checkpoints.load(path)
+    codec = text.Codec.load(path, model.config)
+    check_codec(task, codec)
+    plan = evaluation.Plan(
+        *(config.split, config.example_seed, config.temperature),
+        *(config.batch_size, config.queue_length),
+    )
+    total = len(specs) * num
+    with tqdm(total=total, desc=task.name, disable=None) as progress:
+        records = evaluation.run(
+            *(DataParallel(*as_denoiser(model)), codec, task, plan),
+            evaluation.lanes(specs, (config.seed,), is_mixed=False),
+            num,
+            pathlib.Path(_WORKDIR.value) / task.name,
+            about={"checkpoint": digest, "dtype": str(model.head.dtype)},
+            on_records=lambda records: progress.update(len(records)),
+        )
+    return evaluation.summaries(records)
+
+
+if __name__ == "__main__":
+    _app.run(main)

@@ -1,0 +1,119 @@
+r"""EB-Sampler against its published claim: measures, and writes the report.
+
+    python -m experiments.report_eb [--quick]
+
+makes experiments/reports/eb_sampler.md with its figures: accuracy against forwards of
+every task with a model, EB-Sampler beside one-token decoding on the same examples, and
+the split of its error on mazes, where the truth is known. Started again it goes on
+where it was stopped; what is measured is configs/report_eb.py's.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from dlm_jax import (
+    checkpoints,
+    evaluation,
+    maze_split,
+    provenance,
+    report_eb,
+    text,
+    zoo,
+)
+from dlm_jax import tasks as registry
+from dlm_jax.models import as_denoiser
+from dlm_jax.parallel import DataParallel
+from dlm_jax.tasks.task import check_codec
+from experiments import _app
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/report_eb.py", "Points.")
+_QUICK = flags.DEFINE_bool("quick", False, "Fewer points and examples.")
+_TASKS = flags.DEFINE_list("tasks", None, "Default: the config's.")
+_CHECKPOINTS = flags.DEFINE_string(
+    "checkpoints", None, "Directory with one for each task; default: the shipped ones."
+)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/report_eb", "Of the records.")
+_OUTPUT = flags.DEFINE_string(
+    "output", "experiments/reports/eb_sampler.md", "The report; is replaced."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures what the directory does not hold yet, and writes the report."""
+    del argv
+    config = _CONFIG.value
+    if _QUICK.value:
+        config.update(config.quick)
+    claim = report_eb.Claim(config.min_ratio, config.margin, config.floor)
+    sections, splits = [], {}
+    for name in _TASKS.value or config.tasks:
+        section, own_splits = _measure(name, config, claim)
+        sections.append(section)
+        splits |= own_splits
+    report_eb.write(
+        pathlib.Path(_OUTPUT.value),
+        " ".join(["python -m experiments.report_eb", *sys.argv[1:]]),
+        provenance.environment(),
+        f"The first {config.num_examples} examples of the split {config.split} at "
+        f"temperature {config.temperature:g}.",
+        *(sections, splits, claim),
+    )
+    print(f"Wrote {_OUTPUT.value}")
+
+
+def _measure(
+    name: str, config: Any, claim: report_eb.Claim
+) -> tuple[report_eb.Section, dict]:
+    """One task: its curves, and where its truth is known the split of the error."""
+    task = registry.get(name)
+    root = _CHECKPOINTS.value
+    checkpoint = pathlib.Path(root, name) if root else zoo.path(name)
+    workdir = pathlib.Path(_WORKDIR.value) / name
+    model = checkpoints.load(checkpoint)
+    codec = text.Codec.load(checkpoint, model.config)
+    check_codec(task, codec)
+    digest = provenance.digest(checkpoint)
+    about = {"checkpoint": digest, "dtype": str(model.head.dtype)}
+    denoiser, params = as_denoiser(model)
+    curves = {line: tuple(specs) for line, specs in config.curves.items()}
+    specs = [spec for line in curves.values() for spec in line]
+    total = len(specs) * config.num_examples
+    with tqdm(total=total, desc=name, unit="row", disable=None) as progress:
+        records = evaluation.run(
+            *(DataParallel(denoiser, params), codec, task),
+            evaluation.Plan(
+                *(config.split, config.example_seed, config.temperature),
+                *(config.batch_size, config.queue_length),
+            ),
+            evaluation.lanes(specs, (config.seed,), is_mixed=True),
+            *(config.num_examples, workdir),
+            about=about,
+            on_records=lambda records: progress.update(len(records)),
+        )
+    splits = {}
+    if name == "maze":
+        splits = maze_split.measure(
+            *(denoiser, params, codec, config.error_split_specs),
+            split=config.split,
+            num_examples=config.error_split_examples,
+            example_seed=config.example_seed,
+            batch_size=config.batch_size,
+            directory=workdir / "error_split",
+            digest=digest,
+        )
+    section = report_eb.section(
+        *(name, sum(leaf.size for leaf in jax.tree.leaves(params)), curves),
+        *(evaluation.summaries(records), config.baseline, config.compared, claim),
+    )
+    return section, splits
+
+
+if __name__ == "__main__":
+    _app.run(main)

@@ -1,0 +1,119 @@
+"""Measures Saber's claims on the shipped models, and writes the report on them.
+
+    python -m experiments.report_saber
+    python -m experiments.report_saber --quick    # under 30 minutes on two CPU cores
+
+OUTPUT is the report, with its figures beside it; records stay under WORKDIR/TASK.
+Started again with the same arguments it goes on where it was stopped. What is compared
+stands in configs/report_saber.py.
+"""
+
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from dlm_jax import (
+    checkpoints,
+    evaluation,
+    provenance,
+    saber_measure,
+    saber_report,
+    text,
+    zoo,
+)
+from dlm_jax import tasks as registry
+from dlm_jax.models import as_denoiser
+from dlm_jax.tasks.task import check_codec
+from experiments import _app
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/report_saber.py", "The samplers."
+)
+_QUICK = flags.DEFINE_bool("quick", False, "Take config.num_quick examples.")
+_TASKS = flags.DEFINE_list("tasks", None, "The first tests the claims.")
+_CHECKPOINTS = flags.DEFINE_string(
+    "checkpoints", None, "Directory with one for each task; default: the shipped ones."
+)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/report_saber", "Of the records.")
+_OUTPUT = flags.DEFINE_string(
+    "output", "experiments/reports/saber.md", "The report; figures lie beside it."
+)
+_OVERRIDES = {
+    "num_examples": flags.DEFINE_integer("num_examples", None, "Of each task."),
+    "num_watched": flags.DEFINE_integer("num_watched", None, "Step by step."),
+    "split": flags.DEFINE_string("split", None, "Of the tasks' examples."),
+    "batch_size": flags.DEFINE_integer("batch_size", None, "Rows in flight at once."),
+    "queue_length": flags.DEFINE_integer("queue_length", None, "Of one call."),
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures every task, then writes the report."""
+    del argv
+    config = _CONFIG.value
+    if _QUICK.value:
+        config.num_examples = config.num_quick
+    config.update({n: f.value for n, f in _OVERRIDES.items() if f.value is not None})
+    # All are looked up before the first hour is spent.
+    chosen = [registry.get(name) for name in _TASKS.value or config.tasks]
+    root = _CHECKPOINTS.value
+    paths = [pathlib.Path(root, t.name) if root else zoo.path(t.name) for t in chosen]
+    measured, about = [], []
+    for task, path in zip(chosen, paths, strict=True):
+        digest = provenance.digest(path)
+        measured.append(_measure(config, task, path, digest))
+        about.append(
+            f"{task.name}: split `{config.split}`, {measured[-1].num_examples} "
+            f"examples, checkpoint {digest[:12]}, "
+            f"{measured[-1].num_parameters / 1e6:.1f} M parameters"
+        )
+    machine = provenance.environment()
+    about.append(
+        f"{machine['num_devices']} x {machine['device']}, {machine['num_cores']} "
+        f"cores, jax {machine['jax']}, commit {machine['commit']}, "
+        f"{config.batch_size} rows in flight"
+    )
+    command = shlex.join(["python", "-m", "experiments.report_saber", *sys.argv[1:]])
+    saber_report.write(_OUTPUT.value, measured, command=command, about=about)
+    print(f"Wrote {_OUTPUT.value}")
+
+
+def _measure(config: Any, task: Any, path: Any, digest: str) -> saber_measure.Measured:
+    """Loads the model of a task, and measures it."""
+    model = checkpoints.load(path)
+    codec = text.Codec.load(path, model.config)
+    check_codec(task, codec)
+    plan = evaluation.Plan(
+        *(config.split, config.example_seed, config.temperature),
+        *(config.batch_size, config.queue_length),
+    )
+    setting = saber_measure.Setting(
+        baseline=config.samplers[0],
+        compared=tuple(config.samplers),
+        ablations=tuple(config.ablations),
+        sweep=tuple(config.sweep),
+        num_examples=config.num_examples,
+        num_watched=config.num_watched,
+        num_cases=config.num_cases,
+        seed=config.seed,
+        plan=plan,
+    )
+    num_specs = sum(len(lane.specs) for lane in saber_measure.lanes(setting))
+    total = num_specs * config.num_examples
+    with tqdm(total=total, desc=task.name, disable=None) as progress:
+        return saber_measure.measure(
+            *(*as_denoiser(model), codec, task, setting),
+            pathlib.Path(_WORKDIR.value) / task.name,
+            about={"checkpoint": digest, "dtype": str(model.head.dtype)},
+            on_records=lambda records: progress.update(len(records)),
+        )
+
+
+if __name__ == "__main__":
+    _app.run(main)

@@ -1,0 +1,303 @@
+"""The report on Saber: what is watched, compared and said of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import TableDenoiser
+
+from dlm_jax import (
+    batching,
+    checkpoints,
+    evaluation,
+    saber_analysis,
+    saber_measure,
+    saber_report,
+    samplers,
+)
+from dlm_jax.errors import InputError
+from dlm_jax.generate import generate, row_keys
+from dlm_jax.models import as_denoiser
+from dlm_jax.models.llada import LLaDA
+from dlm_jax.samplers.low_confidence import LowConfidence
+from dlm_jax.tasks import sudoku
+from dlm_jax.types import Options
+
+TASK = sudoku.Sudoku()
+SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 48}
+NAN = np.nan
+
+
+def small_model():
+    graph, params = nnx.split(LLaDA(TASK.model_config(**SHAPE), rngs=nnx.Rngs(0)))
+    return nnx.merge(graph, jax.tree.map(lambda weight: 4 * weight, params))
+
+
+def infills(blanks, mask_id, length=6):
+    """Rows of `length` tokens with masks at some places."""
+    rows = []
+    for places in blanks:
+        is_blank = np.isin(np.arange(length), places)
+        tokens = np.where(is_blank, mask_id, 1).astype(np.int32)
+        rows.append(batching.Encoded(tokens, is_blank, is_infill=True))
+    return rows
+
+
+def test_where_nothing_depends_on_context_no_confidence_changes():
+    table = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
+    rows = infills([[1, 2, 4], [0, 5]], mask_id=4)
+    watched = saber_analysis.watch(
+        TableDenoiser(mask_id=4),
+        jnp.asarray(table),
+        LowConfidence(),
+        rows,
+        Options(gen_length=4),
+        batch_size=2,
+    )
+    p = np.exp(table) / np.exp(table).sum(axis=1, keepdims=True)
+    best = p[:, :4].max(axis=1)
+    for i, places in enumerate([[1, 2, 4], [0, 5]]):
+        n = len(places)
+        assert watched.num_steps[i] == n
+        seen = watched.confidence[i, : n + 1, :n]
+        np.testing.assert_allclose(seen, np.tile(best[places], (n + 1, 1)), rtol=1e-5)
+        assert np.isnan(watched.confidence[i, :, n:]).all()
+        assert np.isnan(watched.confidence[i, n + 1 :]).all()
+        # One token a step, the most confident first.
+        order = np.argsort(-best[places])
+        assert watched.commit_step[i][:n][order].tolist() == list(range(n))
+        assert watched.is_mask[i].sum(axis=1)[: n + 1].tolist() == [*range(n, -1, -1)]
+    drift = saber_analysis.drift(watched, min_tokens=1)
+    assert [point["num"] for point in drift] == [5, 3, 1]
+    np.testing.assert_allclose([point["mean"] for point in drift], 0, atol=1e-6)
+    assert all(point["fell"] == 0 for point in drift)
+
+
+def test_confidences_are_those_of_the_loop_and_of_the_bare_model():
+    model = small_model()
+    denoiser, params = as_denoiser(model)
+    rows = infills([[1, 2, 4, 7, 8], [0, 3, 9]], model.config.mask_token_id, length=10)
+    options = Options(gen_length=5)
+    watched = saber_analysis.watch(
+        denoiser, params, LowConfidence(), rows, options, batch_size=3
+    )
+    done = generate(
+        *(denoiser, params, LowConfidence(), batching.pad(rows, 16)),
+        row_keys(0, np.arange(2)),
+        options.replace(has_trajectory=True),
+    )
+    canvas = np.asarray(done.trajectory.canvas)
+    num_compared = 0
+    for i, row in enumerate(rows):
+        (places,) = np.nonzero(row.is_blank)
+        for step in range(len(places) + 1):
+            tokens = canvas[i, step, :10]
+            hidden = model.hidden(
+                jnp.asarray(tokens)[None],
+                jnp.arange(10)[None],
+                jnp.ones((1, 1, 10), bool),
+                jnp.arange(10)[None],
+            )
+            p = np.asarray(jax.nn.softmax(hidden[0] @ model.head.T, axis=-1))
+            is_mask = tokens == model.config.mask_token_id
+            p_best = np.delete(p, model.config.mask_token_id, axis=1).max(axis=1)
+            p_held = p[np.arange(10), tokens]
+            expected = np.where(is_mask, p_best, p_held)[places]
+            seen = watched.confidence[i, step, : len(places)]
+            np.testing.assert_allclose(seen, expected, rtol=1e-4, atol=1e-6)
+            if step < len(places):
+                log_prob = np.asarray(done.trajectory.log_prob)[i, step, places]
+                own = is_mask[places]
+                np.testing.assert_allclose(
+                    seen[own], np.exp(log_prob[own]), rtol=1e-4, atol=1e-6
+                )
+                num_compared += own.sum()
+    assert num_compared == 5 + 4 + 3 + 2 + 1 + 3 + 2 + 1
+    assert saber_analysis.drift(watched, min_tokens=1)[0]["mean"] != 0
+
+
+def test_guidance_is_refused():
+    with pytest.raises(InputError, match=r"guidance \(1.0\) must be 0"):
+        saber_analysis.watch(
+            TableDenoiser(mask_id=4),
+            jnp.zeros((16, 5)),
+            LowConfidence(),
+            infills([[1]], 4),
+            Options(gen_length=1, guidance=1.0),
+        )
+
+
+@pytest.fixture
+def watched():
+    """Two rows; the second has one blank, which is decided in its only step."""
+    confidence = np.full((2, 4, 3), NAN)
+    confidence[0] = [[0.2, 0.4, 0.6], [0.3, 0.5, 0.7], [0.5, 0.8, 0.5], [0.9, 0.7, 0.9]]
+    confidence[1, :2, 0] = [0.9, 1.0]
+    is_mask = np.zeros((2, 4, 3), bool)
+    is_mask[0] = [[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
+    is_mask[1, 0, 0] = True
+    return saber_analysis.Watched(
+        confidence=confidence,
+        is_mask=is_mask,
+        commit_step=np.array([[2, 1, 0], [0, -1, -1]]),
+        num_steps=np.array([3, 1]),
+    )
+
+
+def test_rise_takes_means_over_undecided_blanks_then_over_rows(watched):
+    points = saber_analysis.rise(watched, num_bins=3)
+    assert [point["num"] for point in points] == [2, 1, 1]
+    # At the start: row 0 has 0.2, 0.4, 0.6, row 1 has 0.9.
+    np.testing.assert_allclose([p["mean"] for p in points], [0.65, 0.4, 0.5])
+    np.testing.assert_allclose([p["best"] for p in points], [0.75, 0.5, 0.5])
+    assert points[0]["mean_low"] == pytest.approx(0.4)
+    assert points[0]["mean_high"] == pytest.approx(0.9)
+
+
+def test_drift_and_falls_count_from_the_commit(watched):
+    points = saber_analysis.drift(watched, min_tokens=1)
+    # After one step: 0.7 - 0.6, 0.8 - 0.5, 0.9 - 0.5 and 1.0 - 0.9.
+    np.testing.assert_allclose(points[0]["mean"], (0.1 + 0.3 + 0.4 + 0.1) / 4)
+    # After two: 0.5 - 0.6 and 0.7 - 0.5; after three: 0.9 - 0.6.
+    np.testing.assert_allclose(points[1]["mean"], 0.05)
+    assert [p["fell"] for p in points] == [0, 0.5, 0]
+    assert [p["num"] for p in points] == [4, 2, 1]
+    assert saber_analysis.drift(watched, min_tokens=2) == points[:2]
+    everything = np.array([True, True])
+    falls = saber_analysis.falls(watched, everything, (0.0, 0.05, 0.2))
+    assert falls == {"num": 4, "ever": [0.25, 0.25, 0], "at_end": [0, 0, 0]}
+    one = saber_analysis.falls(watched, np.array([False, True]), (0.0,))
+    assert one == {"num": 1, "ever": [0], "at_end": [0]}
+    none = saber_analysis.falls(watched, ~everything, (0.0,))
+    assert none["num"] == 0
+
+
+def records_of(spec, right, nfe, seconds, size):
+    return [
+        {
+            "sampler": samplers.to_spec(samplers.parse(spec)),
+            "seed": 0,
+            "index": i,
+            "name": f"test/{i}",
+            "is_correct": is_right,
+            "reason": "",
+            "nfe": nfe,
+            "num_tokens": 10,
+            "text": "",
+            "seconds": seconds[i // size],
+            "compile_seconds": 0.5,
+            "place": [i % size, size],
+        }
+        for i, is_right in enumerate(right)
+    ]
+
+
+def test_compared_by_example_and_by_call():
+    a, b, c = "low_confidence", "saber", "saber(backtracking=False)"
+    records = [
+        *records_of(a, [1, 1, 0, 0], 8, [0.4, 0.2], size=2),
+        *records_of(b, [1, 0, 1, 1], 4, [0.1, 0.1], size=2),
+        # Two samplers to a call, as in a mixed lane: their time is not known.
+        *(r | {"place": [0, 8]} for r in records_of(c, [1, 1, 1, 1], 2, [0.1], 4)),
+    ]
+    results = {s.sampler: s for s in evaluation.summaries(records)}
+    own, other, mixed = saber_measure.compare(records, results, [a, b, c], a)
+    assert own.against is None and own.spec == a and own.speed_up == (1, 1, 1)
+    assert (other.against.num_first_only, other.against.num_second_only) == (2, 1)
+    assert other.against.difference == pytest.approx(0.25)
+    assert other.nfe_gain == 2
+    assert other.speed_up == pytest.approx((3, 2, 4))
+    assert np.isnan(mixed.speed_up).all() and mixed.nfe_gain == 4
+    fixed, broken = saber_measure.cases(records, b, a)
+    assert [p[0]["index"] for p in fixed] == [2, 3]
+    assert [p[1]["index"] for p in broken] == [1]
+    gain, (low, high) = saber_measure.over_others(results, b, [a, c])
+    assert gain == pytest.approx(0) and low < 0 < high
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.01, 0.03, "reproduced"),
+        (0.05, 0.08, "reproduced"),
+        (0.005, 0.01, "reproduced in direction, smaller than published"),
+        (-0.01, 0.03, "unclear at this scale"),
+        (-0.03, 0.01, "not reproduced"),
+        (-0.05, -0.01, "not reproduced"),
+        (0.0, 0.0, "not reproduced"),
+    ],
+)
+def test_verdict_follows_from_the_interval(low, high, expected):
+    assert saber_report.verdict(low, high, 0, 0.019) == expected
+    # The same of a ratio, where nothing is 1.
+    assert saber_report.verdict(1 + low, 1 + high, 1, 1.019) == expected
+
+
+@pytest.mark.parametrize(
+    ("p_value", "expected"), [(0.01, "**reproduced**"), (0.5, "**unclear")]
+)
+def test_an_interval_that_the_exact_test_does_not_confirm_is_no_claim(
+    p_value, expected
+):
+    measured = 0.1, (0.01, 0.2)
+    said = saber_report._accuracy_claim("Accuracy", 0.02, measured, p_value, 0.5)
+    assert expected in said and "+10.0 (+1.0 to +20.0)" in said
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+def get_config():
+    return ConfigDict({
+        "tasks": ("sudoku",),
+        "samplers": ("low_confidence", "saber"),
+        "ablations": ("saber(backtracking=False)",),
+        "sweep": ("saber(n=2)", "saber(n=4)"),
+        "num_examples": 9, "num_quick": 4, "num_watched": 2, "num_cases": 1,
+        "split": "valid", "example_seed": 0, "seed": 0, "temperature": 0.0,
+        "batch_size": 2, "queue_length": 4,
+    })
+"""
+
+
+def test_script_writes_the_report_and_goes_on_where_it_was(tmp_path, run_script):
+    model = small_model()
+    files = TASK.tokenizer().save_pretrained(tmp_path / "tokenizer")
+    checkpoints.save_hf(model, tmp_path / "models" / "sudoku", files)
+    (tmp_path / "config.py").write_text(CONFIG)
+    arguments = [
+        f"--config={tmp_path / 'config.py'}",
+        f"--checkpoints={tmp_path / 'models'}",
+        f"--workdir={tmp_path / 'runs'}",
+        f"--output={tmp_path / 'reports' / 'saber.md'}",
+        "--quick",
+    ]
+    status, _, error = run_script("report_saber", *arguments)
+    assert status == 0, error
+    report = (tmp_path / "reports" / "saber.md").read_text()
+    log = tmp_path / "runs" / "sudoku" / "records.jsonl"
+    records = evaluation.read_records(log.parent)
+    assert len(records) == 4 * 4
+    for name in ("saber_confidence.png", "saber_drift.png"):
+        assert name in report
+        image = (tmp_path / "reports" / name).read_bytes()
+        assert image.startswith(b"\x89PNG") and len(image) > 10_000
+    # A random model solves nothing, with or without Saber.
+    assert "0 of 4" in report
+    claim = next(x for x in report.splitlines() if x.startswith("- Accuracy over `low"))
+    assert "measured +0.0 (+0.0 to +0.0)" in claim and "**not reproduced**" in claim
+    mean = np.mean([r["nfe"] for r in records if r["sampler"].startswith("low_")])
+    assert f"| {mean:.2f} |" in report
+    size = log.stat().st_size
+    assert run_script("report_saber", *arguments)[0] == 0
+    assert log.stat().st_size == size
+    again = (tmp_path / "reports" / "saber.md").read_text()
+    assert again == report
+
+
+def test_script_names_a_missing_model(tmp_path, run_script):
+    status, _, error = run_script(
+        "report_saber", "--tasks=sudoku", f"--checkpoints={tmp_path}"
+    )
+    assert status == 1
+    assert len(error.strip().splitlines()) == 1 and "sudoku" in error

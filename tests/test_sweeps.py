@@ -1,0 +1,80 @@
+"""Points, fronts and areas of a sweep against counts by hand."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from dlm_jax import samplers, statistics, sweeps
+from dlm_jax.evaluation import Summary
+
+CURVES = {
+    "bound": ("entropy_bound(gamma=0.5)", "entropy_bound"),
+    "random": ("random", "random(schedule=fixed(k=4))"),
+}
+RIGHT = {"bound": (6, 9), "random": (8, 5)}
+NFE = {"bound": (2.0, 4.0), "random": (16.0, 4.0)}
+
+
+@pytest.fixture
+def made():
+    results = [
+        Summary(
+            samplers.to_spec(samplers.parse(spec)),
+            *(np.arange(10)[None] < right, np.full((1, 10), nfe)),
+            *(np.ones((1, 10)), 1.0, 0.0),
+        )
+        for name, specs in CURVES.items()
+        for spec, right, nfe in zip(specs, RIGHT[name], NFE[name], strict=True)
+    ]
+    # The order of results does not matter.
+    return sweeps.points(CURVES, results[::-1])
+
+
+def test_points_stand_in_their_curves_with_intervals(made):
+    assert list(made) == ["bound", "random"]
+    for name, line in made.items():
+        assert [point["sampler"] for point in line] == list(CURVES[name])
+        assert [point["accuracy"] for point in line] == [n / 10 for n in RIGHT[name]]
+        assert [point["nfe"] for point in line] == list(NFE[name])
+        for point, right in zip(line, RIGHT[name], strict=True):
+            interval = statistics.accuracy_interval(np.arange(10)[None] < right)
+            assert (point["accuracy_low"], point["accuracy_high"]) == interval
+    # Both others cost as much or more, and are right less often.
+    is_pareto = [point["is_pareto"] for line in made.values() for point in line]
+    assert is_pareto == [True, True, False, False]
+
+
+def test_areas_are_means_over_the_logarithm_of_the_budget(made):
+    # From 1 to 16 are four doublings; before its cheapest point a curve has nothing.
+    areas = sweeps.areas(made)
+    assert areas == pytest.approx(
+        {
+            "bound": (0 + 0.6 + 0.9 + 0.9) / 4,
+            "random": (0 + 0 + 0.5 + 0.5) / 4,
+            "all": (0 + 0.6 + 0.9 + 0.9) / 4,
+        }
+    )
+
+
+def test_table_names_the_best_and_the_cheapest_near_it(made):
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in sweeps.table(made).splitlines()
+    ]
+    assert rows[2] == ["bound", "0.600", "90.0%", "4.0", "4.0", "2 of 2"]
+    assert rows[3] == ["random", "0.250", "80.0%", "16.0", "16.0", "0 of 2"]
+    assert rows[4][:2] == ["all", "0.600"]
+    near = {**made["bound"][0], "accuracy": 0.895}
+    table = sweeps.table({"bound": [near, made["bound"][1]]})
+    assert table.splitlines()[2].split("|")[5].strip() == "2.0"
+
+
+def test_csv_has_a_line_for_each_point(made, tmp_path):
+    sweeps.write_csv(tmp_path / "sweep.csv", made)
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["curve"], row["sampler"]) for row in rows] == [
+        (name, spec) for name, specs in CURVES.items() for spec in specs
+    ]
+    assert [float(row["nfe"]) for row in rows] == [2.0, 4.0, 16.0, 4.0]

@@ -2,11 +2,15 @@
 
 from dlm_jax.errors import InputError
 from dlm_jax.tasks.countdown import Countdown
+from dlm_jax.tasks.humaneval import HumanEval
 from dlm_jax.tasks.maze import Maze
+from dlm_jax.tasks.program import Program
 from dlm_jax.tasks.sudoku import Sudoku
 from dlm_jax.tasks.task import Task, Trainable
 
-TASKS: dict[str, Task] = {task.name: task for task in (Sudoku(), Maze(), Countdown())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Sudoku(), Maze(), Countdown(), Program(), HumanEval())
+}
 
 
 def get(name: str) -> Task:

@@ -8,7 +8,12 @@ that every rule is a handful of vector operations for thousands of grids togethe
 import numpy as np
 from jaxtyping import Bool, Int, UInt16
 
+from dlm_jax.errors import InputError
+
 NUM_CELLS = 81
+_LEAST_CLUES = 17
+# Rounds of digging without one new puzzle after which there is no hope of another.
+_MAX_FRUITLESS = 1000
 _ALL = np.uint16(0b111111111)
 _CELLS = np.arange(NUM_CELLS)
 _ROW, _COLUMN = _CELLS // 9, _CELLS % 9
@@ -145,20 +150,42 @@ def random_puzzles(
     max_clues. The few that cannot get there are replaced by new ones with the same
     number, so that the numbers stay uniform.
 
+    Args:
+      rng: the source of all choices.
+      num: of puzzles.
+      min_clues: the fewest clues of a puzzle. With fewer than 17 none has one solution
+        (arXiv:1201.0749), and digging hardly ever comes below 21.
+      max_clues: the most.
+
     Returns:
       The puzzles (0 where blank) and their solutions.
+
+    Raises:
+      InputError: for numbers of clues that are impossible, or that digging does not
+        reach.
     """
+    if not _LEAST_CLUES <= min_clues <= max_clues <= NUM_CELLS:
+        raise InputError(
+            f"min_clues ({min_clues}) and max_clues ({max_clues}) must be in order and "
+            f"in [{_LEAST_CLUES}, {NUM_CELLS}]"
+        )
     target = rng.integers(min_clues, max_clues + 1, num)
     puzzles = np.zeros((num, NUM_CELLS), np.int8)
     solutions = np.zeros((num, NUM_CELLS), np.int8)
-    missing = np.arange(num)
+    missing, num_fruitless = np.arange(num), 0
     while missing.size:
+        if num_fruitless == _MAX_FRUITLESS:
+            raise InputError(
+                f"min_clues ({min_clues}): no puzzle of {target[missing].max()} clues "
+                f"or fewer was found in {_MAX_FRUITLESS} rounds"
+            )
         grids = random_solutions(rng, missing.size)
         dug = _dig(rng, grids, target[missing])
         is_done = (dug != 0).sum(1) == target[missing]
         puzzles[missing[is_done]] = dug[is_done]
         solutions[missing[is_done]] = grids[is_done]
         missing = missing[~is_done]
+        num_fruitless = 0 if is_done.any() else num_fruitless + 1
     return puzzles, solutions
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dlm_jax import files
 from dlm_jax.batching import Encoded
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDAConfig
@@ -214,8 +215,6 @@ def cached(
         if all(stored.get(name) == value for name, value in names.items()):
             return {name: stored[name] for name in stored if name not in names}
     arrays = make(**made_by)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **arrays, **names)
-    partial.replace(path)
+    with files.staged(path, may_exist=True) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays, **names)
     return arrays

@@ -1,0 +1,390 @@
+"""Functions to a specification: words, meaning and Python text must say the same."""
+
+import itertools
+import random
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlm_jax.errors import InputError
+from dlm_jax.tasks import program as task_module
+from dlm_jax.tasks import program_grammar as grammar
+from dlm_jax.tasks import program_text as wording
+from dlm_jax.tasks import sandbox
+from dlm_jax.tasks.program_grammar import KINDS, TESTS, Choice, Op
+from dlm_jax.text import Codec
+
+TASK = task_module.Program()
+ARGUMENTS = {
+    "list": st.lists(st.integers(-30, 30), max_size=9),
+    "str": st.text("aeiobnrstAEBTzZ ", max_size=20),
+    "int": st.integers(-2000, 2000),
+}
+SEEDS = st.integers(0, 2**32)
+
+
+def drawn(seed):
+    """A program, the argument's name and a text of it."""
+    rng = random.Random(seed)
+    program = wording.draw(rng)
+    argument = rng.choice(wording.ARGUMENTS[grammar.source_of(program)])
+    style = wording.draw_style(rng, program, argument)
+    return program, argument, wording.write(program, "f", argument, style)
+
+
+def executed(text, name, value):
+    names = {}
+    exec(text, names)
+    return names[name](value)
+
+
+def run_with_text(program, value):
+    style = wording.Style(
+        tuple((name, "a") for name in grammar.TYPES), "x", 0, False, False, True
+    )
+    return executed(wording.write(program, "f", "b", style), "f", value)
+
+
+@given(SEEDS, st.data())
+@settings(max_examples=250)
+def test_python_text_does_what_the_steps_mean(seed, data):
+    program, _, text = drawn(seed)
+    value = data.draw(ARGUMENTS[grammar.source_of(program)])
+    kept = list(value) if isinstance(value, list) else value
+    meant = grammar.run(program, value)
+    assert value == kept
+    assert sandbox.is_equal(executed(text, "f", value), meant)
+    assert value == kept
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_operation_in_every_style(name):
+    kind, rng = KINDS[name], random.Random(name)
+    for variant, is_loop in itertools.product((0, 1), (False, True)):
+        op = Op(name, wording._draw_constants(rng, kind))
+        locals_ = tuple((target, "a") for target in grammar.TYPES)
+        style = wording.Style(locals_, "x", variant, is_loop, True, not is_loop)
+        text = wording.write((op,), "f", "b", style)
+        for value in task_module._PROBES[kind.source]:
+            assert executed(text, "f", value) == grammar.run((op,), value), text
+
+
+class Reader:
+    """Understands a specification again, from the phrases alone."""
+
+    def __init__(self, source):
+        self.phrases = self._patterns(KINDS)
+        self.tests = self._patterns(TESTS)
+        self.source = source
+
+    @staticmethod
+    def _patterns(kinds):
+        return [
+            (
+                re.compile(re.sub(r"\\\{\d\\\}", r"(\\w+)", re.escape(phrase))),
+                name,
+                kind,
+            )
+            for name, kind in kinds.items()
+            for phrase in kind.phrases
+        ]
+
+    def _read(self, text, patterns, source):
+        found = [
+            (name, self._constants(match))
+            for pattern, name, kind in patterns
+            if kind.source == source and (match := pattern.fullmatch(text))
+        ]
+        (only,) = found  # else the words are open to doubt
+        return only
+
+    @staticmethod
+    def _constants(match):
+        return tuple(int(c) if c.isdigit() else c for c in match.groups())
+
+    def _ordered(self, body):
+        """Clauses in the order of execution; a choice is one."""
+        sentences = []
+        for sentence in body.removesuffix(".\n").split(". "):
+            tied = re.fullmatch(
+                "(then|next|after that|right before that|at the very start|at the end)"
+                ", (.*)",
+                sentence,
+            )
+            tie, told = tied.groups() if tied else ("", sentence)
+            if tie == "right before that":
+                sentences.insert(-1, told)
+            elif tie == "at the very start":
+                sentences.insert(0, told)
+            else:
+                sentences.append(told)
+        for sentence in sentences:
+            if sentence.startswith("if "):
+                yield sentence
+            elif match := re.fullmatch(
+                "before you (.*), (.*)|(.*), but first (.*)", sentence
+            ):
+                yield from reversed(list(filter(None, match.groups())))
+            else:
+                yield from re.split(", then | and then ", sentence)
+
+    def program(self, body):
+        steps, source = [], self.source
+        for clause in self._ordered(body):
+            if match := re.fullmatch("if (.*), (.*), otherwise (.*)", clause):
+                test = self._read(match[1], self.tests, source)
+                sides = [
+                    Op(*self._read(match[i], self.phrases, source)) for i in (2, 3)
+                ]
+                steps.append(Choice(*test, *sides))
+            else:
+                steps.append(Op(*self._read(clause, self.phrases, source)))
+                source = KINDS[steps[-1].kind].target
+        return tuple(steps)
+
+
+def test_words_leave_no_doubt_about_the_program():
+    readers = {source: Reader(source) for source in grammar.TYPES}
+    rng = random.Random(0)
+    orders = set()
+    for _ in range(1500):
+        program = wording.draw(rng)
+        source = grammar.source_of(program)
+        prompt = wording.describe(rng, program, "f", "xs")
+        header, body = prompt.split(": ", 1)
+        assert grammar.TYPES[source] in header and " f" in header and " xs" in header
+        assert readers[source].program(body) == program, prompt
+        orders |= set(re.findall("before|at the very start|but first|at the end", body))
+    assert len(orders) == 4
+
+
+def test_num_programs_is_what_enumeration_gives():
+    ops = [
+        Op(name, constants)
+        for name, kind in KINDS.items()
+        for constants in itertools.product(*kind.constants)
+        if len(constants) < 2 or constants[0] != constants[1]
+    ]
+    assert wording.num_programs(1) == len(ops)
+    sources = [KINDS[op.kind].source for op in ops]
+    num = sum(
+        KINDS[first.kind].target == source and first.kind != second.kind
+        for first in ops
+        for second, source in zip(ops, sources, strict=True)
+    )
+    assert wording.num_programs(2) == num
+
+
+def test_there_are_more_than_a_million_programs_worth_asking_for():
+    rng = random.Random(0)
+    weights = [wording._num_constants(kind) for kind in KINDS.values()]
+    num_drawn, worth = 0, set()
+    while num_drawn < 1500:
+        # Sequences of three operations, all equally likely.
+        names = rng.choices(list(KINDS), weights, k=3)
+        kinds = [KINDS[name] for name in names]
+        if any(a.target != b.source or a is b for a, b in itertools.pairwise(kinds)):
+            continue
+        num_drawn += 1
+        program = tuple(Op(n, wording._draw_constants(rng, KINDS[n])) for n in names)
+        if task_module.key_of(program) is not None:
+            worth.add(program)
+    share = len(worth) / num_drawn
+    margin = 3 * (share * (1 - share) / num_drawn) ** 0.5
+    assert wording.num_programs(3) * (share - margin) > 1_000_000
+
+
+def test_most_training_rows_do_something_new():
+    draws = task_module._draws(random.Random(0), "train")
+    programs, keys, *_ = zip(*itertools.islice(draws, 500), strict=True)
+    assert len(set(programs)) > 465
+    assert len(set(keys)) > 425
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return TASK.tokenizer()
+
+
+def test_tokenizer_gives_texts_back_exactly(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    codec = Codec.load(
+        tmp_path,
+        TASK.model_config(d_model=32, n_heads=4, n_layers=1, mlp_hidden_size=32),
+    )
+    assert len(set(task_module.VOCABULARY)) == len(tokenizer) < 256
+    rng = random.Random(0)
+    used = set()
+    for _ in range(2000):
+        program = wording.draw(rng)
+        function = rng.choice(wording.FUNCTIONS)
+        argument = rng.choice(wording.ARGUMENTS[grammar.source_of(program)])
+        style = wording.draw_style(rng, program, argument)
+        prompt = wording.describe(rng, program, function, argument)
+        answer = wording.write(program, function, argument, style)
+        ids = task_module.encode(prompt) + task_module.encode(answer)
+        used.update(ids)
+        # The Rust tokenizer is slow; a part of the texts will do.
+        if len(used) % 10 == 0:
+            assert codec.tokenizer(prompt + answer)["input_ids"] == ids
+            assert codec.tokenizer.decode(ids) == prompt + answer
+    # All but the special tokens are of use.
+    assert set(range(len(tokenizer))) - used == {0, 1, 2}
+
+
+def test_unknown_words_are_refused(tokenizer):
+    shape = {"d_model": 32, "n_heads": 4, "n_layers": 1, "mlp_hidden_size": 32}
+    codec = Codec.of(tokenizer, TASK.model_config(**shape))
+    for text in ("write a poem of a list xs", "keep\tit", "keep  it", "sort é"):
+        with pytest.raises(InputError, match="cannot be written"):
+            codec.encode([text], 8)
+
+
+def test_splits_share_no_program_with_training_or_each_other():
+    keys = {
+        split: {task_module.key_of(e.truth.program) for e in TASK.examples(split, 15)}
+        for split in TASK.splits
+    }
+    assert [len(found) for found in keys.values()] == [15] * 3
+    draws = task_module._draws(random.Random(0), "train")
+    for program, key, *_ in itertools.islice(draws, 150):
+        assert not any(key in found for found in keys.values())
+        assert task_module.split_of_program(program, key) == "train"
+        assert not any(wording.is_unseen(*pair) for pair in wording.pairs(program))
+    for example in TASK.examples("unseen", 15):
+        pairs = wording.pairs(example.truth.program)
+        assert any(wording.is_unseen(*pair) for pair in pairs)
+
+
+def test_some_pairs_of_all_types_are_kept_for_the_unseen_split():
+    pairs = [
+        (a, b)
+        for a, b in itertools.permutations(KINDS, 2)
+        if KINDS[a].target == KINDS[b].source
+    ]
+    unseen = [pair for pair in pairs if wording.is_unseen(*pair)]
+    assert 1 / 18 < len(unseen) / len(pairs) < 1 / 8
+    assert {KINDS[a].target for a, _ in unseen} == set(grammar.TYPES)
+
+
+def test_more_examples_begin_with_the_same_ones():
+    few, more = TASK.examples("test", 3, seed=1), TASK.examples("test", 9, seed=1)
+    assert more[:3] == few
+    assert TASK.examples("test", 3, seed=2) != few
+    with pytest.raises(InputError, match=r"split \(hard\) must be one of"):
+        TASK.examples("hard", 1)
+
+
+def test_programs_that_do_the_same_have_one_key():
+    def key(*steps):
+        return task_module.key_of(steps)
+
+    over, even = Op("keep_over", (5,)), Op("keep_even")
+    assert key(over, even) == key(even, over) != key(over, Op("keep_odd"))
+    assert key(Op("add_each", (2,)), Op("add_each", (3,))) == key(Op("add_each", (5,)))
+    assert key(Op("sort"), Op("reverse")) == key(Op("sort_down"))
+    assert key(Op("add", (5,))) != key(Op("add", (6,)))
+    # Steps that change nothing, and outputs that are always the same.
+    assert key(Op("sort"), Op("sort")) is None
+    assert key(over, Op("keep_under", (3,))) is None
+
+
+def test_training_rows_look_like_canvases(tokenizer, tmp_path):
+    shape = {"d_model": 32, "n_heads": 4, "n_layers": 1, "mlp_hidden_size": 32}
+    codec = Codec.of(tokenizer, TASK.model_config(**shape))
+    batch_at = TASK.training_batches({}, batch_size=16, seed=3, workdir=tmp_path)
+    tokens, is_maskable, is_valid = batch_at(5)
+    for first, again in zip(batch_at(5), (tokens, is_maskable, is_valid), strict=True):
+        np.testing.assert_array_equal(first, again)
+    assert (batch_at(6)[0] != tokens).any()
+    assert tokens.shape == (16, 112) and tokens.dtype == np.int32
+    assert (is_maskable.sum(1) == TASK.gen_length).all()
+    assert not (is_maskable & ~is_valid).any()
+    names = set()
+    for row, maskable, valid in zip(tokens, is_maskable, is_valid, strict=True):
+        prompt = tokenizer.decode(row[valid & ~maskable])
+        (encoded,) = codec.encode([prompt], TASK.gen_length)
+        # The canvas of inference, filled.
+        np.testing.assert_array_equal(encoded.is_blank, maskable[valid])
+        answer = codec.decode(encoded, row)
+        assert answer.startswith("def ") and answer.endswith("\n")
+        names.add(answer.split("(")[0])
+        ends = row[maskable] == task_module.EOS_ID
+        assert ends[-1] and (np.diff(ends.astype(int)) >= 0).all()
+    assert len(names) > 3
+    with pytest.raises(InputError, match="must be empty"):
+        TASK.training_batches({"num": 3}, batch_size=1, seed=0, workdir=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return TASK.examples("valid", 6)
+
+
+def test_inputs_are_of_one_type_and_tell_programs_apart(examples):
+    for example in examples:
+        question = example.truth
+        source = {"list": list, "str": str, "int": int}
+        expected = source[grammar.source_of(question.program)]
+        assert len(question.inputs) == 12
+        assert all(type(value) is expected for value in question.inputs)
+        assert question.inputs[0] in ([], "", 0)
+        assert len(set(map(repr, question.outputs))) > 1
+
+
+def test_every_style_is_right(examples):
+    rng = random.Random(0)
+    for example in examples:
+        question = example.truth
+        texts = set()
+        for _ in range(3):
+            style = wording.draw_style(rng, question.program, "given")
+            text = wording.write(question.program, question.function, "given", style)
+            texts.add(text)
+            verdict = TASK.verdict(example, text)
+            assert verdict.is_correct and verdict.reason == "", verdict.reason
+        assert len(texts) > 1
+
+
+def question_of(*steps):
+    inputs = ([], [3, 1], [1, 2, 3])
+    outputs = tuple(grammar.run(steps, value) for value in inputs)
+    return task_module.Question(steps, "f", inputs, outputs)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("def f(xs):\n    return sum(xs) + 1\n", r"f\(\[\]\) is 1, not 0"),
+        (
+            "def f(xs):\n    return sum(xs) + (len(xs) > 2)\n",
+            r"f\(\[1, 2, 3\]\) is 7, not 6",
+        ),
+        ("def f(xs):\n    return float(sum(xs))\n", r"is 0.0, not 0"),
+        ("def f(xs):\n    return sum(xs\n", "SyntaxError"),
+        ("def g(xs):\n    return sum(xs)\n", "f"),
+        ("def f(xs):\n    return xs[0]\n", "IndexError"),
+        ("def f(xs):\n    return total\n", "NameError"),
+        ("def f(xs):\n    while True:\n        pass\n", "."),
+        ("", "."),
+    ],
+)
+def test_wrong_functions_are_refused_with_the_reason(answer, reason):
+    verdict = task_module.judge(question_of(Op("sum")), answer)
+    assert not verdict.is_correct
+    assert re.search(reason, verdict.reason), verdict.reason
+
+
+def test_order_and_constants_matter(examples):
+    for example in examples:
+        question = example.truth
+        others = itertools.islice(task_module._draws(random.Random(1), "train"), 2)
+        for program, *_ in others:
+            if grammar.source_of(program) != grammar.source_of(question.program):
+                continue
+            style = wording.draw_style(random.Random(0), program, "given")
+            text = wording.write(program, question.function, "given", style)
+            assert not TASK.verdict(example, text).is_correct

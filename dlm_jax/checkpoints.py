@@ -7,12 +7,9 @@ written last, so that an incomplete copy does not load. Either may hold tokenize
 `load` reads both.
 """
 
-import contextlib
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ from flax import nnx
 from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
-from dlm_jax import hf_format
+from dlm_jax import files, hf_format
 from dlm_jax.errors import InputError
 from dlm_jax.hf_format import CheckpointError
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
@@ -140,7 +137,7 @@ def save_hf(
     shards = hf_format.split(slots, dtype.itemsize, max_shard_bytes)
     num_bytes = sum(param.nbytes for param in params.values())
     weight_map = {}
-    with staged(directory, num_bytes) as staging:
+    with files.staged(directory, num_bytes, is_directory=True) as staging:
         for number, shard in enumerate(shards, start=1):
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             name = hf_format.SINGLE if len(shards) == 1 else name
@@ -169,7 +166,7 @@ def save_orbax(
     )
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
     num_bytes = sum(param.nbytes for param in jax.tree.leaves(params))
-    with staged(directory, num_bytes) as staging:
+    with files.staged(directory, num_bytes, is_directory=True) as staging:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(
                 staging.absolute() / _PARAMS,
@@ -233,59 +230,6 @@ def companions(directory: str | Path) -> tuple[Path, ...]:
     directory = Path(directory)
     found = {path for pattern in _COMPANIONS for path in directory.glob(pattern)}
     return tuple(sorted(path for path in found if path.is_file()))
-
-
-def check_output(directory: str | Path, num_bytes: int = 0) -> None:
-    """Checks, before any work is done, that a directory can be created.
-
-    Args:
-      directory: to be created; its parents may be missing too.
-      num_bytes: that are going to be written to it.
-
-    Raises:
-      InputError: if it exists, or lies where nothing can be written, or no room is.
-    """
-    directory = Path(directory)
-    if os.path.lexists(directory):
-        raise InputError(f"output ({directory}) already exists")
-    parent = next(path for path in directory.absolute().parents if path.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise InputError(
-            f"output ({directory}) cannot be written: {parent} is not a writable "
-            "directory"
-        )
-    disk = shutil.disk_usage(parent)
-    if disk.total and disk.free < num_bytes:  # Some file systems report nothing.
-        raise InputError(
-            f"output ({directory}) takes {num_bytes} bytes, {disk.free} are free"
-        )
-
-
-@contextlib.contextmanager
-def staged(directory: str | Path, num_bytes: int = 0) -> Iterator[Path]:
-    """Yields a hidden sibling that becomes `directory` if the block ends well.
-
-    If it does not, the sibling is removed; a killed process leaves it behind, under a
-    name that is never used again.
-
-    Raises:
-      InputError: as `check_output`.
-    """
-    directory = Path(directory)
-    check_output(directory, num_bytes)
-    staging = directory.with_name(f".{directory.name}.partial-{uuid.uuid4().hex}")
-    try:
-        try:
-            staging.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(
-                f"output ({directory}) cannot be written: {error.strerror}"
-            ) from error
-        yield staging
-        staging.rename(directory)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def _flatten_dict(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -400,8 +344,8 @@ def _check_inventory(directory: Path) -> None:
         raise CheckpointError(directory, problems)
 
 
-def _copy(files: Iterable[str | Path], directory: Path) -> None:
-    for file in files:
+def _copy(sources: Iterable[str | Path], directory: Path) -> None:
+    for file in sources:
         shutil.copyfile(file, directory / Path(file).name)
 
 

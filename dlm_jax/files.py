@@ -1,43 +1,98 @@
-"""Result files that appear whole or not at all."""
+"""Result files and directories that appear whole or not at all."""
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dlm_jax.errors import InputError
 
 
-def check_output(path: str | os.PathLike) -> None:
-    """Checks, before any work is done, that a file can be created.
+def check_output(path: str | os.PathLike, num_bytes: int = 0) -> None:
+    """Checks, before any work is done, that a file or directory can be created.
+
+    Args:
+      path: to be created; its parents may be missing too.
+      num_bytes: that are going to be written to it.
 
     Raises:
-      InputError: if it exists, or lies where nothing can be written.
+      InputError: if it exists, or lies where nothing can be written, or no room is.
     """
     path = pathlib.Path(path)
     if os.path.lexists(path):
         raise InputError(f"output ({path}) already exists")
-    parent = path.absolute().parent
+    _check_writable(path, num_bytes)
+
+
+def _check_writable(path: pathlib.Path, num_bytes: int) -> None:
+    parent = next(p for p in path.absolute().parents if os.path.lexists(p))
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
         raise InputError(
             f"output ({path}) cannot be written: {parent} is not a writable directory"
         )
+    disk = shutil.disk_usage(parent)
+    if disk.total and disk.free < num_bytes:  # Some file systems report nothing.
+        raise InputError(
+            f"output ({path}) takes {num_bytes} bytes, {disk.free} are free"
+        )
 
 
-def write_jsonl(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object per line, under a temporary name until it is complete.
+@contextlib.contextmanager
+def staged(
+    path: str | os.PathLike,
+    num_bytes: int = 0,
+    *,
+    is_directory: bool = False,
+    may_exist: bool = False,
+) -> Iterator[pathlib.Path]:
+    """Yields a hidden sibling that becomes `path` if the block ends well.
+
+    If it does not, the sibling is removed; a killed process leaves it behind, under a
+    name that is never used again.
+
+    Args:
+      path: to be created, and its parents with it.
+      num_bytes: that are going to be written to it.
+      is_directory: yield an empty directory instead of an empty file.
+      may_exist: replace a file; until then readers see the old one, whole.
 
     Raises:
       InputError: as `check_output`.
     """
-    check_output(path)
     path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if may_exist:
+        _check_writable(path, num_bytes)
+    else:
+        check_output(path, num_bytes)
+    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.mkdir() if is_directory else partial.touch(exist_ok=False)
+        except OSError as error:
+            raise InputError(
+                f"output ({path}) cannot be written: {error.strerror}"
+            ) from error
+        yield partial
         partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    except BaseException:
+        if is_directory:
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_jsonl(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object per line; the file appears when it is complete.
+
+    Raises:
+      InputError: as `check_output`.
+    """
+    with staged(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -63,18 +63,6 @@ class Perturbed(Sampler):
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.inner.needs
 
-    @property
-    def may_rewrite(self) -> bool:  # type: ignore[override]
-        return self.inner.may_rewrite
-
-    @property
-    def may_remask(self) -> bool:  # type: ignore[override]
-        return self.inner.may_remask
-
-    @property
-    def may_remask_fresh(self) -> bool:  # type: ignore[override]
-        return self.inner.may_remask_fresh
-
     def init(self, canvas: Canvas) -> PyTree:
         return self.inner.init(canvas)
 

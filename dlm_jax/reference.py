@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from safetensors.torch import load_file
 
-from dlm_jax import text
+from dlm_jax import hf_format, text
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDAConfig
 from dlm_jax.traces import ALL_CANVASES, FINAL_ONLY, Trace, checked
@@ -166,7 +166,7 @@ def load_llada(directory: str | pathlib.Path) -> TorchLLaDA:
       InputError: if a file is missing or the weights are not the config's.
     """
     directory = pathlib.Path(directory)
-    config = _config(directory)
+    _, config = hf_format.read_config(directory)
     model = TorchLLaDA(config)
     weights = {}
     paths = sorted(directory.glob("*.safetensors"))
@@ -290,7 +290,9 @@ def encode_prompts(
         except json.JSONDecodeError:
             row = None
         if not isinstance(row, list):
-            codec = codec or text.Codec.load(directory, _config(directory))
+            if codec is None:
+                _, config = hf_format.read_config(pathlib.Path(directory))
+                codec = text.Codec.load(directory, config)
             encode = codec.encode_chat if codec.has_chat_template else codec.encode
             (encoded,) = encode([prompt], 1)
             row = encoded.tokens[~encoded.is_blank].tolist()
@@ -298,15 +300,6 @@ def encode_prompts(
             raise InputError(f"prompt {i} must be a list of token ids, or a text")
         rows.append(np.array([row], np.int32))
     return rows
-
-
-def _config(directory: str | pathlib.Path) -> LLaDAConfig:
-    """The config of a LLaDA checkpoint."""
-    path = pathlib.Path(directory) / "config.json"
-    try:
-        return LLaDAConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def record(

@@ -13,13 +13,13 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from dlm_jax import samplers
+from dlm_jax import files, samplers
 from dlm_jax.errors import InputError
 from dlm_jax.types import Generation, Options, Prompts, Sampler
 
@@ -173,29 +173,46 @@ def load_directory(directory: str | os.PathLike) -> list[Trace]:
 def save(trace: Trace, directory: str | os.PathLike) -> pathlib.Path:
     """Writes a trace; a file appears whole or not at all, the json file last.
 
+    Args:
+      trace: what is written.
+      directory: for its two files, which must not exist; it is made if it is missing.
+
     Returns:
       The path of its json file.
+
+    Raises:
+      InputError: as `check_output`.
     """
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     fields = {
         field.name: getattr(trace, field.name)
         for field in dataclasses.fields(trace)
         if field.name not in ("name", *_ARRAYS)
     }
-    text = json.dumps(fields, indent=1) + "\n"
-    path = directory / f"{trace.name}.json"
-    arrays_path = directory / f"{trace.name}.npz"
-    temporary = directory / f".{trace.name}.{os.getpid()}.tmp"
-    try:
-        with temporary.open("wb") as file:
+    path, arrays_path = _paths(directory, trace.name)
+    with files.staged(path) as partial, files.staged(arrays_path) as partial_arrays:
+        partial.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+        with partial_arrays.open("wb") as file:
             np.savez_compressed(file, prompt=trace.prompt, canvas=trace.canvas)
-        os.replace(temporary, arrays_path)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
+
+
+def check_output(directory: str | os.PathLike, names: Iterable[str]) -> None:
+    """Checks, before any work is done, that traces of these names can be saved.
+
+    Raises:
+      InputError: if a file of them exists, or the directory cannot be written.
+    """
+    for name in names:
+        for path in _paths(directory, name):
+            files.check_output(path)
+
+
+def _paths(
+    directory: str | os.PathLike, name: str
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """The json and the npz file of a trace."""
+    directory = pathlib.Path(directory)
+    return directory / f"{name}.json", directory / f"{name}.npz"
 
 
 def record(

@@ -5,23 +5,21 @@ was interrupted continues with the very batches and masks it would have seen.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
-import time
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from tqdm import tqdm
 
+from dlm_jax import training_files
 from dlm_jax.errors import InputError
 from dlm_jax.types import HostArray
 
@@ -233,6 +231,7 @@ def train(
     workdir: str | os.PathLike,
     *,
     mask_id: int,
+    made_by: Mapping[str, Any] | None = None,
     stop_at: int | None = None,
     is_quiet: bool = False,
 ) -> _Model:
@@ -243,10 +242,12 @@ def train(
     Args:
       model: called as model(tokens, is_valid) -> logits; its parameters are the start.
       batch_at: step -> the three arrays of a `Batch`, a pure function; the batch size
-        must be a multiple of the number of devices.
+        must be the same at all steps, and a multiple of the number of devices.
       config: how to train; a resumed run must have the same one.
       workdir: gets `checkpoints/` and `curve.jsonl`.
       mask_id: the token that hides another.
+      made_by: what else the run depends on, such as the description of its data, as
+        JSON; a resumed run must have the same.
       stop_at: leave after this many steps, as an interruption would.
       is_quiet: no progress bar.
 
@@ -254,11 +255,25 @@ def train(
       A model with the averaged parameters.
 
     Raises:
-      InputError: if workdir holds a run with another configuration.
+      InputError: if workdir holds a run of another configuration, batch size, model
+        or made_by, naming what differs.
     """
     workdir = pathlib.Path(workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     graphdef, params = nnx.split(model)
+    batch_size = len(batch_at(0)[0])
+    if batch_size % jax.device_count():
+        raise InputError(
+            f"batch size ({batch_size}) must be a multiple of the number of devices "
+            f"({jax.device_count()})"
+        )
+    record = training_files.record(
+        params,
+        **dataclasses.asdict(config),
+        batch_size=batch_size,
+        mask_id=mask_id,
+        made_by=dict(made_by or {}),
+    )
     optimizer = make_optimizer(config)
     devices = jax.make_mesh(
         (jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
@@ -281,91 +296,19 @@ def train(
         workdir / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2)
     ) as manager:
         if manager.latest_step() is not None:
-            state = _restore(manager, state, config)
+            state = training_files.restore(manager, state, record)
         first = int(state.step)
         last = config.num_steps if stop_at is None else min(stop_at, config.num_steps)
-        curve = _Curve(workdir / "curve.jsonl", first)
+        curve = training_files.Curve(workdir / "curve.jsonl", first)
         bar = tqdm(
             range(first, last), initial=first, total=config.num_steps, disable=is_quiet
         )
         for step in bar:
             batch = Batch(*batch_at(step))
-            if len(batch.tokens) % jax.device_count():
-                raise InputError(
-                    f"batch size ({len(batch.tokens)}) must be a multiple of the "
-                    f"number of devices ({jax.device_count()})"
-                )
             state, metrics = train_step(state, jax.device_put(batch, by_row))
             curve.add(metrics, batch.tokens.size)
             if (step + 1) % config.log_every == 0 or step + 1 == last:
                 bar.set_postfix(curve.write(step + 1))
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == last:
-                _save(manager, state, config)
+                training_files.save(manager, int(state.step), state, record)
     return nnx.merge(graphdef, state.ema)
-
-
-def _save(
-    manager: ocp.CheckpointManager, state: TrainState, config: TrainConfig
-) -> None:
-    manager.save(
-        int(state.step),
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            config=ocp.args.JsonSave(dataclasses.asdict(config)),
-        ),
-    )
-
-
-def _restore(
-    manager: ocp.CheckpointManager, state: TrainState, config: TrainConfig
-) -> TrainState:
-    step = manager.latest_step()
-    saved = manager.restore(
-        step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
-    )
-    for name, value in dataclasses.asdict(config).items():
-        if saved["config"].get(name) != value:
-            raise InputError(
-                f"{name} ({value}) must be {saved['config'].get(name)}, as in the run "
-                f"that is in {manager.directory.parent}"
-            )
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    return manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    )["state"]
-
-
-class _Curve:
-    """The training curve: means since the line before, one JSON object per line.
-
-    A resumed run cuts the lines of the steps that it takes again.
-    """
-
-    def __init__(self, path: pathlib.Path, first: int):
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= first]
-        path.write_text("".join(line + "\n" for line in kept))
-        self._path = path
-        self._start()
-
-    def _start(self) -> None:
-        self._metrics: list[dict[str, Array]] = []
-        self._num_tokens, self._time = 0, time.monotonic()
-
-    def add(self, metrics: dict[str, Array], num_tokens: int) -> None:
-        # One step may be under way while the next batch is made. Without the wait the
-        # host runs many steps ahead and the progress bar shows what is not done.
-        if self._metrics:
-            jax.block_until_ready(self._metrics[-1])
-        self._metrics.append(metrics)
-        self._num_tokens += num_tokens
-
-    def write(self, step: int) -> dict[str, float]:
-        columns = jax.tree.map(lambda *values: np.mean(values), *self._metrics)
-        newest = {name: round(float(value), 5) for name, value in columns.items()}
-        speed = self._num_tokens / (time.monotonic() - self._time)
-        newest["tokens_per_s"] = round(speed)
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **newest}) + "\n")
-        self._start()
-        return newest

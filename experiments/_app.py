@@ -1,21 +1,31 @@
 """What all scripts share: errors that a user can mend are one line, not a traceback."""
 
+import contextlib
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
 from dlm_jax.errors import InputError
+
+
+def define_config(default: str, help_: str) -> flags.FlagHolder[ConfigDict]:
+    """Defines --config, the path of a config file, and --config.NAME=VALUE."""
+    # Where the command line names no other file, the default is read at once.
+    with _one_line():
+        return config_flags.DEFINE_config_file("config", default, help_)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Parses flags, runs main and exits: 1 after bad input, with one line on stderr.
 
-    Bad input is an `InputError`, or an `OSError` of the machine (disk full, permission
-    denied). Any other exception is a defect and keeps its traceback.
+    Bad input is a wrong flag, an `InputError`, or an `OSError` of the machine (disk
+    full, permission denied). Any other exception is a defect and keeps its traceback.
     """
 
     def guarded(argv: Sequence[str]) -> int:
@@ -28,11 +38,57 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
                 raise InputError(f"unexpected arguments: {' '.join(argv[1:])}")
             main(argv)
         except (InputError, OSError) as error:
-            print("error:", *str(error).split(), file=sys.stderr)
+            _print(str(error))
             return 1
         return 0
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    with _one_line():
+        rest = flags.FLAGS(argv)
+        config = getattr(flags.FLAGS, "config", None)
+        if config is not None:
+            _ = config.keys  # A missing file becomes an error when it is first used.
+        return rest
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Ends the program with one line if a flag is wrong."""
+    try:
+        yield
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
+        names = [argument.partition("=")[0] for argument in sys.argv[1:]]
+        overrides = [name for name in names if name.startswith("--config.")]
+        # What fails in the config file itself is its defect, and keeps its traceback
+        # (which ml_collections puts into some messages).
+        where = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        is_of_file = "get_config" in where or "Traceback" in str(error)
+        if is_of_file or not (isinstance(error, flags.Error) or overrides):
+            raise
+        if isinstance(error, flags.Error):
+            _print(str(error))
+        else:
+            # ml_collections names the last part of the path only.
+            named = [x for x in overrides if x.rpartition(".")[2] in str(error)]
+            # A KeyError's text is that of a literal, quoted and escaped.
+            reason = error
+            while reason.args and isinstance(reason.args[0], Exception):
+                reason = reason.args[0]
+            reason = reason.args[0] if reason.args else ""
+            _print(f"{', '.join(named or overrides)} is no field of it: {reason}")
+    except OSError as error:
+        # ml_collections lists its attempts; the system's own error is the last line.
+        _print(f"--config cannot be read: {str(error).splitlines()[-1]}")
+    else:
+        return
+    sys.exit(1)
+
+
+def _print(message: str) -> None:
+    print("error:", *message.split(), file=sys.stderr)
 
 
 def _keep_compiled_programs() -> None:

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
 from dlm_jax import batching, bench, checkpoints, files, samplers, tasks, text, zoo
@@ -28,7 +27,7 @@ from dlm_jax.tasks.task import check_codec
 from dlm_jax.types import Options, Prompts, Sampler
 from experiments import _app
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/benchmark.py", "Defaults.")
+_CONFIG = _app.define_config("configs/benchmark.py", "Defaults.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face directory.")
 _REFERENCE = flags.DEFINE_enum("reference", "torch", ["torch", "none"], "Other loop.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write; must not exist.")

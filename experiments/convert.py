@@ -17,7 +17,7 @@ import jax
 from absl import flags
 from flax import nnx
 
-from dlm_jax import checkpoints
+from dlm_jax import checkpoints, files
 from experiments import _app
 
 _SAVERS = {"orbax": checkpoints.save_orbax, "hf": checkpoints.save_hf}
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     # Parameters must pass through the host anyway, and may not fit the accelerator.
     jax.config.update("jax_platforms", "cpu")
-    checkpoints.check_output(_OUTPUT.value)
+    files.check_output(_OUTPUT.value)
     start = time.perf_counter()
     model = checkpoints.load(_CHECKPOINT.value, _DTYPE.value)
     extra_files = checkpoints.companions(_CHECKPOINT.value)

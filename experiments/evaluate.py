@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
 from dlm_jax import checkpoints, evaluation, provenance, tables, tasks, text, zoo
@@ -22,7 +21,7 @@ from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import check_codec
 from experiments import _app
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/evaluate.py", "Defaults.")
+_CONFIG = _app.define_config("configs/evaluate.py", "Defaults.")
 _TASK = flags.DEFINE_string("task", "sudoku", "sudoku, maze, countdown, program, ...")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Hugging Face or Orbax directory; default: the shipped model."

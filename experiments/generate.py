@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dlm_jax import batching, checkpoints, files, samplers, tasks, text, zoo
@@ -23,7 +23,7 @@ from dlm_jax.tasks.task import BLANK, check_codec
 from dlm_jax.types import Options
 from experiments import _app, _report
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/generate.py", "Defaults.")
+_CONFIG = _app.define_config("configs/generate.py", "Defaults.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Hugging Face or Orbax directory."
 )

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
 from dlm_jax import checkpoints, evaluation, leaderboard, provenance, tasks, text, zoo
@@ -23,9 +22,7 @@ from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import check_codec
 from experiments import _app
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/leaderboard.py", "The frozen setting."
-)
+_CONFIG = _app.define_config("configs/leaderboard.py", "The frozen setting.")
 _SAMPLER = flags.DEFINE_multi_string("sampler", None, "Default: those of the config.")
 _TASK = flags.DEFINE_multi_string("task", None, "Default: those of the config.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/leaderboard", "Of the records.")

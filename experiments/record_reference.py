@@ -9,6 +9,7 @@ message, which goes through the checkpoint's chat template. `generate` is called
 generate(model, prompt, **params). Writes one trace per prompt, which
 `python -m experiments.compare --traces=DIR` replays. The default --model runs the
 modelling code in the checkpoint's directory; `dlm_jax.reference:load_llada` runs none.
+Traces that exist are never replaced.
 Needs PyTorch.
 """
 
@@ -52,17 +53,20 @@ def main(_: Sequence[str]) -> None:
     load_model = reference.resolve(FLAGS.model)
     params = reference.parse_params(FLAGS.params)
     prompts = text.read_prompts(FLAGS.prompts_file)
+    output = pathlib.Path(FLAGS.output)
+    names = [f"{FLAGS.name or FLAGS.sampler}__p{i}" for i in range(len(prompts))]
+    traces.check_output(output, names)
     prompts = reference.encode_prompts(prompts, FLAGS.checkpoint)
     model = load_model(FLAGS.checkpoint)
-    output = pathlib.Path(FLAGS.output)
     checkpoint = os.path.relpath(FLAGS.checkpoint, output.absolute().parent)
-    for i, prompt in enumerate(tqdm(prompts, unit="prompt", disable=None)):
+    progress = tqdm(prompts, unit="prompt", disable=None)
+    for name, prompt in zip(names, progress, strict=True):
         trace = reference.record(
             generate,
             model,
             prompt,
             params,
-            name=f"{FLAGS.name or FLAGS.sampler}__p{i}",
+            name=name,
             sampler=FLAGS.sampler,
             checkpoint=checkpoint,
             origin=pathlib.Path(FLAGS.generate).name,

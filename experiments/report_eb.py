@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
 from dlm_jax import (
@@ -33,7 +32,7 @@ from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import check_codec
 from experiments import _app
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/report_eb.py", "Points.")
+_CONFIG = _app.define_config("configs/report_eb.py", "Points.")
 _QUICK = flags.DEFINE_bool("quick", False, "Fewer points and examples.")
 _TASKS = flags.DEFINE_list("tasks", None, "Default: the config's.")
 _CHECKPOINTS = flags.DEFINE_string(

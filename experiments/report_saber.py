@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
 from dlm_jax import (
@@ -32,9 +31,7 @@ from dlm_jax.models import as_denoiser
 from dlm_jax.tasks.task import check_codec
 from experiments import _app
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/report_saber.py", "The samplers."
-)
+_CONFIG = _app.define_config("configs/report_saber.py", "The samplers.")
 _QUICK = flags.DEFINE_bool("quick", False, "Take config.num_quick examples.")
 _TASKS = flags.DEFINE_list("tasks", None, "The first tests the claims.")
 _CHECKPOINTS = flags.DEFINE_string(

@@ -11,7 +11,6 @@ import pathlib
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
 from dlm_jax import checkpoints, evaluation, figures, provenance, sweeps, tasks, text
@@ -21,7 +20,7 @@ from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import check_codec
 from experiments import _app
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/sweep.py", "The curves.")
+_CONFIG = _app.define_config("configs/sweep.py", "The curves.")
 _TASK = flags.DEFINE_string("task", "sudoku", "sudoku, maze, countdown, program, ...")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Hugging Face or Orbax directory; default: the shipped model."

@@ -7,20 +7,18 @@ result is WORKDIR/model: the averaged weights and config.json. `curve.jsonl` of 
 stage holds the losses.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 from flax import nnx
-from ml_collections import config_flags
 
-from dlm_jax import checkpoints, tasks, training
+from dlm_jax import checkpoints, files, tasks, training
 from dlm_jax.models.llada import LLaDA, deepen
 from experiments import _app
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/train_sudoku.py", "What to train, and on what."
-)
+_CONFIG = _app.define_config("configs/train_sudoku.py", "What to train, and on what.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of data, checkpoints, curve, result; default runs/TASK."
 )
@@ -32,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     config = _CONFIG.value
     task = tasks.trainable(config.task)
     workdir = Path(_WORKDIR.value or f"runs/{task.name}")
-    checkpoints.check_output(workdir / "model")
+    files.check_output(workdir / "model")
     workdir.mkdir(parents=True, exist_ok=True)
     model = LLaDA(task.model_config(**config.model), rngs=nnx.Rngs(config.seed))
     for index, stage in enumerate(config.stages, start=1):
@@ -40,8 +38,9 @@ def main(argv: Sequence[str]) -> None:
         train = training.TrainConfig(**stage["train"])
         if stage.get("is_deepened"):
             model = deepen(model)
+        data = {**config.data, **stage["data"]}
         batch_at = task.training_batches(
-            {**config.data, **stage["data"]},
+            data,
             batch_size=config.batch_size,
             seed=train.seed,
             workdir=workdir,
@@ -52,6 +51,11 @@ def main(argv: Sequence[str]) -> None:
             train,
             workdir / f"stage_{index}",
             mask_id=model.config.mask_token_id,
+            made_by={
+                "task": task.name,
+                "data": data,
+                "model": dataclasses.asdict(model.config),
+            },
             stop_at=stage["stop_at"],
         )
     tokenizer_files = task.tokenizer().save_pretrained(workdir / "tokenizer")

@@ -34,6 +34,8 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+# What scripts change of JAX's configuration.
+_CONFIGURED = ("jax_compilation_cache_dir", "jax_platforms")
 
 
 @pytest.fixture
@@ -43,10 +45,13 @@ def run_script(
     """Runs `python -m experiments.NAME ARGUMENTS` here: status, stdout and stderr.
 
     A process of its own would spend seconds on imports each time. Scripts define flags
-    of the same names, so those are forgotten afterwards.
+    of the same names, so those are forgotten afterwards, and JAX's configuration is put
+    back.
     """
+    import jax  # Not before the environment above is set.
 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
+        configured = {x: getattr(jax.config, x) for x in _CONFIGURED}
         app.define_help_flags()  # absl's own, once per process
         known = set(flags.FLAGS)
         monkeypatch.setattr(sys, "argv", [name, *arguments])
@@ -59,6 +64,8 @@ def run_script(
         finally:
             for flag in set(flags.FLAGS) - known:
                 delattr(flags.FLAGS, flag)
+            for option, value in configured.items():
+                jax.config.update(option, value)
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 

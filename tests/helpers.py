@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -69,3 +70,11 @@ def stack(batches: list[Prompts]) -> Prompts:
 def take_rows(prompts: Prompts, rows) -> Prompts:
     """Some rows of a batch."""
     return jax.tree.map(lambda x: x[rows], prompts)
+
+
+def equations(jaxpr, path=()):
+    """All equations of a jaxpr with the names of the primitives around them."""
+    for equation in jaxpr.eqns:
+        yield path, equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner, (*path, equation.primitive.name))

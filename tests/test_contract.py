@@ -9,11 +9,10 @@ import functools
 import re
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import DATA, infilling_of, prompts_of, stack, take_rows
+from helpers import DATA, equations, infilling_of, prompts_of, stack, take_rows
 
 from dlm_jax import checkpoints, generate, models, samplers
 from dlm_jax.queue import Job
@@ -179,6 +178,33 @@ def test_row_is_the_same_alone_and_at_any_padding(run, model, spec, row, width):
     )
 
 
+@pytest.mark.parametrize(
+    "spec", ["entropy_bound(gamma=1.0)", "saber", "saber_released"]
+)
+def test_row_with_guidance_and_stops_is_the_same_alone(model, spec):
+    denoiser, params = model
+    # Half of the vocabulary stops a row, so that several of the rows do stop early.
+    options = dataclasses.replace(
+        OPTIONS, guidance=1.5, stop_ids=tuple(range(3, 150)), has_trajectory=False
+    )
+    generated = functools.partial(
+        generate.generate, denoiser, params, samplers.parse(spec), options=options
+    )
+    prompts = batch_of_seven()
+    result = generated(prompts, generate.row_keys(7, np.arange(7)))
+    is_filler = prompts.is_blank & (result.tokens == denoiser.eos_id)
+    assert is_filler.any(axis=1).sum() >= 2
+    assert len(set(np.asarray(result.num_steps[:6]))) > 1
+    row, width = 2, 40
+    alone = take_rows(batch_of_seven(width), [row])
+    single = generated(alone, generate.row_keys(7, np.array([row])))
+    assert single.num_steps[0] == result.num_steps[row]
+    for name in ("tokens", "commit_step"):
+        np.testing.assert_array_equal(
+            getattr(single, name)[0][:WIDTH], getattr(result, name)[row]
+        )
+
+
 @every_sampler
 def test_while_loop_equals_a_python_loop(run, model, spec):
     prompts, result = run(spec)
@@ -202,14 +228,6 @@ def test_while_loop_equals_a_python_loop(run, model, spec):
     np.testing.assert_array_equal(rows.tokens, result.tokens)
     np.testing.assert_array_equal(rows.step, result.num_steps)
     np.testing.assert_array_equal(rows.commit_step, result.commit_step)
-
-
-def equations(jaxpr, path=()):
-    """All equations of a jaxpr with the names of the primitives around them."""
-    for equation in jaxpr.eqns:
-        yield path, equation
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from equations(inner, (*path, equation.primitive.name))
 
 
 @every_sampler

@@ -172,7 +172,7 @@ def test_infill_keeps_the_text(run_script, chat_model, tmp_path):
         (["--prompts_file={empty}"], "prompts_file ({empty}) holds no prompt"),
         (["--prompts_file={tmp}/none"], "prompts_file ({tmp}/none) cannot be read"),
         (["--output={empty}"], "output ({empty}) already exists"),
-        (["--output={tmp}/none/out"], "output ({tmp}/none/out) cannot be written: "),
+        (["--output={empty}/out"], "output ({empty}/out) cannot be written: "),
         (["--checkpoint={tmp}/none"], "checkpoint ({tmp}/none) is not a directory"),
         (["--checkpoint={tmp}"], "{tmp}"),
         (["--infill", "--chat"], "chat is for prompts that are continued"),

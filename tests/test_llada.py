@@ -243,6 +243,34 @@ def test_unsupported_options_are_refused_by_name(option, value):
 
 
 @pytest.mark.parametrize(
+    ("option", "default"),
+    [
+        ("block_type", "'sequential'"),
+        ("activation_type", "'swiglu'"),
+        ("layer_norm_type", "'default'"),
+        ("rope", "False"),
+    ],
+)
+def test_an_absent_option_has_the_default_of_the_released_code(option, default):
+    """Its class is made for GPT-2: these defaults are another model than LLaDA."""
+    config = {name: value for name, value in _HF_CONFIG.items() if name != option}
+    with pytest.raises(InputError) as error:
+        LLaDAConfig.from_hf(config)
+    assert f"not supported: {option}={default} (the default; " in str(error.value)
+
+
+def test_options_may_be_absent_where_the_released_default_is_implemented():
+    fields = {field.name for field in dataclasses.fields(LLaDAConfig)}
+    needed = {"block_type", "activation_type", "layer_norm_type", "rope", *fields}
+    config = {name: value for name, value in _HF_CONFIG.items() if name in needed}
+    assert "include_bias" not in config
+    assert LLaDAConfig.from_hf(config) == tiny()
+    del config["embedding_size"]
+    with pytest.raises(InputError, match="missing: embedding_size"):
+        LLaDAConfig.from_hf(config)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"rope_theta": None, "d_model": None}, "missing: d_model, rope_theta"),

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import equations
 
 from dlm_jax import samplers
 from dlm_jax.generate import prepare, row_keys, sample
@@ -95,26 +96,14 @@ def test_memory_grows_with_the_region_and_not_with_the_row():
     assert long < 2048 * 4 * VOCAB_SIZE / 20
 
 
-def _shapes(jaxpr):
-    """Shapes and dtypes of all values in a jaxpr, those of inner jaxprs included."""
-    for equation in jaxpr.eqns:
-        for variable in (*equation.invars, *equation.outvars):
-            yield variable.aval
-        for value in jax.tree.leaves(
-            equation.params, is_leaf=lambda x: hasattr(x, "jaxpr")
-        ):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _shapes(inner)
-
-
 @pytest.mark.parametrize("spec", samplers.SAMPLERS)
 def test_no_array_of_the_vocabulary_but_the_weights(spec):
     gen_length, block_length = 64, 32
     function, arguments = _arguments(
         spec, 96, gen_length, block_length, temperature=0.5
     )
-    avals = list(_shapes(jax.make_jaxpr(function)(*arguments).jaxpr))
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    avals = [x.aval for _, e in equations(jaxpr) for x in (*e.invars, *e.outvars)]
     shapes = {aval.shape for aval in avals if hasattr(aval, "shape")}
     # Samplers that revise look at all slots, the others at the active block.
     region = {"saber": gen_length, "saber_released": gen_length + 2}.get(

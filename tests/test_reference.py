@@ -169,6 +169,7 @@ def test_params_are_literals_or_words():
         ("--params", "steps=4", "gen_length"),
         ("--checkpoint", "absent", "absent"),
         ("--prompts_file", "absent", "absent"),
+        ("--output", __file__, "low_confidence__p0.json) cannot be written"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
@@ -193,6 +194,26 @@ def test_bad_input_is_one_line_and_writes_nothing(
     (line,) = errors.splitlines()
     assert line.startswith("error: ") and message in line
     assert not (tmp_path / "traces").exists()
+
+
+def test_an_existing_trace_is_refused_before_the_model_is_loaded(tmp_path, run_script):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("[17, 4]\n[3, 3]\n")
+    existing = tmp_path / "low_confidence__p1.npz"
+    existing.write_text("kept")
+    status, printed, errors = run_script(
+        "record_reference",
+        f"--generate={EAGER}",
+        "--model=builtins:print",  # which would print the directory
+        f"--checkpoint={CHECKPOINTS[0]}",
+        f"--prompts_file={prompts}",
+        "--sampler=low_confidence",
+        "--params=steps=4,gen_length=8",
+        f"--output={tmp_path}",
+    )
+    assert (status, errors) == (1, f"error: output ({existing}) already exists\n")
+    assert (printed, existing.read_text()) == ("", "kept")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_prompts_must_be_ids_or_text():

@@ -24,7 +24,8 @@ SPECS = [
         for proxy in ("entropy", "confidence", "margin")
     ),
     "entropy_bound(gamma=inf, error_proxy='entropy')",
-    "saber(n=3, mu=4.5, threshold=0.8, acceleration=False, backtracking=False)",
+    "saber(n=3, mu=4.5, threshold=0.8, acceleration=True, backtracking=False)",
+    "saber(n=3, mu=4.5, threshold=None, acceleration=False, backtracking=False)",
     "saber(n=3, mu=4.5, threshold=None, acceleration=True, backtracking=True)",
     "saber_released(n=4)",
 ]
@@ -95,6 +96,10 @@ def test_spec_of_a_sampler_with_arrays_reads_back():
         ("saber(mu='8')", "mu ('8') must be a number"),
         ("saber(mu=None)", "mu (None) must be a number"),
         ("saber(acceleration=2)", "acceleration (2) must be True or False"),
+        (
+            "saber(acceleration=False, threshold=0.5)",
+            "threshold (0.5) has no effect without acceleration",
+        ),
         ("saber(backtracking='no')", "backtracking ('no') must be True or False"),
         ("threshold(threshold=(0.9, 0.8))", "threshold ((0.9, 0.8)) must be a number"),
         ("threshold(threshold=0.5j)", "threshold (0.5j) must be a number"),

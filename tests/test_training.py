@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +12,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dlm_jax import checkpoints, training
+from dlm_jax import checkpoints, training, training_files
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
 
 MASK_ID = 7
 
 
-def _model(seed: int = 0) -> LLaDA:
+def _model(mlp_hidden_size: int = 32) -> LLaDA:
     config = LLaDAConfig(
         d_model=16,
         n_heads=2,
         n_kv_heads=2,
         n_layers=2,
-        mlp_hidden_size=32,
+        mlp_hidden_size=mlp_hidden_size,
         vocab_size=8,
         embedding_size=8,
         max_sequence_length=16,
@@ -33,7 +36,7 @@ def _model(seed: int = 0) -> LLaDA:
         eos_token_id=0,
         pad_token_id=0,
     )
-    return LLaDA(config, rngs=nnx.Rngs(seed))
+    return LLaDA(config, rngs=nnx.Rngs(0))
 
 
 def _copying(step: int) -> training.Batch:
@@ -164,6 +167,95 @@ def test_another_configuration_does_not_resume(unbroken):
         _train(unbroken[0], changed)
 
 
+@pytest.mark.parametrize(
+    ("made_by", "message"),
+    [
+        ({"data": {"num": 6, "seed": 0}}, r"made_by.data.num (6) must be 5, as in"),
+        ({"data": {"num": 5}}, "made_by.data.seed (absent) must be 0"),
+        ({"data": {"num": 5, "seed": 0}, "more": 1}, "made_by.more (1) must be absent"),
+        ({"data": object()}, "made_by must be JSON"),
+    ],
+)
+def test_other_data_does_not_resume(described, made_by, message):
+    with pytest.raises(InputError) as error:
+        _train(described, SHORT, made_by=made_by)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    """The directory of one step of a run with a description of its data."""
+    workdir = tmp_path_factory.mktemp("described")
+    _train(workdir, SHORT, stop_at=1, made_by={"data": {"num": 5, "seed": 0}})
+    return workdir
+
+
+def test_another_batch_size_model_or_mask_does_not_resume(unbroken):
+    def resume(model=None, batch_at=_copying, mask_id=MASK_ID):
+        model = model or _model()
+        training.train(
+            model, batch_at, SHORT, unbroken[0], mask_id=mask_id, is_quiet=True
+        )
+
+    def smaller(step):
+        return tuple(array[:8] for array in _copying(step))
+
+    with pytest.raises(InputError, match=r"^batch_size \(8\) must be 16, as in"):
+        resume(batch_at=smaller)
+    with pytest.raises(InputError, match=r"^mask_id \(6\) must be 7, as in"):
+        resume(mask_id=6)
+    with pytest.raises(InputError) as error:
+        resume(_model(mlp_hidden_size=24))
+    assert str(error.value).startswith(
+        "model.blocks.ff_out (float32[2, 24, 16]) must be float32[2, 32, 16], as in"
+    )
+    assert "\n" not in str(error.value)
+
+
+def test_a_cut_last_line_of_the_curve_is_dropped(tmp_path):
+    path = tmp_path / "curve.jsonl"
+    whole = '{"step": 4, "loss": 1.5}\n'
+    path.write_text(whole + '{"step": 8, "lo')
+    training_files.Curve(path, 8)
+    assert path.read_text() == whole
+    assert os.listdir(tmp_path) == ["curve.jsonl"]
+    # A rewriting that fails leaves the old file.
+    path.write_text("damaged\n" + whole)
+    with pytest.raises(json.JSONDecodeError):
+        training_files.Curve(path, 8)
+    assert path.read_text() == "damaged\n" + whole
+    assert os.listdir(tmp_path) == ["curve.jsonl"]
+
+
+def test_a_loaded_model_trains_on_two_devices(tmp_path):
+    """Parameters from a checkpoint are bound to one device, batches lie on both."""
+    checkpoints.save_hf(_model(), tmp_path / "model")
+    script = f"""
+import sys
+import jax
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_training import MASK_ID, SHORT, _copying
+from dlm_jax import checkpoints, training
+model = checkpoints.load({str(tmp_path / "model")!r})
+assert len(model.wte[...].sharding.device_set) == 1 < jax.device_count()
+model = training.train(
+    model, _copying, SHORT, {str(tmp_path / "run")!r},
+    mask_id=MASK_ID, stop_at=2, is_quiet=True,
+)
+assert len(model.wte[...].sharding.device_set) == 2
+"""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+    }
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    # The losses are those of one device, to rounding.
+    _train(tmp_path / "alone", SHORT, stop_at=2)
+    (two,), (one,) = _curve(tmp_path / "run"), _curve(tmp_path / "alone")
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-3)
+
+
 def test_prompt_and_padding_do_not_enter_the_loss():
     model = _model()
     graphdef, params = nnx.split(model)
@@ -205,6 +297,7 @@ def get_config():
     train = {"num_steps": 4, "warmup_steps": 1, "checkpoint_every": 2, "log_every": 1}
     return ConfigDict(
         {
+            "task": "sudoku",
             "seed": 0,
             "batch_size": 4,
             "model": {
@@ -212,8 +305,12 @@ def get_config():
             },
             "data": {"seed": 1, "num": 5, "min_clues": 34, "max_clues": 36},
             "stages": (
-                {"is_advanced": False, "stop_at": 2, "train": train},
-                {"is_advanced": True, "stop_at": None, "train": {**train, "seed": 1}},
+                {"data": {"is_advanced": False}, "stop_at": 2, "train": train},
+                {
+                    "data": {"is_advanced": True},
+                    "stop_at": None,
+                    "train": {**train, "seed": 1},
+                },
             ),
         }
     )

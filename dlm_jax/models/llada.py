@@ -40,6 +40,14 @@ _SUPPORTED = {
     "clip_qkv": (None,),
     "rope_scaling": (None,),
 }
+# What that class takes for an option that a config.json leaves out, where this module
+# does not implement it. (Its other defaults are supported values.)
+_REFUSED_DEFAULTS = {
+    "block_type": "sequential",
+    "activation_type": "swiglu",
+    "layer_norm_type": "default",
+    "rope": False,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,24 +104,27 @@ class LLaDAConfig:
     def from_hf(cls, config: Mapping[str, Any]) -> "LLaDAConfig":
         """Reads the contents of a checkpoint's config.json.
 
-        Only what the file says is used: the class defaults of the released
-        configuration code are GPT-2's and wrong for every released checkpoint.
+        An option that the file leaves out has the default of the released configuration
+        class, and is refused if that is not implemented. A missing field is an error:
+        those defaults are GPT-2's and wrong for every released checkpoint.
 
         Raises:
           InputError: naming every option this module does not implement, or every
             field that is missing.
         """
-        refused = [
-            f"{name}={config[name]!r} (supported: {accepted[0]!r})"
-            for name, accepted in _SUPPORTED.items()
-            if name in config and config[name] not in accepted
-        ]
+        refused = []
+        for name, accepted in _SUPPORTED.items():
+            value = config.get(name, _REFUSED_DEFAULTS.get(name, accepted[0]))
+            if value not in accepted:
+                absent = "" if name in config else "the default; "
+                refused.append(f"{name}={value!r} ({absent}supported: {accepted[0]!r})")
         if refused:
             raise InputError("config.json: not supported: " + ", ".join(refused))
         values: dict[str, Any] = {
             field.name: config.get(field.name) for field in dataclasses.fields(cls)
         }
-        if values["embedding_size"] is None:
+        # null means as many as there are tokens; left out, it would be GPT-2's number.
+        if values["embedding_size"] is None and "embedding_size" in config:
             values["embedding_size"] = values["vocab_size"]
         if values["n_kv_heads"] is None:
             values["n_kv_heads"] = values["n_heads"]

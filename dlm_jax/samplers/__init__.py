@@ -8,6 +8,7 @@ and never evaluated, such as `entropy_bound(gamma=0.1)` or
 import ast
 import dataclasses
 import math
+import typing
 from typing import Any
 
 from dlm_jax.errors import InputError
@@ -123,9 +124,16 @@ def _names() -> dict[type, str]:
 def _write(value: Any, names: dict[type, str], is_short: bool) -> str:
     if not dataclasses.is_dataclass(value):
         return repr(value.item() if hasattr(value, "item") else value)
-    fields = ", ".join(
-        f"{field.name}={_write(getattr(value, field.name), names, is_short)}"
-        for field in dataclasses.fields(value)
-        if not (is_short and getattr(value, field.name) == field.default)
-    )
-    return names[type(value)] + (f"({fields})" if fields else "")
+    hints = typing.get_type_hints(type(value))
+    written = []
+    for field in dataclasses.fields(value):
+        part = getattr(value, field.name)
+        if is_short and part == field.default:
+            continue
+        # 8 and 8.0 are the same sampler where a float is declared.
+        hint = hints[field.name]
+        is_real = float in (hint, *typing.get_args(hint))
+        if is_real and isinstance(part, int):
+            part = float(part)
+        written.append(f"{field.name}={_write(part, names, is_short)}")
+    return names[type(value)] + (f"({', '.join(written)})" if written else "")

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dlm_jax import select
 from dlm_jax.errors import InputError
+from dlm_jax.samplers.margin import Margin, probability_margin
 from dlm_jax.types import Canvas, Decision, Prediction, Sampler
 
 # Error proxies rank positions by the distribution, not by the drawn token: the fields
@@ -18,10 +19,7 @@ ERROR_PROXIES: dict[
 ] = {
     "entropy": ((), lambda p: -p.entropy),
     "confidence": (("best_log_prob",), lambda p: jnp.exp(p.best_log_prob)),
-    "margin": (
-        ("best_log_prob", "runner_up_log_prob"),
-        lambda p: jnp.exp(p.best_log_prob) - jnp.exp(p.runner_up_log_prob),
-    ),
+    "margin": (Margin.needs, probability_margin),
 }
 
 

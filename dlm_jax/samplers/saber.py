@@ -58,6 +58,11 @@ class Saber(Sampler):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise InputError(f"{name} ({value!r}) must be True or False")
+        # Also run inside transformations, where None stays None.
+        if self.threshold is not None and not self.acceleration:
+            raise InputError(
+                f"threshold ({self.threshold}) has no effect without acceleration"
+            )
 
     def init(self, canvas: Canvas) -> SaberState:
         zeros = jnp.zeros(canvas.tokens.shape)

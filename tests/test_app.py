@@ -1,0 +1,76 @@
+"""What the user writes on the command line is answered with one line."""
+
+import sys
+
+import pytest
+from absl import app, flags
+
+from experiments import _app
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict({"num_examples": 3, "model": {"width": 2}, "stages": ({"a": 1},)})
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs a script with a config file: status, what main saw, stderr."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.py").write_text(CONFIG)
+    (tmp_path / "faulty.py").write_text("def get_config():\n    return {}.absent\n")
+
+    def run(*arguments):
+        app.define_help_flags()
+        known = set(flags.FLAGS)
+        monkeypatch.setattr(sys, "argv", ["script", *arguments])
+        seen = []
+        try:
+            config = _app.define_config("good.py", "Values.")
+            _app.run(lambda _: seen.append(config.value.num_examples))
+        except SystemExit as stop:
+            status = stop.code or 0
+        finally:
+            for flag in set(flags.FLAGS) - known:
+                delattr(flags.FLAGS, flag)
+        return status, seen, capsys.readouterr().err
+
+    monkeypatch.setattr(_app, "_keep_compiled_programs", lambda: None)
+    return run
+
+
+def test_overrides_reach_main(run):
+    assert run() == (0, [3], "")
+    assert run("--config=good.py", "--config.num_examples=5") == (0, [5], "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.absent=1"], "--config.absent is no field of it: 'absent'"),
+        (["--config.num_example=1"], 'Did you mean "num_examples"'),
+        (["--config.model.depth=1"], "--config.model.depth is no field of it"),
+        (["--config.model.width=2", "--config.x=1"], "error: --config.x is no field"),
+        (["--config.stages[3].a=1"], "--config.stages[3].a is no field of it"),
+        (["--config.num_examples=many"], "flag --config.num_examples=many: invalid"),
+        (["--config=none.py"], "--config cannot be read: [Errno 2] No such file"),
+        (["--config=none.py", "--config.x=1"], "--config cannot be read: [Errno 2] No"),
+        (["--config.num_examples=5", "--config=good.py"], "--config"),
+        (["--confg=good.py"], "Unknown command line flag 'confg'"),
+        (["stray"], "unexpected arguments: stray"),
+    ],
+)
+def test_a_slip_is_one_line(run, arguments, message):
+    status, seen, error = run(*arguments)
+    assert (status, seen) == (1, [])
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+
+
+@pytest.mark.parametrize("arguments", [[], ["--config.num_examples=5"]])
+def test_a_defect_of_the_config_file_keeps_its_traceback(run, arguments):
+    with pytest.raises(AttributeError, match="absent"):
+        run("--config=faulty.py", *arguments)

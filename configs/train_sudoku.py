@@ -57,6 +57,33 @@ def get_config() -> ConfigDict:
                         "seed": 1,
                     },
                 },
+                {
+                    # The same again: the model still learned when its rate ran out.
+                    "data": {"is_advanced": True},
+                    "stop_at": None,
+                    "train": {
+                        "num_steps": 4000,
+                        "learning_rate": 1e-3,
+                        "warmup_steps": 50,
+                        "focus_power": 4.0,
+                        "checkpoint_every": 200,
+                        "seed": 2,
+                    },
+                },
+                {
+                    # Twice the layers: one more of them sees one more round ahead.
+                    "is_deepened": True,
+                    "data": {"is_advanced": True},
+                    "stop_at": None,
+                    "train": {
+                        "num_steps": 2000,
+                        "learning_rate": 1e-3,
+                        "warmup_steps": 50,
+                        "focus_power": 4.0,
+                        "checkpoint_every": 200,
+                        "seed": 3,
+                    },
+                },
             ),
         }
     )

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from dlm_jax import batching, provenance, samplers
+from dlm_jax import batching, files, provenance, samplers
 from dlm_jax.errors import InputError
 from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import Example, Task
@@ -215,11 +215,9 @@ def _check_manifest(directory: pathlib.Path, identity: Mapping[str, Any]) -> Non
     """Writes what a directory's records are of, or compares it with what it says."""
     path = directory / "manifest.json"
     if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
         manifest = {"identity": identity, "environment": provenance.environment()}
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(manifest, indent=2) + "\n")
-        partial.replace(path)
+        with files.staged(path) as partial:
+            partial.write_text(json.dumps(manifest, indent=2) + "\n")
         return
     known = json.loads(path.read_text())["identity"]
     for name in identity | known:

@@ -158,8 +158,10 @@ def sample(
     begin = functools.partial(row.start, denoiser, options)
     frames, rows = jax.vmap(begin)(sampler, prompts)
     jobs = Job(sampler, keys, frames)
-    # Rows without a blank need no slot.
-    order = jnp.argsort(rows.is_done, stable=True)
+    # The fullest rows first: what starts last should end soon, or slots stand idle.
+    # Rows without a blank need none.
+    num_blanks = jnp.sum(rows.is_mask, axis=1)
+    order = jnp.argsort(jnp.where(rows.is_done, 1, -num_blanks), stable=True)
     num_open = jnp.sum(~rows.is_done, dtype=jnp.int32)
     num_forwards = 1 if options.guidance is None else 2
     initial_cache = denoiser.init_cache(params, num_forwards * b, length)

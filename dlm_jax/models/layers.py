@@ -47,8 +47,10 @@ def attention(
 ) -> Float[Array, "b q h d"]:
     """Softmax attention without a causal mask; h query heads share g key heads.
 
-    Written as a batched matrix product over [b, g, h/g * q, d]: on a CPU that is almost
-    twice as fast as an einsum over [b, q, h, d] and needs no repeated keys.
+    Written as a batched matrix product over [b, g, h/g * q, d], without repeated keys.
+    On two CPU cores a whole forward with an einsum over [b, q, h, d] takes 1.1 to 1.5
+    times as long, with `jax.nn.dot_product_attention` 1.02 to 1.25 times (float32, jax
+    0.10.2, medians of pairs, four shapes from 1 x 90 to 8 x 256 tokens).
 
     Args:
       query: rotated; head i reads key head i // (h / g).

@@ -1,9 +1,11 @@
 """Checks jaxtyping annotations while tests run, and runs scripts in this process."""
 
+import gc
 import os
+import pathlib
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from absl import app, flags
@@ -36,6 +38,22 @@ install_import_hook(
 )
 # What scripts change of JAX's configuration.
 _CONFIGURED = ("jax_compilation_cache_dir", "jax_platforms")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs() -> Iterator[None]:
+    """Drops compiled programs before a process has more than Linux lets it map.
+
+    Each takes a few of the 65,530 memory maps that a process may have by default; XLA
+    crashes when there is none left.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

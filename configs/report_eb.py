@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
             "floor": 0.1,
             "error_split_specs": _split_specs((*ks, 32, 64, 128), (*gammas, "inf")),
             "error_split_examples": 300,
-            # Under half an hour on two cores.
+            # Meant for half an hour on two cores, which was not measured yet.
             "quick": {
                 "curves": _curves(few_ks, few_gammas),
                 "num_examples": 100,

@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
                 *(f"saber(mu={mu})" for mu in (2, 4, 16, 32)),
             ),
             "num_examples": 1000,
+            # Meant for half an hour on two cores, which was not measured yet.
             "num_quick": 100,
             # Of them, how many are watched step by step.
             "num_watched": 200,

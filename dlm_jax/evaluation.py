@@ -43,6 +43,11 @@ class Plan:
     batch_size: int = 32
     queue_length: int = 256
 
+    @classmethod
+    def of(cls, config: Any) -> "Plan":
+        """The plan in a mapping, such as a ConfigDict, that may hold more."""
+        return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls)})
+
 
 @dataclasses.dataclass(frozen=True)
 class Lane:

@@ -6,9 +6,8 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
-from dlm_jax import samplers
+from dlm_jax import samplers, statistics
 from dlm_jax.batching import Encoded, Run
 from dlm_jax.tasks import Task
 from dlm_jax.tasks.task import Example
@@ -100,9 +99,10 @@ def summary(runs: Mapping[str, Run], num_right: Mapping[str, int]) -> Iterator[s
     for spec, run in runs.items():
         rows.append([spec])
         if num_right:
-            test = binomtest(num_right[spec], len(run.answers))
-            low, high = test.proportion_ci(method="wilson")
-            rows[-1] += [f"{test.k} of {test.n}", f"{low:.1%} - {high:.1%}"]
+            n = len(run.answers)
+            is_correct = np.arange(n)[None] < num_right[spec]
+            low, high = statistics.accuracy_interval(is_correct)
+            rows[-1] += [f"{num_right[spec]} of {n}", f"{low:.1%} - {high:.1%}"]
         nfe = np.mean([answer.num_steps for answer in run.answers])
         rows[-1] += [f"{nfe:.1f}", f"{run.seconds:.2f}", f"{run.compile_seconds:.2f}"]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

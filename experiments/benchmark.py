@@ -19,11 +19,11 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import batching, bench, checkpoints, files, samplers, tasks, text, zoo
+from dlm_jax import batching, bench, files, samplers, tasks, zoo
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.parallel import DataParallel
-from dlm_jax.tasks.task import check_codec
+from dlm_jax.tasks.task import load
 from dlm_jax.types import Options, Prompts, Sampler
 from experiments import _app
 
@@ -55,9 +55,8 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"batch_sizes ({min(config.batch_sizes)}) must be at least 1")
     rules = {spec: samplers.parse(spec) for spec in config.samplers}
     checkpoint = _CHECKPOINT.value or zoo.path(config.zoo)
-    model = checkpoints.load(checkpoint)
-    task, codec = tasks.get(config.zoo), text.Codec.load(checkpoint, model.config)
-    check_codec(task, codec)
+    task = tasks.get(config.zoo)
+    model, codec = load(task, checkpoint)
     reference, num_threads = None, None
     if _REFERENCE.value == "torch":
         reference, num_threads = _torch_loop(checkpoint)

@@ -15,10 +15,10 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import checkpoints, evaluation, provenance, tables, tasks, text, zoo
+from dlm_jax import evaluation, provenance, tables, tasks, zoo
 from dlm_jax.models import as_denoiser
 from dlm_jax.parallel import DataParallel
-from dlm_jax.tasks.task import check_codec
+from dlm_jax.tasks.task import load
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/evaluate.py", "Defaults.")
@@ -53,9 +53,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = _WORKDIR.value or f"runs/evaluate/{task.name}"
     todo = evaluation.lanes(config.sampler, config.seeds, is_mixed=False)
     checkpoint = _CHECKPOINT.value or zoo.path(task.name)
-    model = checkpoints.load(checkpoint, _DTYPE.value)
-    codec = text.Codec.load(checkpoint, model.config)
-    check_codec(task, codec)
+    model, codec = load(task, checkpoint, _DTYPE.value)
     about = {
         "checkpoint": provenance.digest(checkpoint),
         "dtype": str(model.head.dtype),
@@ -76,21 +74,12 @@ def main(argv: Sequence[str]) -> None:
             progress.update(len(records))
 
         records = evaluation.run(
-            *(parallel, codec, task, _plan(config), todo, config.num_examples, workdir),
+            *(parallel, codec, task, evaluation.Plan.of(config), todo),
+            *(config.num_examples, workdir),
             about=about,
             on_records=show,
         )
     print(tables.accuracy(evaluation.summaries(records)))
-
-
-def _plan(config: Any) -> evaluation.Plan:
-    return evaluation.Plan(
-        split=config.split,
-        example_seed=config.example_seed,
-        temperature=config.temperature,
-        batch_size=config.batch_size,
-        queue_length=config.queue_length,
-    )
 
 
 if __name__ == "__main__":

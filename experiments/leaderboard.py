@@ -15,11 +15,11 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import checkpoints, evaluation, leaderboard, provenance, tasks, text, zoo
+from dlm_jax import evaluation, leaderboard, provenance, tasks, zoo
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.parallel import DataParallel
-from dlm_jax.tasks.task import check_codec
+from dlm_jax.tasks.task import load
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/leaderboard.py", "The frozen setting.")
@@ -68,13 +68,8 @@ def main(argv: Sequence[str]) -> None:
 def _evaluate(
     config: Any, task: Any, path: Any, digest: str, specs: Sequence[str], num: int
 ) -> list[evaluation.Summary]:
-    model = checkpoints.load(path)
-    codec = text.Codec.load(path, model.config)
-    check_codec(task, codec)
-    plan = evaluation.Plan(
-        *(config.split, config.example_seed, config.temperature),
-        *(config.batch_size, config.queue_length),
-    )
+    model, codec = load(task, path)
+    plan = evaluation.Plan.of(config)
     total = len(specs) * num
     with tqdm(total=total, desc=task.name, disable=None) as progress:
         records = evaluation.run(

@@ -18,18 +18,16 @@ from absl import flags
 from tqdm import tqdm
 
 from dlm_jax import (
-    checkpoints,
     evaluation,
     maze_split,
     provenance,
     report_eb,
-    text,
     zoo,
 )
 from dlm_jax import tasks as registry
 from dlm_jax.models import as_denoiser
 from dlm_jax.parallel import DataParallel
-from dlm_jax.tasks.task import check_codec
+from dlm_jax.tasks.task import load
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/report_eb.py", "Points.")
@@ -75,9 +73,7 @@ def _measure(
     root = _CHECKPOINTS.value
     checkpoint = pathlib.Path(root, name) if root else zoo.path(name)
     workdir = pathlib.Path(_WORKDIR.value) / name
-    model = checkpoints.load(checkpoint)
-    codec = text.Codec.load(checkpoint, model.config)
-    check_codec(task, codec)
+    model, codec = load(task, checkpoint)
     digest = provenance.digest(checkpoint)
     about = {"checkpoint": digest, "dtype": str(model.head.dtype)}
     denoiser, params = as_denoiser(model)
@@ -87,10 +83,7 @@ def _measure(
     with tqdm(total=total, desc=name, unit="row", disable=None) as progress:
         records = evaluation.run(
             *(DataParallel(denoiser, params), codec, task),
-            evaluation.Plan(
-                *(config.split, config.example_seed, config.temperature),
-                *(config.batch_size, config.queue_length),
-            ),
+            evaluation.Plan.of(config),
             evaluation.lanes(specs, (config.seed,), is_mixed=True),
             *(config.num_examples, workdir),
             about=about,

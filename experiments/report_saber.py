@@ -1,7 +1,7 @@
 """Measures Saber's claims on the shipped models, and writes the report on them.
 
     python -m experiments.report_saber
-    python -m experiments.report_saber --quick    # under 30 minutes on two CPU cores
+    python -m experiments.report_saber --quick
 
 OUTPUT is the report, with its figures beside it; records stay under WORKDIR/TASK.
 Started again with the same arguments it goes on where it was stopped. What is compared
@@ -18,17 +18,15 @@ from absl import flags
 from tqdm import tqdm
 
 from dlm_jax import (
-    checkpoints,
     evaluation,
     provenance,
     saber_measure,
     saber_report,
-    text,
     zoo,
 )
 from dlm_jax import tasks as registry
 from dlm_jax.models import as_denoiser
-from dlm_jax.tasks.task import check_codec
+from dlm_jax.tasks.task import load
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/report_saber.py", "The samplers.")
@@ -83,13 +81,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _measure(config: Any, task: Any, path: Any, digest: str) -> saber_measure.Measured:
     """Loads the model of a task, and measures it."""
-    model = checkpoints.load(path)
-    codec = text.Codec.load(path, model.config)
-    check_codec(task, codec)
-    plan = evaluation.Plan(
-        *(config.split, config.example_seed, config.temperature),
-        *(config.batch_size, config.queue_length),
-    )
+    model, codec = load(task, path)
+    plan = evaluation.Plan.of(config)
     setting = saber_measure.Setting(
         baseline=config.samplers[0],
         compared=tuple(config.samplers),

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import checkpoints, evaluation, figures, provenance, sweeps, tasks, text
-from dlm_jax import zoo as shipped
+from dlm_jax import evaluation, figures, provenance, sweeps, tasks, zoo
 from dlm_jax.models import as_denoiser
 from dlm_jax.parallel import DataParallel
-from dlm_jax.tasks.task import check_codec
+from dlm_jax.tasks.task import load
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/sweep.py", "The curves.")
@@ -48,10 +47,8 @@ def main(argv: Sequence[str]) -> None:
     curves = {name: tuple(specs) for name, specs in config.curves.items()}
     specs = [spec for line in curves.values() for spec in line]
     todo = evaluation.lanes(specs, (config.seed,), is_mixed=True)
-    checkpoint = _CHECKPOINT.value or shipped.path(task.name)
-    model = checkpoints.load(checkpoint, _DTYPE.value)
-    codec = text.Codec.load(checkpoint, model.config)
-    check_codec(task, codec)
+    checkpoint = _CHECKPOINT.value or zoo.path(task.name)
+    model, codec = load(task, checkpoint, _DTYPE.value)
     about = {
         "checkpoint": provenance.digest(checkpoint),
         "dtype": str(model.head.dtype),
@@ -62,10 +59,7 @@ def main(argv: Sequence[str]) -> None:
     with tqdm(total=total, unit="row", disable=None) as progress:
         records = evaluation.run(
             *(parallel, codec, task),
-            evaluation.Plan(
-                *(config.split, config.example_seed, config.temperature),
-                *(config.batch_size, config.queue_length),
-            ),
+            evaluation.Plan.of(config),
             *(todo, config.num_examples, workdir),
             about=about,
             on_records=lambda records: progress.update(len(records)),

@@ -15,7 +15,6 @@ and numbers without leading zeros.
 
 import functools
 import itertools
-import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -24,10 +23,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Int, Int32
 
-from dlm_jax import text
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDAConfig
-from dlm_jax.tasks.task import BatchAt, Example, Trainable, Verdict, split_of
+from dlm_jax.tasks.task import BatchAt, CharacterTask, Example, Verdict, split_of
 
 OPERATORS = "+-*/"
 # Token ids are places in this list.
@@ -68,7 +65,7 @@ class Puzzle(NamedTuple):
     target: int
 
 
-class Countdown(Trainable):
+class Countdown(CharacterTask):
     """Reaching a target with three numbers of 1 to 30.
 
     The splits are 'test', 'valid' and 'hard': puzzles that have one solution only, see
@@ -84,6 +81,10 @@ class Countdown(Trainable):
     is_infill: ClassVar[bool] = False
     num_numbers: ClassVar[int] = 3
     gen_length: ClassVar[int] = 2 * PERIOD
+    vocabulary: ClassVar[tuple[str, ...]] = VOCABULARY
+    period: ClassVar[int] = PERIOD
+    embedding_size: ClassVar[int] = 32
+    max_sequence_length: ClassVar[int] = 64
 
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
         self.check(split, num)
@@ -110,31 +111,6 @@ class Countdown(Trainable):
 
     def verdict(self, example: Example, answer: str) -> Verdict:
         return verdict(example.truth, answer)
-
-    def tokenizer(self) -> Any:
-        return text.character_tokenizer(
-            VOCABULARY,
-            bos=VOCABULARY[0],
-            eos=VOCABULARY[EOS_ID],
-            mask=VOCABULARY[MASK_ID],
-        )
-
-    def model_config(self, **shape: int) -> LLaDAConfig:
-        head_dim = shape["d_model"] // shape["n_heads"]
-        return LLaDAConfig(
-            **shape,
-            n_kv_heads=shape["n_heads"],
-            vocab_size=len(VOCABULARY),
-            embedding_size=32,
-            max_sequence_length=64,
-            # Frequency i is theta^(-2i / head_dim): the second one is 2 pi / 9.
-            rope_theta=(PERIOD / (2 * math.pi)) ** (head_dim / 2),
-            rms_norm_eps=1e-5,
-            weight_tying=False,
-            mask_token_id=MASK_ID,
-            eos_token_id=EOS_ID,
-            pad_token_id=EOS_ID,
-        )
 
     def training_batches(
         self,

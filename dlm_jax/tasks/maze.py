@@ -15,7 +15,6 @@ LGPL-3, brings plotting and notebooks along, and makes one maze at a time.
 """
 
 import itertools
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -25,9 +24,7 @@ from jaxtyping import Float, Int, Int32
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from dlm_jax import text
-from dlm_jax.models.llada import LLaDAConfig
-from dlm_jax.tasks.task import BLANK, BatchAt, Example, Trainable, Verdict, split_of
+from dlm_jax.tasks.task import BLANK, BatchAt, CharacterTask, Example, Verdict, split_of
 
 # Token ids are places in this list.
 VOCABULARY = (
@@ -65,7 +62,7 @@ PAIRS = np.concatenate(
 )
 
 
-class Maze(Trainable):
+class Maze(CharacterTask):
     """Infilling of 7x7 mazes with a path from start to goal.
 
     The splits are 'test' and 'valid'; which one a maze is in is the hash of its walls,
@@ -77,6 +74,10 @@ class Maze(Trainable):
     is_infill: ClassVar[bool] = True
     # Cells without start and goal, and openings.
     gen_length: ClassVar[int] = NUM_CELLS - 2 + NUM_CELLS - 1 + NUM_EXTRA
+    vocabulary: ClassVar[tuple[str, ...]] = VOCABULARY
+    period: ClassVar[int] = PERIOD
+    embedding_size: ClassVar[int] = 16
+    max_sequence_length: ClassVar[int] = 192
 
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
         self.check(split, num)
@@ -104,31 +105,6 @@ class Maze(Trainable):
         lines = shown.replace(BLANK, " ").replace(".", " ").splitlines()
         edge = "#" * (WIDTH + 2)
         return "\n".join([edge, *(f"#{line}#" for line in lines), edge])
-
-    def tokenizer(self) -> Any:
-        return text.character_tokenizer(
-            VOCABULARY,
-            bos=VOCABULARY[0],
-            eos=VOCABULARY[EOS_ID],
-            mask=VOCABULARY[MASK_ID],
-        )
-
-    def model_config(self, **shape: int) -> LLaDAConfig:
-        head_dim = shape["d_model"] // shape["n_heads"]
-        return LLaDAConfig(
-            **shape,
-            n_kv_heads=shape["n_heads"],
-            vocab_size=len(VOCABULARY),
-            embedding_size=16,
-            max_sequence_length=192,
-            # Frequency i is theta^(-2i / head_dim): the second one is 2 pi / 14.
-            rope_theta=(PERIOD / (2 * math.pi)) ** (head_dim / 2),
-            rms_norm_eps=1e-5,
-            weight_tying=False,
-            mask_token_id=MASK_ID,
-            eos_token_id=EOS_ID,
-            pad_token_id=EOS_ID,
-        )
 
     def training_batches(
         self,

@@ -8,7 +8,6 @@ model learns the rules from about half as many puzzles as with a base of 100.
 """
 
 import importlib.resources
-import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -16,11 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int
 
-from dlm_jax import text
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDAConfig
 from dlm_jax.tasks import sudoku_puzzles
-from dlm_jax.tasks.task import BLANK, BatchAt, Example, Trainable, Verdict, cached
+from dlm_jax.tasks.task import BLANK, BatchAt, CharacterTask, Example, Verdict, cached
 
 # Token ids are places in this list.
 VOCABULARY = (
@@ -83,7 +80,7 @@ HARD_PUZZLES = {
 }
 
 
-class Sudoku(Trainable):
+class Sudoku(CharacterTask):
     """Infilling of 9x9 grids.
 
     The splits are 'test' (500 puzzles of 26 to 36 clues, in file order), 'hard'
@@ -96,6 +93,10 @@ class Sudoku(Trainable):
     splits: ClassVar[tuple[str, ...]] = ("test", "hard", "valid")
     is_infill: ClassVar[bool] = True
     gen_length: ClassVar[int] = 64
+    vocabulary: ClassVar[tuple[str, ...]] = VOCABULARY
+    period: ClassVar[int] = 10
+    embedding_size: ClassVar[int] = 16
+    max_sequence_length: ClassVar[int] = 128
 
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
         self.check(split, num)
@@ -112,31 +113,6 @@ class Sudoku(Trainable):
 
     def pretty(self, text: str) -> str:
         return pretty(_cells(text))
-
-    def tokenizer(self) -> Any:
-        return text.character_tokenizer(
-            VOCABULARY,
-            bos=VOCABULARY[0],
-            eos=VOCABULARY[EOS_ID],
-            mask=VOCABULARY[MASK_ID],
-        )
-
-    def model_config(self, **shape: int) -> LLaDAConfig:
-        head_dim = shape["d_model"] // shape["n_heads"]
-        return LLaDAConfig(
-            **shape,
-            n_kv_heads=shape["n_heads"],
-            vocab_size=len(VOCABULARY),
-            embedding_size=16,
-            max_sequence_length=128,
-            # Frequency i is theta^(-2i / head_dim): the second one is 2 pi / 10.
-            rope_theta=(10 / (2 * math.pi)) ** (head_dim / 2),
-            rms_norm_eps=1e-5,
-            weight_tying=False,
-            mask_token_id=MASK_ID,
-            eos_token_id=EOS_ID,
-            pad_token_id=EOS_ID,
-        )
 
     def training_batches(
         self,

@@ -8,17 +8,18 @@ also brings its own tokenizer, the shape of a model and the training data: `Trai
 import abc
 import dataclasses
 import hashlib
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from dlm_jax import files
+from dlm_jax import checkpoints, files
 from dlm_jax.batching import Encoded
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDAConfig
-from dlm_jax.text import Codec
+from dlm_jax.models.llada import LLaDA, LLaDAConfig
+from dlm_jax.text import Codec, character_tokenizer
 from dlm_jax.types import ABSENT, Options
 
 # Stands for one missing token in the prompt of an infilling task.
@@ -158,6 +159,58 @@ class Trainable(Task):
           seed: of the rows.
           workdir: where data that takes long to make may be kept.
         """
+
+
+class CharacterTask(Trainable):
+    """A trainable task whose text has one token per character, and a period.
+
+    Attributes:
+      vocabulary: token ids are places in it: first the special tokens that begin and
+        end a text, last the one that marks a blank.
+      period: tokens from a place in a line to the same place in the next one.
+      embedding_size: rows of the model's embedding.
+      max_sequence_length: of the model.
+    """
+
+    vocabulary: ClassVar[tuple[str, ...]]
+    period: ClassVar[int]
+    embedding_size: ClassVar[int]
+    max_sequence_length: ClassVar[int]
+
+    def tokenizer(self) -> Any:
+        bos, eos, *_, mask = self.vocabulary
+        return character_tokenizer(self.vocabulary, bos=bos, eos=eos, mask=mask)
+
+    def model_config(self, **shape: int) -> LLaDAConfig:
+        head_dim = shape["d_model"] // shape["n_heads"]
+        return LLaDAConfig(
+            **shape,
+            n_kv_heads=shape["n_heads"],
+            vocab_size=len(self.vocabulary),
+            embedding_size=self.embedding_size,
+            max_sequence_length=self.max_sequence_length,
+            # Frequency i is theta^(-2i / head_dim): the second is 2 pi / period.
+            rope_theta=(self.period / (2 * math.pi)) ** (head_dim / 2),
+            rms_norm_eps=1e-5,
+            weight_tying=False,
+            mask_token_id=len(self.vocabulary) - 1,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+
+
+def load(
+    task: Task, checkpoint: str | pathlib.Path, dtype: str | None = None
+) -> tuple[LLaDA, Codec]:
+    """Loads a model that is to be asked a task, and its tokenizer.
+
+    Raises:
+      InputError: if the checkpoint cannot be loaded, or as `check_codec`.
+    """
+    model = checkpoints.load(checkpoint, dtype)
+    codec = Codec.load(checkpoint, model.config)
+    check_codec(task, codec)
+    return model, codec
 
 
 def check_codec(task: Task, codec: Codec) -> None:

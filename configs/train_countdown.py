@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
         {
             "task": "countdown",
             "seed": 0,
-            "batch_size": 256,
+            "batch_size": 128,
             "model": {
                 "d_model": 128,
                 "n_heads": 4,
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
                     "data": {},
                     "stop_at": None,
                     "train": {
-                        "num_steps": 2000,
+                        "num_steps": 1600,
                         "learning_rate": 2e-3,
                         "warmup_steps": 100,
                         # The average over more steps would remember too early ones.

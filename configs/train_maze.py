@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
         {
             "task": "maze",
             "seed": 0,
-            "batch_size": 64,
+            "batch_size": 32,
             "model": {
                 "d_model": 128,
                 "n_heads": 4,

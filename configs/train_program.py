@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
         {
             "task": "program",
             "seed": 0,
-            "batch_size": 96,
+            "batch_size": 64,
             "model": {
                 "d_model": 128,
                 "n_heads": 4,

@@ -63,13 +63,69 @@ def attention(
       The attended values, in query's dtype.
     """
     b, q, h, d = query.shape
-    k, g = key.shape[1:3]
-    wide = jnp.promote_types(query.dtype, jnp.float32)
+    g = key.shape[2]
     query = query.transpose(0, 2, 1, 3).reshape(b, g, (h // g) * q, d)
     key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
-    scores = jnp.matmul(query, key, preferred_element_type=wide) * d**-0.5
-    scores = scores.reshape(b, g, h // g, q, k)
-    scores = jnp.where(visibility[:, None, None], scores, jnp.finfo(wide).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.matmul(weights.reshape(b, g, (h // g) * q, k), value)
+    out = _attend(query, key, value, visibility)
     return out.reshape(b, h, q, d).transpose(0, 2, 1, 3)
+
+
+@jax.custom_vjp
+def _attend(
+    query: Float[Array, "b g q d"],
+    key: Float[Array, "b g d k"],
+    value: Float[Array, "b g k d"],
+    visibility: Bool[Array, "b #p k"],
+) -> Float[Array, "b g q d"]:
+    """Attention of q = h/g * p queries per key head; see `_attend_backward`."""
+    return _attend_forward(query, key, value, visibility)[0]
+
+
+def _attend_forward(
+    query: Float[Array, "b g q d"],
+    key: Float[Array, "b g d k"],
+    value: Float[Array, "b g k d"],
+    visibility: Bool[Array, "b #p k"],
+) -> tuple[Float[Array, "b g q d"], tuple[Array, ...]]:
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.matmul(query, key, preferred_element_type=wide)
+    scores = scores * query.shape[-1] ** -0.5
+    scores = _where_visible(visibility, scores, jnp.finfo(wide).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = jnp.matmul(weights, value)
+    return out, (query, key, value, visibility, weights, out)
+
+
+def _where_visible(
+    visibility: Bool[Array, "b #p k"], scores: Float[Array, "b g q k"], hidden: float
+) -> Float[Array, "b g q k"]:
+    """The scores, and `hidden` where a query does not see a key."""
+    b, g, q, k = scores.shape
+    num_seeing = visibility.shape[1]
+    scores = scores.reshape(b, g, -1, num_seeing if num_seeing > 1 else q, k)
+    scores = jnp.where(visibility[:, None, None], scores, hidden)
+    return scores.reshape(b, g, q, k)
+
+
+def _attend_backward(
+    saved: tuple[Array, ...], d_out: Float[Array, "b g q d"]
+) -> tuple[Array | None, ...]:
+    """The gradients from the weights and the output alone.
+
+    A softmax's gradient needs sum(weights * d_weights) over keys, which is sum(out *
+    d_out) over d (arXiv:2205.14135, appendix B). Autodiff would keep and read again the
+    scores and several more arrays of their size: a third of a training step on a CPU.
+    """
+    query, key, value, visibility, weights, out = saved
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    d_value = jnp.matmul(weights.swapaxes(-1, -2), d_out)
+    d_weights = jnp.matmul(d_out, value.swapaxes(-1, -2), preferred_element_type=wide)
+    mean = jnp.sum(out.astype(wide) * d_out, axis=-1, keepdims=True)
+    d_scores = weights * (d_weights - mean) * query.shape[-1] ** -0.5
+    d_scores = _where_visible(visibility, d_scores, 0).astype(query.dtype)
+    d_query = jnp.matmul(d_scores, key.swapaxes(-1, -2))
+    d_key = jnp.matmul(query.swapaxes(-1, -2), d_scores)
+    return d_query, d_key, d_value, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

@@ -5,6 +5,7 @@ Architecture and names follow the released checkpoints (arXiv:2502.09992 and the
 """
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -291,6 +292,9 @@ class LLaDA(nnx.Module):
         )
         weights = nnx.to_pure_dict(nnx.state(self.blocks))
 
+        # A gradient computes each block again instead of keeping what is inside it,
+        # which on a CPU is faster too: memory is slower than arithmetic.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
         def block(x: Array, w: dict[str, Array]) -> tuple[Array, None]:
             return _block(x, w, sin, cos, visibility, self.config), None
 

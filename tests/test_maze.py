@@ -27,12 +27,12 @@ def batch(step=0, batch_size=64, data_seed=1, seed=0):
 
 
 def places(shown):
-    """The lines of a maze's text as an array of characters, 13x13."""
+    """The lines of a maze's text as an array of characters, 11x11."""
     return np.array([list(line) for line in shown.splitlines()])
 
 
 def place_graph(is_node):
-    """Adjacency of places of the 13x13 text, as a matrix over all of them."""
+    """Adjacency of places of the 11x11 text, as a matrix over all of them."""
     number = np.arange(is_node.size).reshape(is_node.shape)
     graph = np.zeros((is_node.size,) * 2)
     for a, b in (
@@ -83,11 +83,11 @@ def test_openings_differ_from_maze_to_maze(made):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_distances_and_numbers_of_shortest_paths(seed):
     rng = np.random.default_rng(seed)
-    upper = np.triu(rng.random((2, 49, 49)) < 0.06, 1)
+    upper = np.triu(rng.random((2, 36, 36)) < 0.08, 1)
     # A chain keeps it connected, as what is asked for must be.
-    upper |= np.eye(49, k=1, dtype=bool)
+    upper |= np.eye(36, k=1, dtype=bool)
     adjacent = (upper | upper.transpose(0, 2, 1)).astype(float)
-    goals = rng.integers(49, size=2)
+    goals = rng.integers(36, size=2)
     distances, num_paths = maze.shortest_paths(adjacent, goals)
     for graph, goal, distance, num in zip(
         adjacent, goals, distances, num_paths, strict=True
@@ -95,7 +95,7 @@ def test_distances_and_numbers_of_shortest_paths(seed):
         expected = csgraph.shortest_path(graph, unweighted=True)[goal]
         np.testing.assert_array_equal(distance, expected)
         # Walks as long as the distance are the shortest paths.
-        for cell in range(49):
+        for cell in range(36):
             walks = np.linalg.matrix_power(graph, int(expected[cell]))[goal, cell]
             assert num[cell] == walks
 
@@ -104,7 +104,7 @@ def test_shortest_paths_are_equally_likely():
     """Where two ways begin, each is taken in proportion to the paths it leads to."""
     prompts, paths = maze.random_mazes(np.random.default_rng(3), 1500)
     a, b = maze.PAIRS.T
-    adjacent = np.zeros((len(prompts), 49, 49))
+    adjacent = np.zeros((len(prompts), 36, 36))
     is_open = prompts[:, (maze.CELLS[a] + maze.CELLS[b]) // 2] == maze.MASK_ID
     adjacent[:, a, b] = adjacent[:, b, a] = is_open
     ends = [maze.VOCABULARY.index(mark) for mark in "SG"]
@@ -129,7 +129,7 @@ def test_shortest_paths_are_equally_likely():
 
 def small_maze(start, goal):
     """2x3 cells with all openings and one dead end, in the middle of walls."""
-    marks = np.full((13, 13), "#")
+    marks = np.full((11, 11), "#")
     marks[4:7:2, 4:9] = task.BLANK
     marks[5, 4:9:2] = task.BLANK
     marks[7:9, 6] = task.BLANK
@@ -264,13 +264,13 @@ def test_examples_are_distinct_and_more_of_them_begin_the_same():
 def test_pretty_shows_the_path_within_the_outer_wall():
     prompt = small_maze((4, 4), (6, 8))
     lines = TASK.pretty(prompt).splitlines()
-    assert lines[0] == lines[-1] == "#" * 15 and {len(line) for line in lines} == {15}
-    assert lines[5] == "#####S    #####"
+    assert lines[0] == lines[-1] == "#" * 13 and {len(line) for line in lines} == {13}
+    assert lines[5] == "#####S    ###"
     answer = prompt.replace(task.BLANK, "o", 3).replace(task.BLANK, ".", 1)
     answer = answer.replace(task.BLANK, "<|mdm_mask|>")
     assert TASK.pretty(answer).splitlines()[5:7] == [
-        "#####Sooo #####",
-        "#####?#?#?#####",
+        "#####Sooo ###",
+        "#####?#?#?###",
     ]
 
 
@@ -286,7 +286,7 @@ def test_config_fits_the_task():
     shape = TASK.model_config(**config.model)
     assert config.task == TASK.name
     head_dim = shape.d_model // shape.n_heads
-    assert shape.rope_theta ** (-2 / head_dim) * 14 == pytest.approx(2 * math.pi)
+    assert shape.rope_theta ** (-2 / head_dim) * 12 == pytest.approx(2 * math.pi)
     assert shape.max_sequence_length >= maze.NUM_TOKENS
     for stage in config.stages:
         training.TrainConfig(**stage["train"])

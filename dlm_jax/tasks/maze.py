@@ -1,9 +1,9 @@
 """Mazes as an infilling task: a path is drawn from start to goal.
 
-The text of a maze of 7x7 cells is thirteen lines of thirteen characters without the
-outer wall, each line ended by a newline: 182 characters, one token each. '#' is wall, S
+The text of a maze of 6x6 cells is eleven lines of eleven characters without the
+outer wall, each line ended by a newline: 132 characters, one token each. '#' is wall, S
 the start, G the goal; every other place is a blank, to be filled by 'o' on the path and
-'.' off it. Lines of exactly 14 tokens, and a rotary base that makes 2 pi / 14 one of
+'.' off it. Lines of exactly 12 tokens, and a rotary base that makes 2 pi / 12 one of
 the frequencies (`Maze.model_config`), make "same column" one phase.
 
 Mazes have loops, so that there are several ways, often equally short ones: where they
@@ -37,15 +37,15 @@ VOCABULARY = (
 EOS_ID = VOCABULARY.index("<|endoftext|>")
 MASK_ID = VOCABULARY.index("<|mdm_mask|>")
 _NEWLINE, _WALL, _OFF, _ON, _START, _GOAL = map(VOCABULARY.index, "\n#.oSG")
-SIDE = 7
+SIDE = 6
 NUM_CELLS = SIDE * SIDE
 WIDTH = 2 * SIDE - 1
 PERIOD = WIDTH + 1
 NUM_TOKENS = WIDTH * PERIOD
 # Openings besides those of the spanning tree; each makes a loop.
-NUM_EXTRA = 12
+NUM_EXTRA = 9
 # Fewest steps from cell to cell between start and goal.
-MIN_STEPS = 8
+MIN_STEPS = 7
 HELD_OUT = ("test", "valid")
 # One maze in so many goes to each of them.
 SHARE = 16
@@ -63,7 +63,7 @@ PAIRS = np.concatenate(
 
 
 class Maze(CharacterTask):
-    """Infilling of 7x7 mazes with a path from start to goal.
+    """Infilling of 6x6 mazes with a path from start to goal.
 
     The splits are 'test' and 'valid'; which one a maze is in is the hash of its walls,
     start and goal. An example's truth is its prompt.
@@ -142,7 +142,7 @@ class Maze(CharacterTask):
 
 def random_mazes(
     rng: np.random.Generator, num: int
-) -> tuple[Int32[np.ndarray, "n 182"], Int32[np.ndarray, "n 182"]]:
+) -> tuple[Int32[np.ndarray, "n 132"], Int32[np.ndarray, "n 132"]]:
     """Random mazes with start and goal, and a path through each.
 
     The openings are a minimum spanning tree under random weights, as Kruskal's
@@ -204,8 +204,8 @@ def random_mazes(
 
 
 def shortest_paths(
-    adjacent: Float[np.ndarray, "n 49 49"], goals: Int[np.ndarray, "n"]
-) -> tuple[Int[np.ndarray, "n 49"], Float[np.ndarray, "n 49"]]:
+    adjacent: Float[np.ndarray, "n 36 36"], goals: Int[np.ndarray, "n"]
+) -> tuple[Int[np.ndarray, "n 36"], Float[np.ndarray, "n 36"]]:
     """Steps from each cell to its maze's goal, and the number of shortest paths.
 
     Args:
@@ -224,12 +224,12 @@ def shortest_paths(
     return distances, num_paths
 
 
-def to_text(tokens: Int[np.ndarray, "182"]) -> str:
+def to_text(tokens: Int[np.ndarray, "132"]) -> str:
     """The text of a maze, with BLANK for the mask token."""
     return "".join(BLANK if t == MASK_ID else VOCABULARY[t] for t in tokens)
 
 
-def _split(prompt: Int[np.ndarray, "182"]) -> str:
+def _split(prompt: Int[np.ndarray, "132"]) -> str:
     return split_of(prompt.astype(np.uint8).tobytes(), HELD_OUT, SHARE)
 
 

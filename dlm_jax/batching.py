@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int, Int32
 
 from dlm_jax.errors import InputError
 from dlm_jax.generate import row_keys
-from dlm_jax.parallel import DataParallel
+from dlm_jax.parallel import Parallel
 from dlm_jax.types import Options, Prompts, Sampler, canonical
 
 
@@ -136,7 +136,7 @@ class Run:
 
 
 def fill(
-    parallel: DataParallel,
+    parallel: Parallel,
     sampler: Sampler,
     rows: Sequence[Encoded],
     options: Options,
@@ -174,9 +174,7 @@ def fill(
         raise InputError(
             f"queue_length ({queue_length}) must be at least batch_size ({batch_size})"
         )
-    options = dataclasses.replace(
-        options, num_slots=-(-batch_size // len(parallel.devices))
-    )
+    options = dataclasses.replace(options, num_slots=parallel.num_slots(batch_size))
     sampler = canonical(sampler, (len(rows),))
     key_ids = np.arange(len(rows)) if ids is None else np.asarray(ids)
     answers: dict[int, Answer] = {}

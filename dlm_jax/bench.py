@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from dlm_jax.errors import InputError
 from dlm_jax.generate import row_keys
-from dlm_jax.parallel import DataParallel
+from dlm_jax.parallel import Parallel
 from dlm_jax.types import Options, Prompts, Sampler
 
 # Fills rows: tokens [n, l], and the forwards each row took part in, [n].
@@ -68,7 +68,7 @@ def in_batches(fill: Fill, batch_size: int) -> Fill:
 
 
 def race(
-    parallel: DataParallel,
+    parallel: Parallel,
     samplers: Mapping[str, Sampler],
     prompts: Prompts,
     options: Options,

@@ -72,6 +72,15 @@ def load(
     return load_hf(directory, dtype, shardings)
 
 
+def read_config(directory: str | Path) -> LLaDAConfig:
+    """The shape of a checkpoint's model.
+
+    Raises:
+      CheckpointError: if it is missing, damaged or not supported.
+    """
+    return hf_format.read_config(Path(directory))[1]
+
+
 def load_hf(
     directory: str | Path,
     dtype: jax.typing.DTypeLike | None = None,

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 
 from dlm_jax import batching, files, provenance, samplers
 from dlm_jax.errors import InputError
-from dlm_jax.parallel import DataParallel
+from dlm_jax.parallel import Parallel
 from dlm_jax.tasks.task import Example, Task
 from dlm_jax.text import Codec
 from dlm_jax.types import Sampler
@@ -87,7 +87,7 @@ def lanes(specs: Sequence[str], seeds: Sequence[int], is_mixed: bool) -> list[La
 
 
 def run(
-    parallel: DataParallel,
+    parallel: Parallel,
     codec: Codec,
     task: Task,
     plan: Plan,

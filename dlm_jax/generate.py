@@ -273,6 +273,7 @@ def iteration(
         deferred_ids=options.deferred_ids,
         confidence_dtype=options.confidence_dtype,
         vocab_slice=options.vocab_slice,
+        vocab_axis=denoiser.model_axis,
     )
     prediction = jax.vmap(functools.partial(row.spread, length))(
         region, regional, rows.tokens

@@ -1,18 +1,28 @@
-"""Batches over local devices with `jax.pmap`: one on a laptop, eight on a TPU host.
+"""Batches over local devices: one on a laptop, eight on a TPU host.
 
-Every device runs its own while_loop on its own rows and ends by itself; the compiled
-loop holds no collective.
+`DataParallel` maps rows with `jax.pmap`, each device with all of the weights.
+`ModelParallel` is for weights that do not fit: a mesh of groups of devices that share
+them. Either way a device, or group, runs its own while_loop on its own rows and ends by
+itself; no collective crosses from one to another.
 """
 
+import abc
+import dataclasses
 import functools
+import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from dlm_jax import checkpoints
+from dlm_jax.errors import InputError
 from dlm_jax.generate import check_keys, check_tokens, prepare, sample
+from dlm_jax.models import ModuleDenoiser, as_denoiser
+from dlm_jax.models.llada import LLaDAConfig, partition
 from dlm_jax.types import (
     Denoiser,
     Generation,
@@ -23,50 +33,70 @@ from dlm_jax.types import (
 )
 
 
-class DataParallel:
-    """Generates batches on all local devices, with the weights placed once.
+class Loaded(NamedTuple):
+    """A checkpoint on its devices."""
+
+    parallel: "Parallel"
+    config: LLaDAConfig
+    dtype: np.dtype
+
+
+def load(
+    checkpoint: str | pathlib.Path,
+    dtype: jax.typing.DTypeLike | None = None,
+    num_sharing: int | None = None,
+) -> Loaded:
+    """Loads a checkpoint onto all local devices.
+
+    Args:
+      checkpoint: Hugging Face or Orbax directory.
+      dtype: of the parameters, see `checkpoints.load`.
+      num_sharing: devices that share one copy of the weights, each of which reads its
+        part only; by default every device has all of them.
+
+    Raises:
+      InputError: as `checkpoints.load`, or if the model or the devices do not divide.
+    """
+    if num_sharing is None:
+        model = checkpoints.load(checkpoint, dtype)
+        parallel: Parallel = DataParallel(*as_denoiser(model))
+    else:
+        config = checkpoints.read_config(checkpoint)
+        specs = partition(config, num_sharing, "model")
+        mesh = make_mesh(num_sharing)
+        model = checkpoints.load(checkpoint, dtype, shardings(specs, mesh))
+        parallel = ModelParallel(*as_denoiser(model), specs, mesh)
+    return Loaded(parallel, model.config, np.dtype(model.wte.dtype))
+
+
+class Parallel(abc.ABC):
+    """Generates batches on several devices, with the weights placed once.
 
     Attributes:
       denoiser: the model.
-      devices: where rows run.
+      num_groups: devices, or groups of them, that run rows on their own.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        params: PyTree,
-        devices: Sequence[jax.Device] | None = None,
-    ):
-        """Copies the parameters to every device.
+    denoiser: Denoiser
+    num_groups: int
+    _params: PyTree
+    _vocab_size: int
+    _sample: Callable[..., Generation]
 
-        Args:
-          denoiser: the model.
-          params: its parameters.
-          devices: local devices to use; all by default.
-        """
-        self.denoiser = denoiser
-        self.devices = tuple(devices or jax.local_devices())
-        # pmap with in_axes=None would copy the weights at every call; a leading device
-        # axis that already lies where it is needed copies nothing.
-        mesh = jax.sharding.Mesh(np.array(self.devices), ("rows",))
-        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
-        num_devices = len(self.devices)
+    def __init__(self):
+        self._compiled: dict[Any, jax.stages.Compiled] = {}
 
-        def replicate(weight: Array) -> Array:
-            shards = [jax.device_put(weight[None], device) for device in self.devices]
-            return jax.make_array_from_single_device_arrays(
-                (num_devices, *weight.shape), sharding, shards
-            )
+    @abc.abstractmethod
+    def _split(self, rows: HostArray) -> HostArray:
+        """Rows, a multiple of num_groups, as the mapped program takes them."""
 
-        self._vocab_size = jax.eval_shape(denoiser.head, params).shape[0]
-        self._params = jax.tree.map(replicate, params)
-        self._sample = jax.pmap(
-            functools.partial(sample, denoiser),
-            axis_name="rows",
-            in_axes=(0, 0, 0, 0, None),
-            devices=self.devices,
-        )
-        self._compiled = {}
+    @abc.abstractmethod
+    def _join(self, rows: HostArray) -> HostArray:
+        """The inverse of `_split`."""
+
+    def num_slots(self, batch_size: int) -> int:
+        """Slots of a group, so that all together hold a batch."""
+        return -(-batch_size // self.num_groups)
 
     def __call__(
         self,
@@ -77,7 +107,7 @@ class DataParallel:
     ) -> Generation:
         """Fills the blanks of a batch; see `generate.generate`.
 
-        A batch that the devices do not divide is filled up with empty rows, which take
+        A batch that num_groups does not divide is filled up with empty rows, which take
         no step and are dropped again.
 
         Returns:
@@ -90,7 +120,7 @@ class DataParallel:
         compiled, _ = self._compile(arguments)
         generation = jax.device_get(compiled(self._params, *arguments))
         b = prompts.tokens.shape[0]
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:b], generation)
+        return jax.tree.map(lambda x: self._join(x)[:b], generation)
 
     def compile(
         self,
@@ -112,24 +142,24 @@ class DataParallel:
     def _prepare(
         self, sampler: Sampler, prompts: Prompts, keys: Array, options: Options
     ) -> tuple[Sampler, Prompts, Array, Options]:
-        """Checks the arguments and gives those with rows a leading device axis."""
+        """Checks the arguments and fills up those with rows."""
         sampler, prompts, options = prepare(self.denoiser, sampler, prompts, options)
-        num_devices, num_rows = len(self.devices), prompts.tokens.shape[0]
+        num_rows = prompts.tokens.shape[0]
         check_keys(keys, num_rows)
         check_tokens(prompts, self._vocab_size)
-        missing = -num_rows % num_devices
+        missing = -num_rows % self.num_groups
         places = np.arange(num_rows + missing)
 
         # On the host: eager JAX operations would take longer than a small model's step.
-        def split(x: HostArray) -> HostArray:
+        def fill(x: HostArray) -> HostArray:
             # Repeating the last row keeps values legal; it is made blank-free below.
-            x = x[np.minimum(places, num_rows - 1)] if missing else x
-            return x.reshape(num_devices, -1, *x.shape[1:])
+            return x[np.minimum(places, num_rows - 1)] if missing else x
 
-        sampler, prompts, keys = jax.tree.map(split, (sampler, prompts, keys))
-        is_real = (places < num_rows).reshape(num_devices, -1, 1)
+        sampler, prompts, keys = jax.tree.map(fill, (sampler, prompts, keys))
+        is_real = (places < num_rows)[:, None]
         prompts = prompts.replace(is_blank=prompts.is_blank & is_real)
-        return sampler, prompts, keys, options
+        rows = jax.tree.map(self._split, (sampler, prompts, keys))
+        return *rows, options
 
     def _compile(self, arguments: tuple) -> tuple[jax.stages.Compiled, float]:
         """The compiled program for these arguments, and the seconds it took."""
@@ -141,3 +171,130 @@ class DataParallel:
         compiled = self._sample.lower(self._params, *arguments).compile()
         self._compiled[signature] = compiled
         return compiled, time.perf_counter() - start
+
+
+class DataParallel(Parallel):
+    """Rows over devices that each have all of the weights (`jax.pmap`)."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        params: PyTree,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        """Copies the parameters to every device.
+
+        Args:
+          denoiser: the model.
+          params: its parameters.
+          devices: local devices to use; all by default.
+        """
+        super().__init__()
+        self.denoiser = denoiser
+        devices = tuple(devices or jax.local_devices())
+        self.num_groups = len(devices)
+        # pmap with in_axes=None would copy the weights at every call; a leading device
+        # axis that already lies where it is needed copies nothing.
+        mesh = jax.sharding.Mesh(np.array(devices), ("rows",))
+        sharding = jax.NamedSharding(mesh, jax.P("rows"))
+
+        def replicate(weight: Array) -> Array:
+            shards = [jax.device_put(weight[None], device) for device in devices]
+            return jax.make_array_from_single_device_arrays(
+                (len(devices), *weight.shape), sharding, shards
+            )
+
+        self._vocab_size = jax.eval_shape(denoiser.head, params).shape[0]
+        self._params = jax.tree.map(replicate, params)
+        self._sample = jax.pmap(
+            functools.partial(sample, denoiser),
+            axis_name="rows",
+            in_axes=(0, 0, 0, 0, None),
+            devices=devices,
+        )
+
+    def _split(self, rows: HostArray) -> HostArray:
+        return rows.reshape(self.num_groups, -1, *rows.shape[1:])
+
+    def _join(self, rows: HostArray) -> HostArray:
+        return rows.reshape(-1, *rows.shape[2:])
+
+
+def make_mesh(
+    num_sharing: int, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
+    """A mesh with axes 'data' and 'model' over local devices.
+
+    Args:
+      num_sharing: devices that share one copy of the weights, the axis 'model'.
+      devices: what to lay out; all local ones by default.
+
+    Raises:
+      InputError: if the devices do not divide into such groups.
+    """
+    devices = tuple(devices or jax.local_devices())
+    if num_sharing < 1 or len(devices) % num_sharing:
+        raise InputError(
+            f"devices that share a model ({num_sharing}) must divide the local devices "
+            f"({len(devices)})"
+        )
+    shape = (len(devices) // num_sharing, num_sharing)
+    return jax.make_mesh(
+        *(shape, ("data", "model")),
+        axis_types=(jax.sharding.AxisType.Auto,) * 2,
+        devices=devices,
+    )
+
+
+def shardings(specs: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+    """Where the parameters of a `partition` lie, as `checkpoints.load` takes it."""
+    return jax.tree.map(functools.partial(jax.NamedSharding, mesh), specs)
+
+
+class ModelParallel(Parallel):
+    """Rows over groups of devices that share the weights (`jax.shard_map`).
+
+    Inside a group all devices run the same loop, and sum or gather over 'model' only.
+    """
+
+    def __init__(
+        self,
+        denoiser: ModuleDenoiser,
+        params: PyTree,
+        specs: PyTree,
+        mesh: jax.sharding.Mesh,
+    ):
+        """Places the parameters; what already lies there is not copied.
+
+        Args:
+          denoiser: the model, whole.
+          params: its parameters, whole or sharded.
+          specs: a `jax.P` for each, such as `llada.partition` gives.
+          mesh: with axes 'data' and 'model', see `make_mesh`.
+        """
+        super().__init__()
+        self.denoiser = denoiser
+        self.num_groups = mesh.shape["data"]
+        self._vocab_size = jax.eval_shape(denoiser.head, params).shape[0]
+        # A module's state and its nested dict list parameters in the same order.
+        specs = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(specs))
+        self._params = jax.device_put(params, shardings(specs, mesh))
+        rows = jax.P("data")
+        own = dataclasses.replace(denoiser, model_axis="model")
+        self._sample = jax.jit(
+            jax.shard_map(
+                functools.partial(sample, own),
+                mesh=mesh,
+                in_specs=(specs, rows, rows, rows, jax.P()),
+                out_specs=rows,
+                # The loop's carry is the same on all devices of a group, but only
+                # because they compute the same: nothing that could be checked.
+                check_vma=False,
+            )
+        )
+
+    def _split(self, rows: HostArray) -> HostArray:
+        return rows
+
+    def _join(self, rows: HostArray) -> HostArray:
+        return rows

@@ -5,6 +5,7 @@ tokens and the Gumbel draw are running values over the slices. What is alive at 
 [b, r, slice] in float32, whatever the length of the row and the size of the vocabulary.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,15 +27,26 @@ _LOWEST = jnp.finfo(jnp.float32).min / 2
 def gumbel_noise(
     keys: Key[Array, "b"],
     positions: Int[Array, "b r"],
-    first_tile: Int[Array, ""] | int,
-    num_tiles: int,
+    first_token: Int[Array, ""] | int,
+    num_tokens: int,
     dtype: jnp.dtype,
+    is_aligned: bool = True,
 ) -> Float[Array, "b r v"]:
-    """Standard Gumbel noise for `num_tiles` tiles of the vocabulary.
+    """Standard Gumbel noise for a run of the vocabulary.
 
     Made from high-precision uniforms: with float32's usual ones the upper tail is cut
     off, which lowers the effective temperature (arXiv:2409.02908).
+
+    Args:
+      keys: one per row.
+      positions: the draw of a token depends on its position and on its id.
+      first_token: where the run starts.
+      num_tokens: its length.
+      dtype: of the noise.
+      is_aligned: first_token is a multiple of NOISE_TILE.
     """
+    first_tile = first_token // NOISE_TILE
+    num_tiles = -(-num_tokens // NOISE_TILE) + (0 if is_aligned else 1)
     tiles = first_tile + jnp.arange(num_tiles)
 
     def tile_noise(
@@ -45,7 +57,11 @@ def gumbel_noise(
 
     noise = jax.vmap(tile_noise, (None, None, 0))
     noise = jax.vmap(jax.vmap(noise, (None, 0, None)), (0, 0, None))
-    return noise(keys, positions, tiles).reshape(*positions.shape, -1)
+    noise = noise(keys, positions, tiles).reshape(*positions.shape, -1)
+    if is_aligned:
+        return noise[..., :num_tokens]
+    start = first_token % NOISE_TILE
+    return jax.lax.dynamic_slice_in_dim(noise, start, num_tokens, axis=-1)
 
 
 def predict(
@@ -64,6 +80,7 @@ def predict(
     deferred_ids: tuple[int, ...] = (),
     confidence_dtype: Any = None,
     vocab_slice: int = 16384,
+    vocab_axis: str | None = None,
 ) -> Prediction:
     """Statistics of the model's distribution over tokens.
 
@@ -87,14 +104,19 @@ def predict(
       confidence_dtype: what logits and probabilities are rounded to; None for float32
         or wider.
       vocab_slice: entries of the vocabulary per slice, a multiple of NOISE_TILE.
+      vocab_axis: mapped axis over which equal parts of the head lie, in order; None if
+        `head` is all of it. Only statistics per position cross it.
 
     Returns:
       A Prediction with fields [b, r].
     """
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     vocab_size = head.shape[0]
-    shape = hidden.shape[1:3]
-    lowest = jnp.full(shape, _LOWEST, wide)
+    first_token = jnp.int32(0)
+    is_aligned = True
+    if vocab_axis is not None:
+        first_token = jax.lax.axis_index(vocab_axis) * vocab_size
+        is_aligned = vocab_size % NOISE_TILE == 0
 
     def sliced_logits(weights: Array, token_ids: Array) -> Array:
         logits = jnp.einsum(
@@ -108,90 +130,75 @@ def predict(
             logits = _round(logits, confidence_dtype)
         return _exclude(adjust(token_ids, logits), token_ids, suppressed_ids)
 
-    def update(
-        running: dict[str, Array], weights: Array, start: Any
-    ) -> dict[str, Array]:
+    def summarise(weights: Array, start: Any) -> dict[str, Array]:
+        """The statistics of a slice alone; `start` is its first token."""
         size = weights.shape[0]
         token_ids = start + jnp.arange(size, dtype=jnp.int32)
         logits = sliced_logits(weights, token_ids)
-        new = dict(running)
 
         counted = _exclude(logits, token_ids, deferred_ids)
-        highest = jnp.maximum(running["max"], jnp.max(counted, axis=-1))
-        shift = running["max"] - highest
+        # Not -inf, where all are excluded: differences of maxima have to be finite.
+        highest = jnp.maximum(jnp.max(counted, axis=-1), _LOWEST)
         mass = jnp.exp(counted - highest[..., None])
-        scale = jnp.exp(shift)
-        new["max"] = highest
-        new["sum"] = running["sum"] * scale + jnp.sum(mass, axis=-1)
+        found = {"max": highest, "sum": jnp.sum(mass, axis=-1)}
         if "entropy" in needs:
             # Sum of mass * (logit - max); a mass of 0 may meet a logit of -inf.
             moment = jnp.where(mass > 0, mass * (counted - highest[..., None]), 0)
-            new["moment"] = (running["moment"] + running["sum"] * shift) * scale
-            new["moment"] += jnp.sum(moment, axis=-1)
+            found["moment"] = jnp.sum(moment, axis=-1)
 
         candidates = _exclude(logits, token_ids, (mask_id,))
         index = jnp.argmax(candidates, axis=-1)
-        top = _pick(candidates, index)
-        is_better = top > running["best"]
-        new["best"] = jnp.where(is_better, top, running["best"])
-        new["best_token"] = jnp.where(
-            is_better, token_ids[index], running["best_token"]
-        )
+        found["best"] = jnp.maximum(_pick(candidates, index), _LOWEST)
+        found["best_token"] = token_ids[index]
         if "runner_up_log_prob" in needs:
             others = jnp.where(
                 jnp.arange(size) == index[..., None], -jnp.inf, candidates
             )
-            new["runner_up"] = jnp.maximum(
-                jnp.maximum(running["runner_up"], jnp.max(others, axis=-1)),
-                jnp.minimum(running["best"], top),
-            )
+            found["runner_up"] = jnp.maximum(jnp.max(others, axis=-1), _LOWEST)
         if "held_log_prob" in needs:
             offset = held - start
             is_here = (offset >= 0) & (offset < size)
             value = _pick(counted, jnp.clip(offset, 0, size - 1))
-            new["held"] = jnp.where(is_here, value, running["held"])
+            found["held"] = jnp.where(is_here, value, -jnp.inf)
         if temperature is not None:
-            num_tiles = -(-size // NOISE_TILE)
-            noise = gumbel_noise(keys, positions, start // NOISE_TILE, num_tiles, wide)
-            perturbed = candidates + temperature * noise[..., :size]
+            noise = gumbel_noise(keys, positions, start, size, wide, is_aligned)
+            perturbed = candidates + temperature * noise
             index = jnp.argmax(perturbed, axis=-1)
-            top = _pick(perturbed, index)
-            is_better = top > running["drawn_value"]
-            new["drawn_value"] = jnp.where(is_better, top, running["drawn_value"])
-            for name, value in (
-                ("drawn_token", token_ids[index]),
-                ("drawn", _pick(candidates, index)),
-            ):
-                new[name] = jnp.where(is_better, value, running[name])
-        return new
+            found["drawn_value"] = jnp.maximum(_pick(perturbed, index), _LOWEST)
+            found["drawn_token"] = token_ids[index]
+            found["drawn"] = _pick(candidates, index)
+        return found
 
-    running = {"max": lowest, "sum": jnp.zeros(shape, wide)}
-    running |= {"best": lowest, "best_token": jnp.zeros(shape, jnp.int32)}
-    if "entropy" in needs:
-        running["moment"] = jnp.zeros(shape, wide)
-    if "runner_up_log_prob" in needs:
-        running["runner_up"] = lowest
-    if "held_log_prob" in needs:
-        running["held"] = lowest
-    if temperature is not None:
-        running |= {"drawn_value": lowest, "drawn": lowest}
-        running["drawn_token"] = jnp.zeros(shape, jnp.int32)
-
+    summaries = []
     num_slices = vocab_size // vocab_slice
     if num_slices:
+        # The first one outside of the scan, so that there is something to start from.
+        first = summarise(head[:vocab_slice], first_token)
 
         def scan_slice(running: dict[str, Array], i: Array) -> tuple[dict, None]:
             start = i * vocab_slice
             weights = jax.lax.dynamic_slice_in_dim(head, start, vocab_slice)
-            return update(running, weights, start), None
+            return _merge(running, summarise(weights, first_token + start)), None
 
-        running, _ = jax.lax.scan(
-            scan_slice, running, jnp.arange(num_slices, dtype=jnp.int32)
-        )
+        if num_slices > 1:
+            first, _ = jax.lax.scan(
+                scan_slice, first, jnp.arange(1, num_slices, dtype=jnp.int32)
+            )
+        summaries.append(first)
     if vocab_size % vocab_slice:
         # The rest has its own static size: padding the head would copy it.
         start = num_slices * vocab_slice
-        running = update(running, head[start:], start)
+        summaries.append(summarise(head[start:], first_token + start))
+    running = functools.reduce(_merge, summaries)
+    if vocab_axis is not None:
+        parts = jax.lax.all_gather(running, vocab_axis)
+        running = functools.reduce(
+            _merge,
+            (
+                jax.tree.map(lambda x, i=i: x[i], parts)
+                for i in range(jax.lax.axis_size(vocab_axis))
+            ),
+        )
 
     log_sum = running["max"] + jnp.log(running["sum"])
 
@@ -229,6 +236,34 @@ def predict(
         is_deferred = jnp.isin(running["best_token"], jnp.array(deferred_ids, int))
         optional["entropy"] = jnp.where(is_deferred, jnp.inf, entropy)
     return Prediction(token=token, log_prob=chosen_log_prob, **optional)
+
+
+def _merge(left: dict[str, Array], right: dict[str, Array]) -> dict[str, Array]:
+    """The statistics of two parts of the vocabulary; on a tie the left token wins."""
+    highest = jnp.maximum(left["max"], right["max"])
+    shifts = [part["max"] - highest for part in (left, right)]
+    scales = [jnp.exp(shift) for shift in shifts]
+    both = {"max": highest}
+    both["sum"] = left["sum"] * scales[0] + right["sum"] * scales[1]
+    if "moment" in left:
+        both["moment"] = sum(
+            (part["moment"] + part["sum"] * shift) * scale
+            for part, shift, scale in zip((left, right), shifts, scales, strict=True)
+        )
+    if "runner_up" in left:
+        loser = jnp.minimum(left["best"], right["best"])
+        runner_up = jnp.maximum(left["runner_up"], right["runner_up"])
+        both["runner_up"] = jnp.maximum(runner_up, loser)
+    if "held" in left:
+        both["held"] = jnp.maximum(left["held"], right["held"])
+    for decisive, names in (
+        ("best", ("best", "best_token")),
+        ("drawn_value", ("drawn_value", "drawn_token", "drawn")),
+    ):
+        for name in names if decisive in left else ():
+            is_better = right[decisive] > left[decisive]
+            both[name] = jnp.where(is_better, right[name], left[name])
+    return both
 
 
 def _round(values: Float[Array, "*shape"], dtype: Any) -> Float[Array, "*shape"]:

@@ -258,6 +258,15 @@ class Denoiser(Protocol):
         """The longest row that the model accepts."""
         ...
 
+    @property
+    def model_axis(self) -> str | None:
+        """The mapped axis that the parameters are split over; None if they are whole.
+
+        The vocabulary is then split over it too: `head` gives a device's own part, and
+        the axis index times its length is its first token.
+        """
+        ...
+
     def init_cache(self, params: PyTree, batch_size: int, length: int) -> PyTree:
         """The cache before a row's first forward; () for models without one.
 

@@ -11,6 +11,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from dlm_jax import hosts
 from dlm_jax.errors import InputError
 
 
@@ -19,6 +20,32 @@ def define_config(default: str, help_: str) -> flags.FlagHolder[ConfigDict]:
     # Where the command line names no other file, the default is read at once.
     with _one_line():
         return config_flags.DEFINE_config_file("config", default, help_)
+
+
+def define_hosts() -> Callable[[], hosts.Host]:
+    """Defines the flags of runs over several hosts.
+
+    Returns:
+      What joins the other processes; to be called before JAX is used.
+    """
+    coordinator = flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0, if several share the prompts."
+    )
+    num_processes = flags.DEFINE_integer(
+        "num_processes", None, "How many share the prompts."
+    )
+    process_id = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
+    is_cluster = flags.DEFINE_bool(
+        "cluster", False, "Find these on a TPU pod, under SLURM or Kubernetes."
+    )
+
+    def start() -> hosts.Host:
+        return hosts.start(
+            *(coordinator.value, num_processes.value, process_id.value),
+            is_cluster=is_cluster.value,
+        )
+
+    return start
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

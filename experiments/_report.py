@@ -21,14 +21,24 @@ def records(
     prompts: Sequence[str],
     rows: Sequence[Encoded],
     runs: Mapping[str, Run],
+    ids: Sequence[int],
     **common: Any,
 ) -> Iterator[dict[str, Any]]:
-    """One JSON object for each prompt and sampler; the common fields end each."""
+    """One JSON object for each prompt and sampler; the common fields end each.
+
+    Args:
+      codec: the checkpoint's tokenizer.
+      prompts: as they were given.
+      rows: the prompts encoded.
+      runs: what samplers made of them, by spec.
+      ids: of the prompts.
+      **common: fields of every record.
+    """
     for spec, run in runs.items():
         sampler = samplers.to_spec(samplers.parse(spec))
         for i, (row, answer) in enumerate(zip(rows, run.answers, strict=True)):
             yield {
-                "index": i,
+                "index": ids[i],
                 "prompt": prompts[i],
                 "sampler": sampler,
                 "text": codec.decode(row, answer.tokens),
@@ -40,9 +50,11 @@ def records(
             }
 
 
-def texts(prompts: Sequence[str], records: Sequence[Mapping]) -> Iterator[str]:
-    """Every prompt, and under it what each sampler made of it."""
-    for i, prompt in enumerate(prompts):
+def texts(
+    prompts: Mapping[int, str], records: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """Every prompt by its id, and under it what each sampler made of it."""
+    for i, prompt in prompts.items():
         yield f"[{i}] {prompt}"
         for record in records:
             if record["index"] == i:

@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
             progress.set_description(f"batch {batch_size}")
             examples = task.examples("test", config.rows_per_slot * batch_size)
             rows = task.encode(codec, examples)
-            num_slots = -(-batch_size // len(parallel.devices))
+            num_slots = parallel.num_slots(batch_size)
             results = bench.race(
                 parallel,
                 rules,

@@ -6,6 +6,11 @@ r"""Generates with one or more samplers: a task's answers, or text for your own 
 
 Without prompts, the shipped model of --config.task solves held-out examples of it. With
 --infill, every mask token in a prompt's text is a blank.
+
+On several hosts, each process is given the same prompts and takes its share of them:
+
+    python -m experiments.generate ... --output=answers.jsonl --cluster
+    python -m experiments.merge --output=answers.jsonl     # once, when all are done
 """
 
 from collections.abc import Sequence
@@ -15,10 +20,8 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dlm_jax import batching, checkpoints, files, samplers, tasks, text, zoo
+from dlm_jax import batching, files, parallel, samplers, tasks, text, zoo
 from dlm_jax.errors import InputError
-from dlm_jax.models import as_denoiser
-from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import BLANK, check_codec
 from dlm_jax.types import Options
 from experiments import _app, _report
@@ -28,7 +31,7 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Hugging Face or Orbax directory."
 )
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["bfloat16", "float32"], "Default: as stored."
+    "dtype", None, ["bfloat16", "float32", "float64"], "Default: as stored."
 )
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.")
 _FILE = flags.DEFINE_string(
@@ -40,6 +43,10 @@ _CHAT = flags.DEFINE_bool(
 _INFILL = flags.DEFINE_bool("infill", False, "Fill the mask tokens in the prompts.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write; must not exist.")
 _BLOCK = flags.DEFINE_integer("block_length", None, "Tokens per block, left to right.")
+_START = _app.define_hosts()
+_SHARING = flags.DEFINE_integer(
+    "devices_per_model", None, "Devices that share the weights; by default none do."
+)
 _OVERRIDES = [
     _BLOCK,
     flags.DEFINE_multi_string("sampler", None, "As saber(n=2, mu=8); may be repeated."),
@@ -55,14 +62,18 @@ def main(argv: Sequence[str]) -> None:
     del argv
     config = _CONFIG.value
     config.update({f.name: f.value for f in _OVERRIDES if f.value is not None})
-    if _OUTPUT.value:
-        files.check_output(_OUTPUT.value)
+    host = _START()
+    if host.count > 1 and not _OUTPUT.value:
+        raise InputError("several processes need an --output, to write shards of it")
+    output = host.shard(_OUTPUT.value) if _OUTPUT.value else None
+    if output:
+        files.check_output(output)
     rules = {spec: samplers.parse(spec) for spec in config.sampler}
     prompts = _PROMPT.value + (text.read_prompts(_FILE.value) if _FILE.value else [])
     task = tasks.get(config.task)
     examples = [] if prompts else task.examples(config.split, config.num_examples)
     checkpoint = _CHECKPOINT.value or zoo.path(config.task)
-    model = checkpoints.load(checkpoint, _DTYPE.value)
+    model = parallel.load(checkpoint, _DTYPE.value, _SHARING.value)
     codec = text.Codec.load(checkpoint, model.config)
     if examples:
         check_codec(task, codec)
@@ -71,25 +82,33 @@ def main(argv: Sequence[str]) -> None:
         options = task.options(codec, config.temperature)
     else:
         rows, options = _encode(codec, prompts, config)
-
+    if len(prompts) < host.count:
+        raise InputError(
+            f"prompts ({len(prompts)}) must be at least one for each process "
+            f"({host.count})"
+        )
+    # After encoding: all processes have the same shapes, whatever their share.
+    ids = host.share(range(len(prompts)))
+    prompts, rows, examples = map(host.share, (prompts, rows, examples))
     common = {
-        **{"checkpoint": str(checkpoint), "dtype": str(model.head.dtype)},
+        **{"checkpoint": str(checkpoint), "dtype": str(model.dtype)},
         **{"gen_length": options.gen_length, "block_length": options.block_length},
         **{"temperature": config.temperature, "seed": config.seed},
     }
-    parallel, runs = DataParallel(*as_denoiser(model)), {}
-    del model  # its weights are on the devices now, and would be there twice
+    runs = {}
     with tqdm(total=len(rules) * len(rows), unit="prompt", disable=None) as progress:
         for spec, rule in rules.items():
             progress.set_description(spec)
             runs[spec] = batching.fill(
-                *(parallel, rule, rows, options, config.seed, config.batch_size),
+                *(model.parallel, rule, rows, options, config.seed, config.batch_size),
+                ids=ids,
                 on_answers=lambda answers: progress.update(len(answers)),
             )
-    records = list(_report.records(codec, prompts, rows, runs, **common))
-    if _OUTPUT.value:
-        files.write_jsonl(_OUTPUT.value, records)
-    lines, num_right = _report.texts(prompts, records), {}
+    records = list(_report.records(codec, prompts, rows, runs, ids, **common))
+    if output:
+        files.write_jsonl(output, records)
+    lines = _report.texts(dict(zip(ids, prompts, strict=True)), records)
+    num_right: dict[str, int] = {}
     if examples:
         shown = task, codec, examples, rows, runs, config.num_shown
         lines, num_right = _report.answers(*shown)

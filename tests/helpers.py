@@ -24,6 +24,7 @@ class TableDenoiser:
     mask_id: int
     eos_id: int = 0
     max_length: int = 10_000
+    model_axis: None = None
     traces: list = dataclasses.field(default_factory=list, hash=False, compare=False)
 
     def init_cache(self, params, batch_size, length):

@@ -29,6 +29,7 @@ class Conditionals:
     mask_id: int = MASK
     eos_id: int = 0
     max_length: int = 64
+    model_axis: None = None
 
     def init_cache(self, params, batch_size, length):
         return ()

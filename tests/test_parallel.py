@@ -1,67 +1,167 @@
 """Batches over devices: the same rows on one as on three, and no talk between them."""
 
+import dataclasses
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from helpers import DATA, prompts_of
 
 from dlm_jax import checkpoints, generate, models, samplers
 from dlm_jax.errors import InputError
-from dlm_jax.parallel import DataParallel
+from dlm_jax.models import llada
+from dlm_jax.parallel import DataParallel, ModelParallel, make_mesh
 from dlm_jax.types import Options
 
-# Seven rows, which three devices do not divide.
+# Seven rows, which no number of devices here divides.
 LENGTHS = (1, 9, 4, 6, 9, 2, 5)
 SPECS = ("saber", "entropy_bound(gamma=1.0)", "low_confidence")
+# The registry's, with settings under which several tokens are committed at once.
+ALL_SPECS = (
+    *("random", "left_to_right", "low_confidence", "margin", "entropy"),
+    *("threshold(threshold=0.3)", "factor(factor=2.0)", "factor_released(factor=2.0)"),
+    *("entropy_bound(gamma=1.0)", "saber", "saber_released"),
+)
+COLLECTIVES = re.compile(
+    r"= \(?\w+\[([\d,]*)\]\S* (all-\w+|collective-\w+|reduce-scatter)\("
+    r".*replica_groups=(\{\{.*?\}\}|\[\S+?<=\[\d+\])"
+)
 
 
-def run_all():
-    """Generates with every sampler on all devices of this process."""
-    model = checkpoints.load(DATA / "checkpoints" / "tiny_kv2_seed3", "float64")
-    parallel = DataParallel(*models.as_denoiser(model))
+def small_model():
+    """Weights at which predictions differ, and a key head for each of four devices."""
+    config = dataclasses.replace(llada.tiny(), n_kv_heads=4)
+    model = llada.LLaDA(config, rngs=nnx.Rngs(3))
+    graph, state = nnx.split(checkpoints.astype(model, "float64"))
+    return nnx.merge(graph, jax.tree.map(lambda x: 4 * x, state))
+
+
+def run_all(specs, num_sharing=None):
+    """Generates with samplers on all devices of this process.
+
+    Args:
+      specs: of the samplers.
+      num_sharing: devices that share the weights; None for `DataParallel`.
+
+    Returns:
+      Results, number of groups and collectives: (shape, name, groups of devices).
+    """
+    model = small_model()
+    denoiser, params = models.as_denoiser(model)
+    if num_sharing is None:
+        runner = DataParallel(denoiser, params)
+    else:
+        shared = llada.partition(model.config, num_sharing, "model")
+        runner = ModelParallel(denoiser, params, shared, make_mesh(num_sharing))
     prompts = prompts_of(LENGTHS, 8)
     keys = generate.row_keys(5, np.arange(len(LENGTHS)))
     options = Options(gen_length=8, block_length=4, temperature=0.7)
-    results = {"devices": jax.local_device_count()}
-    for spec in SPECS:
-        result = parallel(samplers.parse(spec), prompts, keys, options)
+    results = {}
+    for spec in specs:
+        result = runner(samplers.parse(spec), prompts, keys, options)
         results[spec] = [result.tokens.tolist(), result.num_steps.tolist()]
-    hlo = [compiled.as_text() for compiled in parallel._compiled.values()]
-    results["collectives"] = [
-        name
-        for name in ("all-reduce", "all-gather", "all-to-all", "collective", "infeed")
-        for text in hlo
-        if name in text
+    collectives = [
+        found
+        for compiled in runner._compiled.values()
+        for found in COLLECTIVES.findall(compiled.as_text())
     ]
-    return results
+    return results, runner.num_groups, collectives
 
 
-def test_three_devices_give_what_one_gives():
+def elsewhere(num_devices, *arguments):
+    """What `run_all` gives in a process with that many devices."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=3",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
         "JAX_ENABLE_X64": "true",
         "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)]),
     }
-    child = "import json, test_parallel; print(json.dumps(test_parallel.run_all()))"
+    child = f"import json, test_parallel as t; print(json.dumps(t.run_all{arguments}))"
     done = subprocess.run(
         [sys.executable, "-c", child], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    three = json.loads(done.stdout.splitlines()[-1])
-    assert three.pop("devices") == 3
-    assert three.pop("collectives") == []
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check_collectives(collectives, num_groups, num_sharing):
+    """Weights are shared within a group only, and no vocabulary is put together."""
+    num_devices = num_groups * num_sharing
+    groups = np.arange(num_devices).reshape(num_groups, num_sharing).tolist()
+    spelled = "{" + ",".join("{" + ",".join(map(str, g)) + "}" for g in groups) + "}"
+    short = f"[{num_groups},{num_sharing}]<=[{num_devices}]"
+    assert {name for _, name, _ in collectives} == {"all-reduce", "all-gather"}
+    vocabulary = llada.tiny().embedding_size
+    for shape, _, found in collectives:
+        assert found in (spelled, short)
+        sizes = {int(size) for size in shape.split(",")}
+        assert not sizes & {vocabulary, vocabulary // num_sharing}
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
     with jax.enable_x64(True):
-        one = run_all()
-    assert one.pop("devices") == 1
-    assert one.pop("collectives") == []
-    assert three == one
+        return run_all(SPECS)
+
+
+def test_three_devices_give_what_one_gives(on_one_device):
+    results, num_groups, collectives = elsewhere(3, SPECS)
+    assert (num_groups, collectives) == (3, [])
+    assert on_one_device == (results, 1, [])
+    # Else nothing would be compared but one answer.
+    assert len({str(tokens) for tokens, _ in results.values()}) == len(SPECS)
+
+
+def test_two_groups_of_two_devices_give_what_one_gives(on_one_device):
+    results, num_groups, collectives = elsewhere(4, SPECS, 2)
+    assert num_groups == 2
+    assert results == on_one_device[0]
+    check_collectives(collectives, 2, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_sharing", [None, 1, 2, 4])
+def test_eight_devices_give_what_one_gives_with_every_sampler(num_sharing):
+    results, num_groups, collectives = elsewhere(8, ALL_SPECS, num_sharing)
+    with jax.enable_x64(True):
+        assert results == run_all(ALL_SPECS)[0]
+    assert num_groups == 8 // (num_sharing or 1)
+    if num_sharing is None:
+        assert collectives == []
+    else:
+        check_collectives(collectives, num_groups, num_sharing)
+
+
+def test_all_specs_are_the_registry():
+    assert {spec.split("(")[0] for spec in ALL_SPECS} == set(samplers.SAMPLERS)
+
+
+@pytest.mark.parametrize(
+    ("num_sharing", "message"),
+    [
+        (
+            3,
+            r"n_heads \(4\) must be a multiple of the devices that share a model \(3\)",
+        ),
+        (4, r"n_kv_heads \(2\) must be a multiple of the devices"),
+    ],
+)
+def test_a_model_that_does_not_split_is_refused(num_sharing, message):
+    with pytest.raises(InputError, match=message):
+        llada.partition(llada.tiny(), num_sharing, "model")
+
+
+def test_a_mesh_takes_a_divisor_of_the_devices():
+    message = r"devices that share a model \(2\) must divide the local devices \(1\)"
+    with pytest.raises(InputError, match=message):
+        make_mesh(2)
 
 
 def test_compiles_once_and_replicates_once():

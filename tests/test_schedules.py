@@ -140,6 +140,7 @@ class Constant:
     mask_id: int = 0
     eos_id: int = 1
     max_length: int = 64
+    model_axis: None = None
 
     def init_cache(self, params, batch_size, length):
         return ()

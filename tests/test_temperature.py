@@ -33,6 +33,7 @@ class FixedLogits:
     mask_id: int = MASK_ID
     eos_id: int = 0
     max_length: int = 64
+    model_axis: None = None
 
     def init_cache(self, params, batch_size, length):
         return ()

@@ -15,12 +15,21 @@ class ModuleDenoiser:
 
     The module is split once: what is left of it under jit is the hashable graph
     definition, and its parameters are an ordinary argument.
+
+    Attributes:
+      graphdef: the module without its parameters.
+      mask_id: the mask token.
+      eos_id: what fills a row behind a stop.
+      max_length: the longest row that the model accepts.
+      model_axis: mapped axis that the parameters are split over, as the module's
+        `partition` says; None if they are whole.
     """
 
     graphdef: nnx.GraphDef
     mask_id: int
     eos_id: int
     max_length: int
+    model_axis: str | None = None
 
     def init_cache(self, params: PyTree, batch_size: int, length: int) -> PyTree:
         """No cache: every forward sees the whole canvas."""
@@ -31,7 +40,10 @@ class ModuleDenoiser:
     ) -> tuple[Float[Array, "b r d"], PyTree]:
         """Runs the module on a batched view; see `types.Denoiser`."""
         model = nnx.merge(self.graphdef, params)
-        hidden = model.hidden(view.tokens, view.positions, view.visibility, region)
+        hidden = model.hidden(
+            *(view.tokens, view.positions, view.visibility, region),
+            model_axis=self.model_axis,
+        )
         return hidden, cache
 
     def head(self, params: PyTree) -> Float[Array, "v d"]:

@@ -18,6 +18,23 @@ def rms_norm(
     return (wide * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype) * weight
 
 
+def sum_over(axis: str | None, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    """The sum of x over a mapped axis; x itself where there is none."""
+    return x if axis is None else jax.lax.psum(x, axis)
+
+
+def embed(
+    table: Float[Array, "v d"], tokens: Int[Array, "b l"], model_axis: str | None
+) -> Float[Array, "b l d"]:
+    """Looks tokens up; with a `model_axis`, table holds this device's part of v."""
+    if model_axis is None:
+        return table[tokens]
+    places = tokens - jax.lax.axis_index(model_axis) * table.shape[0]
+    is_here = (places >= 0) & (places < table.shape[0])
+    found = jnp.where(is_here[..., None], table[places], 0)
+    return sum_over(model_axis, found)
+
+
 def rotary_angles(
     positions: Int[Array, "b l"], head_dim: int, theta: float, dtype: jnp.dtype
 ) -> tuple[Float[Array, "b l 1 k"], Float[Array, "b l 1 k"]]:
@@ -90,7 +107,7 @@ def _attend_forward(
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.matmul(query, key, preferred_element_type=wide)
     scores = scores * query.shape[-1] ** -0.5
-    scores = _where_visible(visibility, scores, jnp.finfo(wide).min)
+    scores = _where_visible(visibility, scores, float(jnp.finfo(wide).min))
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     out = jnp.matmul(weights, value)
     return out, (query, key, value, visibility, weights, out)

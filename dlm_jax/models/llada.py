@@ -276,6 +276,7 @@ class LLaDA(nnx.Module):
         positions: Int[Array, "b l"],
         visibility: Bool[Array, "b #l l"],
         region: Int[Array, "b r"] | None = None,
+        model_axis: str | None = None,
     ) -> Float[Array, "b r d"]:
         """Runs the transformer and returns the normed outputs that the head reads.
 
@@ -285,8 +286,10 @@ class LLaDA(nnx.Module):
           visibility: True where a query (axis 1) may attend to a key (axis 2).
           region: indices of the tokens whose output is wanted; all by default.
             Indices past the end are clipped, their output is meaningless.
+          model_axis: mapped axis that the parameters are split over, see `partition`;
+            None if they are whole. The output is whole on every device.
         """
-        x = self.wte[...][tokens]
+        x = layers.embed(self.wte[...], tokens, model_axis)
         sin, cos = layers.rotary_angles(
             positions, self.config.head_dim, self.config.rope_theta, x.dtype
         )
@@ -296,7 +299,7 @@ class LLaDA(nnx.Module):
         # which on a CPU is faster too: memory is slower than arithmetic.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def block(x: Array, w: dict[str, Array]) -> tuple[Array, None]:
-            return _block(x, w, sin, cos, visibility, self.config), None
+            return _block(x, w, sin, cos, visibility, self.config, model_axis), None
 
         x, _ = jax.lax.scan(block, x, weights)
         if region is not None:
@@ -319,6 +322,38 @@ class LLaDA(nnx.Module):
             is_valid = jnp.ones(tokens.shape, bool)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         return self.hidden(tokens, positions, is_valid[:, None, :]) @ self.head.T
+
+
+def partition(config: LLaDAConfig, num_parts: int, axis: str) -> dict[str, Any]:
+    """How the parameters are split over a mesh axis, for models too big for a device.
+
+    Attention heads, MLP units and the vocabulary are split, norms are whole
+    (arXiv:1909.08053, section 3). A block then needs two sums over the axis.
+
+    Args:
+      config: the shape of the whole model.
+      num_parts: devices along the axis.
+      axis: its name.
+
+    Returns:
+      A `jax.P` for each parameter, as the nested dict of the module's parameters.
+
+    Raises:
+      InputError: naming what num_parts does not divide.
+    """
+    for name in ("n_heads", "n_kv_heads", "mlp_hidden_size", "embedding_size"):
+        if getattr(config, name) % num_parts:
+            raise InputError(
+                f"{name} ({getattr(config, name)}) must be a multiple of the devices "
+                f"that share a model ({num_parts})"
+            )
+    by_column = ("q_proj", "k_proj", "v_proj", "ff_proj", "up_proj")
+    whole = ("attn_norm", "ff_norm")
+    blocks = dict.fromkeys(by_column, jax.P(None, None, axis))
+    blocks |= dict.fromkeys(("attn_out", "ff_out"), jax.P(None, axis, None))
+    blocks |= dict.fromkeys(whole, jax.P())
+    specs = {"wte": jax.P(axis, None), "blocks": blocks, "ln_f": jax.P()}
+    return specs if config.weight_tying else {**specs, "ff_out": jax.P(axis, None)}
 
 
 def deepen(model: LLaDA) -> LLaDA:
@@ -355,18 +390,26 @@ def _block(
     cos: Float[Array, "b l 1 k"],
     visibility: Bool[Array, "b #l l"],
     config: LLaDAConfig,
+    model_axis: str | None,
 ) -> Float[Array, "b l d"]:
-    """One transformer block. Products run over [b * l, d]: faster to train on CPU."""
+    """One transformer block. Products run over [b * l, d]: faster to train on CPU.
+
+    With a `model_axis`, w holds this device's heads and MLP units, and what they add to
+    the residual stream is summed over the axis.
+    """
     b, length, d = x.shape
     x = x.reshape(b * length, d)
     h = layers.rms_norm(x, w["attn_norm"], config.rms_norm_eps)
-    query = (h @ w["q_proj"]).reshape(b, length, config.n_heads, config.head_dim)
-    key = (h @ w["k_proj"]).reshape(b, length, config.n_kv_heads, config.head_dim)
-    value = (h @ w["v_proj"]).reshape(b, length, config.n_kv_heads, config.head_dim)
+    query, key, value = (
+        (h @ w[name]).reshape(b, length, -1, config.head_dim)
+        for name in ("q_proj", "k_proj", "v_proj")
+    )
     attended = layers.attention(
         layers.rotate(query, sin, cos), layers.rotate(key, sin, cos), value, visibility
     )
-    x = x + attended.reshape(b * length, -1) @ w["attn_out"]
+    added = attended.reshape(b * length, -1) @ w["attn_out"]
+    x = x + layers.sum_over(model_axis, added)
     h = layers.rms_norm(x, w["ff_norm"], config.rms_norm_eps)
-    x = x + (jax.nn.silu(h @ w["ff_proj"]) * (h @ w["up_proj"])) @ w["ff_out"]
+    added = (jax.nn.silu(h @ w["ff_proj"]) * (h @ w["up_proj"])) @ w["ff_out"]
+    x = x + layers.sum_over(model_axis, added)
     return x.reshape(b, length, d)

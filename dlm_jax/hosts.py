@@ -1,0 +1,153 @@
+"""Several processes, one on each host of a pod or cluster, that share out prompts.
+
+Each process runs its own rows on its own devices and writes a shard of the results;
+`merge` puts shards together. Processes talk to each other only to start: a TPU's
+runtime needs all hosts of a slice, and it is known at once if one is missing.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from dlm_jax import files
+from dlm_jax.errors import InputError
+
+_Item = TypeVar("_Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """One process of several.
+
+    Attributes:
+      index: from 0.
+      count: how many there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def share(self, items: Sequence[_Item]) -> list[_Item]:
+        """What falls to this process: every count-th, so that neighbours part."""
+        return list(items[self.index :: self.count])
+
+    def shard(self, output: str | pathlib.Path) -> pathlib.Path:
+        """The file that this process writes; the output itself if it is alone."""
+        return _shard(pathlib.Path(output), self.index, self.count)
+
+
+def start(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    is_cluster: bool = False,
+) -> Host:
+    """Joins the other processes; must come before anything else that uses JAX.
+
+    Args:
+      coordinator: HOST:PORT of process 0, the same on all.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+      is_cluster: take what is left out from the environment, as `jax.distributed` finds
+        it on TPU pods, under SLURM, Open MPI and Kubernetes.
+
+    Returns:
+      This process among the others; alone if nothing is asked for.
+
+    Raises:
+      InputError: if arguments are missing, or the others do not come.
+    """
+    given = {
+        "coordinator": coordinator,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given) and not is_cluster:
+        return Host()
+    if missing and not is_cluster:
+        raise InputError(
+            f"{', '.join(missing)} must be given too, or found in a cluster's "
+            "environment (--cluster)"
+        )
+    if process_id is not None and not 0 <= process_id < (num_processes or 0):
+        raise InputError(
+            f"process_id ({process_id}) must be from 0 to num_processes - 1 "
+            f"(num_processes is {num_processes})"
+        )
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"processes did not find each other: {reason}") from error
+    return Host(jax.process_index(), jax.process_count())
+
+
+def _shard(output: pathlib.Path, index: int, count: int) -> pathlib.Path:
+    if count == 1:
+        return output
+    return output.with_name(f"{output.name}.{index:05d}-of-{count:05d}")
+
+
+def merge(output: str | pathlib.Path) -> int:
+    """Puts the shards of an output together as one process would have written it.
+
+    That is sampler by sampler, in the order of the prompts, which records name by
+    `index`.
+
+    Args:
+      output: the file that the processes were given; is created.
+
+    Returns:
+      The number of records.
+
+    Raises:
+      InputError: naming shards that are missing, damaged or of different runs, and
+        prompts that are missing or stand in a shard that is not theirs.
+    """
+    output = pathlib.Path(output)
+    files.check_output(output)
+    found = sorted(output.parent.glob(f"{output.name}.?????-of-?????"))
+    if not found:
+        raise InputError(f"{output} has no shards ({output.name}.00000-of-...)")
+    count = int(found[0].name[-5:])
+    expected = [_shard(output, index, count) for index in range(count)]
+    foreign = [path.name for path in found if path not in expected]
+    if foreign:
+        raise InputError(
+            f"{output} has shards of different runs: {', '.join(foreign)} beside "
+            f"{found[0].name}"
+        )
+    missing = [path.name for path in expected if path not in found]
+    if missing:
+        raise InputError(f"{output} lacks shards: {', '.join(missing)}")
+    by_sampler: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for number, path in enumerate(expected):
+        for record in _read(path):
+            index = record["index"]
+            own = by_sampler.setdefault(record["sampler"], {})
+            if index % count != number or index in own:
+                raise InputError(f"{path}: prompt {index} is twice, or of another one")
+            own[index] = record
+    num_prompts = 1 + max(max(own) for own in by_sampler.values())
+    for sampler, own in by_sampler.items():
+        absent = sorted(set(range(num_prompts)) - set(own))
+        if absent:
+            numbers = ", ".join(map(str, absent))
+            raise InputError(f"{output} lacks prompts of {sampler}: {numbers}")
+    files.write_jsonl(
+        output, (own[i] for own in by_sampler.values() for i in range(num_prompts))
+    )
+    return num_prompts * len(by_sampler)
+
+
+def _read(path: pathlib.Path) -> list[Mapping[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error})") from None

@@ -1,0 +1,28 @@
+r"""Puts the files that several processes wrote together as one would have written it.
+
+    python -m experiments.merge --output=answers.jsonl
+
+takes answers.jsonl.00000-of-00004 and so on, and writes answers.jsonl.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from dlm_jax import hosts
+from experiments import _app
+
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "What the processes were given as --output.", required=True
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Merges, and says how much."""
+    del argv
+    num_records = hosts.merge(_OUTPUT.value)
+    print(f"Wrote {_OUTPUT.value}: {num_records} records")
+
+
+if __name__ == "__main__":
+    _app.run(main)

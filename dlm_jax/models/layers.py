@@ -126,7 +126,7 @@ def _where_visible(
 
 def _attend_backward(
     saved: tuple[Array, ...], d_out: Float[Array, "b g q d"]
-) -> tuple[Array | None, ...]:
+) -> tuple[Float[Array, "..."] | None, ...]:
     """The gradients from the weights and the output alone.
 
     A softmax's gradient needs sum(weights * d_weights) over keys, which is sum(out *
@@ -139,7 +139,7 @@ def _attend_backward(
     d_weights = jnp.matmul(d_out, value.swapaxes(-1, -2), preferred_element_type=wide)
     mean = jnp.sum(out.astype(wide) * d_out, axis=-1, keepdims=True)
     d_scores = weights * (d_weights - mean) * query.shape[-1] ** -0.5
-    d_scores = _where_visible(visibility, d_scores, 0).astype(query.dtype)
+    d_scores = _where_visible(visibility, d_scores, 0.0).astype(query.dtype)
     d_query = jnp.matmul(d_scores, key.swapaxes(-1, -2))
     d_key = jnp.matmul(query.swapaxes(-1, -2), d_scores)
     return d_query, d_key, d_value, None

@@ -1,0 +1,194 @@
+"""What a forward costs, and how fast a machine could at best do it.
+
+Counts, not measurements: the operations and bytes of a LLaDA forward, and the time in
+which a machine's published peaks allow them. A benchmark divides by these counts; the
+plan for machines that are not at hand is made of them.
+"""
+
+import dataclasses
+
+from dlm_jax.errors import InputError
+from dlm_jax.models.llada import LLaDAConfig, partition
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Devices of one kind, by their published peaks.
+
+    Attributes:
+      name: of the machine.
+      num_devices: in all.
+      flops: dense bfloat16 operations a second, per device.
+      memory: bytes of a device.
+      bandwidth: bytes a second between a device and its memory.
+      link: bytes a second that a device sends to the others of its group.
+      source: where the numbers stand.
+    """
+
+    name: str
+    num_devices: int
+    flops: float
+    memory: float
+    bandwidth: float
+    link: float
+    source: str
+
+
+# A name such as v5p-64 counts cores, of which a v5p chip has two and runs them as one
+# device; v5e-16 counts chips of one core.
+MACHINES = (
+    Machine(
+        *("v5e-16", 16, 197e12, 16e9, 819e9, 100e9),
+        "cloud.google.com/tpu/docs/v5e; two of four 50 GB/s links per group",
+    ),
+    Machine(
+        *("v5p-64", 32, 459e12, 95e9, 2765e9, 200e9),
+        "cloud.google.com/tpu/docs/v5p; two of six 100 GB/s links per group",
+    ),
+    Machine(
+        *("8x H200", 8, 989e12, 141e9, 4800e9, 450e9),
+        "NVIDIA H200 data sheet; NVLink 900 GB/s in both directions",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """One forward of a batch through a model.
+
+    Attributes:
+      flops: of its matrix products, two for each multiplication with addition.
+      weight_bytes: that it reads once.
+      activation_bytes: that go to memory and back, if what is between two matrix
+        products is fused, and attention's scores stay on the chip.
+      sum_bytes: of one device's activations that its group sums, per forward.
+    """
+
+    flops: float
+    weight_bytes: float
+    activation_bytes: float
+    sum_bytes: float
+
+
+def block_parameters(config: LLaDAConfig) -> int:
+    """Parameters in matrices of all blocks; each takes part in every token."""
+    width, kv = config.d_model, config.n_kv_heads * config.head_dim
+    attention = 2 * width * width + 2 * width * kv
+    return config.n_layers * (attention + 3 * width * config.mlp_hidden_size)
+
+
+def num_parameters(config: LLaDAConfig) -> int:
+    """All of them."""
+    tables = 1 if config.weight_tying else 2
+    embeddings = tables * config.embedding_size * config.d_model
+    return (
+        block_parameters(config)
+        + embeddings
+        + (2 * config.n_layers + 1) * config.d_model
+    )
+
+
+def forward(
+    config: LLaDAConfig,
+    batch_size: int,
+    length: int,
+    region: int,
+    itemsize: int = 2,
+) -> Forward:
+    """Counts a forward.
+
+    Args:
+      config: the model.
+      batch_size: rows.
+      length: tokens of a row.
+      region: positions of a row whose predictions are needed; the head runs there only.
+      itemsize: bytes of a parameter and of an activation.
+    """
+    tokens, width = batch_size * length, config.d_model
+    head = config.embedding_size * width
+    kv = config.n_kv_heads * config.head_dim
+    attention = 4 * config.n_layers * tokens * length * width
+    # Written and read: the stream and its norm twice, queries, keys, values, what
+    # attention gives, the two branches of the MLP and their product.
+    widths = 4 * width + 2 * width + 2 * kv + 3 * config.mlp_hidden_size
+    return Forward(
+        flops=2 * block_parameters(config) * tokens
+        + attention
+        + 2 * head * batch_size * region,
+        weight_bytes=itemsize * (block_parameters(config) + head),
+        activation_bytes=2 * itemsize * config.n_layers * tokens * widths,
+        sum_bytes=2 * config.n_layers * tokens * width * itemsize,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a group of devices that share a model could at best do.
+
+    Attributes:
+      machine: its name.
+      num_sharing: devices of a group.
+      batch_size: rows of a group.
+      bytes_per_device: weights and activations that are alive at once.
+      compute: seconds of a forward that the operations take.
+      memory: seconds that weights and activations take.
+      network: seconds that the sums within the group take.
+      seconds: of a forward, if computing and reading overlap and sums do not.
+      tokens_per_second: of all groups, with one token committed per forward and row.
+      limit: what takes longest.
+    """
+
+    machine: str
+    num_sharing: int
+    batch_size: int
+    bytes_per_device: float
+    compute: float
+    memory: float
+    network: float
+    seconds: float
+    tokens_per_second: float
+    limit: str
+
+
+def estimate(
+    config: LLaDAConfig,
+    machine: Machine,
+    num_sharing: int,
+    batch_size: int,
+    length: int,
+    region: int,
+) -> Estimate:
+    """The roofline of a forward in bfloat16.
+
+    Raises:
+      InputError: if the model or the machine does not divide, or it does not fit.
+    """
+    partition(config, num_sharing, "model")
+    if machine.num_devices % num_sharing:
+        raise InputError(
+            f"num_sharing ({num_sharing}) must divide the devices of {machine.name} "
+            f"({machine.num_devices})"
+        )
+    cost = forward(config, batch_size, length, region)
+    # One layer's activations are alive at once.
+    alive = cost.activation_bytes / config.n_layers / 2
+    held = (2 * num_parameters(config) + alive) / num_sharing
+    if held > machine.memory:
+        raise InputError(
+            f"{machine.name} has {machine.memory / 1e9:.0f} GB a device, "
+            f"{held / 1e9:.1f} are needed: more devices must share the model"
+        )
+    compute = cost.flops / num_sharing / machine.flops
+    memory = cost.weight_bytes + cost.activation_bytes
+    memory = memory / num_sharing / machine.bandwidth
+    # A ring: every device sends twice (n - 1) / n of what is summed.
+    network = 2 * (num_sharing - 1) / num_sharing * cost.sum_bytes / machine.link
+    parts = {"compute": compute, "memory": memory, "network": network}
+    seconds = max(compute, memory) + network
+    num_groups = machine.num_devices // num_sharing
+    return Estimate(
+        *(machine.name, num_sharing, batch_size, held, compute, memory, network),
+        seconds=seconds,
+        tokens_per_second=num_groups * batch_size / seconds,
+        limit=max(parts, key=lambda name: parts[name]),
+    )

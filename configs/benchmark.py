@@ -6,7 +6,7 @@ fills held-out puzzles with the shipped Sudoku model, in the compiled loop and i
 eager PyTorch loop.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
@@ -21,6 +21,10 @@ def get_config() -> ConfigDict:
             # Held-out puzzles per run: 8 at batch size 1, 256 at 32.
             "rows_per_slot": 8,
             "num_pairs": 3,
+            # Of random prompts; without a block_length, one block.
+            "prompt_length": 64,
+            "gen_length": 64,
+            "block_length": config_dict.placeholder(int),
             "seed": 0,
         }
     )

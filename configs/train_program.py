@@ -34,6 +34,32 @@ def get_config() -> ConfigDict:
                         "checkpoint_every": 200,
                     },
                 },
+                {
+                    # By now it writes Python, but not what was asked: of short programs
+                    # it learns to look at the specification.
+                    "data": {"num_steps": 2, "prompt": 24, "answer": 32},
+                    "stop_at": None,
+                    "train": {
+                        "num_steps": 1800,
+                        "learning_rate": 2e-3,
+                        "warmup_steps": 100,
+                        "ema_decay": 0.998,
+                        "checkpoint_every": 200,
+                        "seed": 1,
+                    },
+                },
+                {
+                    "data": {},
+                    "stop_at": None,
+                    "train": {
+                        "num_steps": 1500,
+                        "learning_rate": 2e-3,
+                        "warmup_steps": 100,
+                        "ema_decay": 0.998,
+                        "checkpoint_every": 200,
+                        "seed": 2,
+                    },
+                },
             ),
         }
     )

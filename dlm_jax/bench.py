@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from dlm_jax.errors import InputError
 from dlm_jax.generate import row_keys
 from dlm_jax.parallel import Parallel
+from dlm_jax.tables import markdown
 from dlm_jax.types import Options, Prompts, Sampler
 
 # Fills rows: tokens [n, l], and the forwards each row took part in, [n].
@@ -28,22 +29,26 @@ class Result:
 
     Attributes:
       sampler: its spec.
+      length: tokens of a row, padding included.
       batch_size: rows in flight at once.
       compile_seconds: before the first run, not part of any time below.
       seconds: of ours, for all rows, at each pair.
       reference_seconds: of the other; None if there was none.
       num_steps: NFE of each row.
       num_forwards: of the whole batch, until the last row is done.
+      num_tokens: that were generated in all; EOS and prompts are not counted.
       num_equal: rows with the tokens and the NFE of the reference; None without one.
     """
 
     sampler: str
+    length: int
     batch_size: int
     compile_seconds: float
     seconds: Float[np.ndarray, "p"]
     reference_seconds: Float[np.ndarray, "p"] | None
     num_steps: Int[np.ndarray, "n"]
     num_forwards: int
+    num_tokens: int
     num_equal: int | None
 
 
@@ -108,6 +113,9 @@ def race(
         num_forwards[spec] = int(np.max(generation.last_iteration))
         return np.asarray(generation.tokens), np.asarray(generation.num_steps)
 
+    def is_token(tokens: np.ndarray) -> np.ndarray:
+        return prompts.is_blank & (tokens != parallel.denoiser.eos_id)
+
     ways = [ours]
     if reference is not None:
         ways.append(lambda spec: reference(samplers[spec], prompts))
@@ -126,12 +134,14 @@ def race(
     return [
         Result(
             sampler=spec,
+            length=prompts.tokens.shape[1],
             batch_size=min(num_slots, num_rows),
             compile_seconds=compile_seconds[spec],
             seconds=seconds[spec][0],
             reference_seconds=None if reference is None else seconds[spec][1],
             num_steps=outputs[spec][0][1],
             num_forwards=num_forwards[spec],
+            num_tokens=int(is_token(outputs[spec][0][0]).sum()),
             num_equal=None if reference is None else _num_equal(*outputs[spec]),
         )
         for spec in samplers
@@ -155,8 +165,9 @@ def records(results: Sequence[Result], **common: Any) -> Iterator[dict[str, Any]
     for result in results:
         num_rows = len(result.num_steps)
         record = {
-            "batch_size": result.batch_size,
             "sampler": result.sampler,
+            "length": result.length,
+            "batch_size": result.batch_size,
             "num_rows": num_rows,
             "nfe": float(result.num_steps.mean()),
             # Of these, each row took part in its NFE.
@@ -167,6 +178,7 @@ def records(results: Sequence[Result], **common: Any) -> Iterator[dict[str, Any]
             "compile_seconds": result.compile_seconds,
             "seconds": result.seconds.tolist(),
             "rows_per_second": num_rows / float(np.median(result.seconds)),
+            "tokens_per_second": result.num_tokens / float(np.median(result.seconds)),
         }
         if result.reference_seconds is not None:
             ratios = result.reference_seconds / result.seconds
@@ -190,18 +202,21 @@ def records(results: Sequence[Result], **common: Any) -> Iterator[dict[str, Any]
 
 # Heading, key of a record, format.
 _SPEED = (
-    ("batch", "batch_size", "d"),
     ("sampler", "sampler", "s"),
+    ("length", "length", "d"),
+    ("batch", "batch_size", "d"),
     ("ours, rows/s", "rows_per_second", ".2f"),
     ("PyTorch, rows/s", "reference_rows_per_second", ".2f"),
     ("ratio", "ratio", ".2f"),
+    ("ours, tokens/s", "tokens_per_second", ".0f"),
     ("rows", "num_rows", "d"),
     ("equal rows", "num_equal", "d"),
     ("compile, s", "compile_seconds", ".1f"),
 )
 _GAINS = (
-    ("batch", "batch_size", "d"),
     ("sampler", "sampler", "s"),
+    ("length", "length", "d"),
+    ("batch", "batch_size", "d"),
     ("NFE", "nfe", ".1f"),
     ("busy slots", "busy_slots", ".0%"),
     ("gain", "gain", ".2f"),
@@ -212,16 +227,19 @@ _GAINS = (
 
 def tables(records: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: speed of both loops, and gains over each race's first sampler."""
-    return "\n\n".join(_table(records, columns) for columns in (_SPEED, _GAINS))
+    return "\n\n".join(table(records, columns) for columns in (_SPEED, _GAINS))
 
 
-def _table(
+def table(
     records: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str, str]]
 ) -> str:
-    """A Markdown table of what the records hold."""
+    """A Markdown table of what the records hold.
+
+    Args:
+      records: what to print, a line each.
+      columns: heading, key of a record, format; absent keys are left out.
+    """
     columns = [column for column in columns if column[1] in records[0]]
     rows = [[title for title, _, _ in columns]]
-    rows.append(["---" if kind == "s" else "---:" for _, _, kind in columns])
-    for record in records:
-        rows.append([format(record[key], kind) for _, key, kind in columns])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    rows += [[format(r[key], kind) for _, key, kind in columns] for r in records]
+    return markdown(rows)

@@ -139,6 +139,22 @@ class Parallel(abc.ABC):
         """
         return self._compile(self._prepare(sampler, prompts, keys, options))[1]
 
+    def memory(
+        self,
+        sampler: Sampler,
+        prompts: Prompts,
+        keys: Key[Array, "b"],
+        options: Options,
+    ) -> int:
+        """Bytes that a call takes on each device, weights included, by the compiler."""
+        compiled, _ = self._compile(self._prepare(sampler, prompts, keys, options))
+        found = compiled.memory_analysis()
+        return (
+            found.argument_size_in_bytes
+            + found.output_size_in_bytes
+            + found.temp_size_in_bytes
+        )
+
     def _prepare(
         self, sampler: Sampler, prompts: Prompts, keys: Array, options: Options
     ) -> tuple[Sampler, Prompts, Array, Options]:

@@ -3,25 +3,45 @@ r"""Times the compiled loop against a plain eager PyTorch loop, pair by pair.
     python -m experiments.benchmark
     python -m experiments.benchmark --checkpoint=DIR --samplers=low_confidence \
         --samplers='entropy_bound(gamma=0.1)' --batch_sizes=8 --output=benchmark.jsonl
+    python -m experiments.benchmark --preset=llada_8b --dtype=bfloat16 \
+        --reference=none --prompt_length=256 --gen_lengths=256 --batch_sizes=8
 
-Same weights, same held-out Sudoku puzzles, run in turn: ours with a queue in front of
-its slots, PyTorch in batches of as many rows. Prints rows per second of both loops, the
-median ratio of neighbouring runs and the rows with equal tokens and NFE; and each
-sampler's gain over the first one, in seconds and in NFE. --reference=none leaves
-PyTorch out.
+Same weights, same rows, run in turn: ours with a queue in front of its slots, PyTorch
+in batches of as many rows. Prints rows per second of both loops, the median ratio of
+neighbouring runs and the rows with equal tokens and NFE; each sampler's gain over the
+first one, in seconds and in NFE; and what a step costs beside the model's forward, and
+its share of the matrix-product peak that is measured here. Rows are held-out examples
+of the config's task, or random tokens if --gen_lengths or a preset (random weights) is
+asked for: such answers and NFE mean nothing. --reference=none leaves PyTorch
+out; --profile writes a trace of one run of each sampler for XProf.
 """
 
 import os
-from collections.abc import Sequence
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 from absl import flags
+from flax import nnx
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dlm_jax import batching, bench, files, samplers, tasks, zoo
+from dlm_jax import (
+    batching,
+    bench,
+    checkpoints,
+    files,
+    generate,
+    samplers,
+    steps,
+    tasks,
+    zoo,
+)
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
+from dlm_jax.models.llada import PRESETS, LLaDA
 from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import load
 from dlm_jax.types import Options, Prompts, Sampler
@@ -29,17 +49,35 @@ from experiments import _app
 
 _CONFIG = _app.define_config("configs/benchmark.py", "Defaults.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face directory.")
+_PRESET = flags.DEFINE_enum(
+    "preset", None, sorted(PRESETS), "Random weights of this shape, no checkpoint."
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["bfloat16", "float32"], "Default: as stored; float32 of a preset."
+)
 _REFERENCE = flags.DEFINE_enum("reference", "torch", ["torch", "none"], "Other loop.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write; must not exist.")
+_PROFILE = flags.DEFINE_string("profile", None, "Directory for traces of one run each.")
+_GEN_LENGTHS = flags.DEFINE_multi_integer(
+    "gen_lengths", [], "Tokens that continue random prompts; may be repeated."
+)
 _OVERRIDES = [
     flags.DEFINE_multi_string(
         "samplers", None, "As saber(n=2, mu=8); may be repeated."
     ),
     flags.DEFINE_multi_integer("batch_sizes", None, "May be repeated."),
-    flags.DEFINE_integer("rows_per_slot", None, "Puzzles per run and row of a batch."),
+    flags.DEFINE_integer("prompt_length", None, "Of random prompts."),
+    flags.DEFINE_integer(
+        "block_length", None, "Of random prompts; default: one block."
+    ),
+    flags.DEFINE_integer("rows_per_slot", None, "Rows per run and row of a batch."),
     flags.DEFINE_integer("num_pairs", None, "Runs of each loop."),
-    flags.DEFINE_integer("seed", None, "Of the random keys."),
+    flags.DEFINE_integer("seed", None, "Of the random keys, weights and prompts."),
 ]
+
+
+# Rows and options for a batch size and, of random prompts, a gen_length.
+_Workload = Callable[[int, int | None], tuple[Prompts, Options]]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,47 +87,111 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     config = _CONFIG.value
     config.update({f.name: f.value for f in _OVERRIDES if f.value is not None})
-    if _OUTPUT.value:
-        files.check_output(_OUTPUT.value)
-    if min(config.batch_sizes) < 1:
-        raise InputError(f"batch_sizes ({min(config.batch_sizes)}) must be at least 1")
+    for path in filter(None, (_OUTPUT.value, _PROFILE.value)):
+        files.check_output(path)
+    for name, values in (
+        ("batch_sizes", config.batch_sizes),
+        ("gen_lengths", _GEN_LENGTHS.value or [1]),
+    ):
+        if min(values) < 1:
+            raise InputError(f"{name} ({min(values)}) must be at least 1")
     rules = {spec: samplers.parse(spec) for spec in config.samplers}
-    checkpoint = _CHECKPOINT.value or zoo.path(config.zoo)
-    task = tasks.get(config.zoo)
-    model, codec = load(task, checkpoint)
+    model, gen_lengths, workload = _subject(config)
     reference, num_threads = None, None
     if _REFERENCE.value == "torch":
-        reference, num_threads = _torch_loop(checkpoint)
-    parallel = DataParallel(*as_denoiser(model))
+        reference, num_threads = _torch_loop(model)
 
+    denoiser, params = as_denoiser(model)
+    parallel = DataParallel(denoiser, params)
+    peak = steps.matmul_peak(params["wte"].dtype)
+    shapes = [(b, g) for g in gen_lengths for b in config.batch_sizes]
     num_ways = 1 if reference is None else 2
-    num_runs = len(config.batch_sizes) * len(rules) * num_ways * config.num_pairs
+    num_runs = len(shapes) * len(rules) * num_ways * config.num_pairs
     records = []
     with tqdm(total=num_runs, unit="run", disable=None) as progress:
-        for batch_size in config.batch_sizes:
+        for batch_size, gen_length in shapes:
             progress.set_description(f"batch {batch_size}")
-            examples = task.examples("test", config.rows_per_slot * batch_size)
-            rows = task.encode(codec, examples)
-            num_slots = parallel.num_slots(batch_size)
+            prompts, options = workload(batch_size, gen_length)
+            options = options.replace(num_slots=parallel.num_slots(batch_size))
             results = bench.race(
-                parallel,
-                rules,
-                batching.pad(rows, max(row.tokens.size for row in rows)),
-                Options(batching.gen_length(rows, None), num_slots=num_slots),
+                *(parallel, rules, prompts, options),
                 num_pairs=config.num_pairs,
                 seed=config.seed,
                 reference=reference and bench.in_batches(reference, batch_size),
                 on_run=progress.update,
             )
-            records += bench.records(
+            races = bench.records(
                 results, num_cores=os.cpu_count(), reference_threads=num_threads
             )
+            shape = steps.Shape(
+                options.num_slots, prompts.tokens.shape[1], options.gen_length
+            )
+            costs = steps.records(
+                *(results, model.config, shape),
+                forward_seconds=steps.time_forward(denoiser, params, shape),
+                peak=peak,
+                memory=_memory(parallel, rules, prompts, options, config.seed),
+            )
+            records += [{**r, **c} for r, c in zip(races, costs, strict=True)]
     if _OUTPUT.value:
         files.write_jsonl(_OUTPUT.value, records)
-    print(bench.tables(records))
+    print(bench.tables(records), bench.table(records, steps.COLUMNS), sep="\n\n")
+    print(f"\nMatrix products reach {peak / 1e12:.3f} TFLOP/s here.")
 
 
-def _torch_loop(checkpoint: os.PathLike | str) -> tuple[bench.Fill, int]:
+def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int | None], _Workload]:
+    """The model, the lengths to be generated, and what makes rows of them."""
+    preset, checkpoint, dtype = _PRESET.value, _CHECKPOINT.value, _DTYPE.value
+    if preset and checkpoint:
+        raise InputError("preset and checkpoint cannot both be given")
+    gen_lengths = _GEN_LENGTHS.value
+    if not preset and not gen_lengths:
+        task = tasks.get(config.zoo)
+        model, codec = load(task, checkpoint or zoo.path(task.name), dtype)
+
+        def examples(batch_size: int, _: int | None) -> tuple[Prompts, Options]:
+            num_rows = config.rows_per_slot * batch_size
+            rows = task.encode(codec, task.examples("test", num_rows))
+            length = max(row.tokens.size for row in rows)
+            return batching.pad(rows, length), Options(batching.gen_length(rows, None))
+
+        return model, [None], examples
+    if preset:
+        shape, rngs = PRESETS[preset](), nnx.Rngs(config.seed)
+        model = LLaDA(shape, rngs=rngs, dtype=dtype or "float32")
+    else:
+        model = checkpoints.load(checkpoint or zoo.path(config.zoo), dtype)
+
+    def random(batch_size: int, gen_length: int | None) -> tuple[Prompts, Options]:
+        prompts = steps.synthetic(
+            *(config.rows_per_slot * batch_size, config.prompt_length, gen_length),
+            *(model.config.vocab_size, config.seed),
+        )
+        return prompts, Options(gen_length, config.block_length)
+
+    return model, gen_lengths or [config.gen_length], random
+
+
+def _memory(
+    parallel: DataParallel,
+    rules: Mapping[str, Sampler],
+    prompts: Prompts,
+    options: Options,
+    seed: int,
+) -> dict[str, int]:
+    """Bytes of each sampler's loop; with --profile, also a trace of one run of each."""
+    keys = generate.row_keys(seed, np.arange(len(prompts.tokens)))
+    memory = {}
+    for spec, rule in rules.items():
+        arguments = rule, prompts, keys, options
+        memory[spec] = parallel.memory(*arguments)
+        if _PROFILE.value:
+            with jax.profiler.trace(_PROFILE.value):
+                parallel(*arguments)
+    return memory
+
+
+def _torch_loop(model: LLaDA) -> tuple[bench.Fill, int]:
     """The eager loop on the same weights, and the threads that PyTorch takes."""
     try:
         import torch
@@ -97,10 +199,12 @@ def _torch_loop(checkpoint: os.PathLike | str) -> tuple[bench.Fill, int]:
         from dlm_jax import eager, reference
     except ModuleNotFoundError as error:
         raise InputError(f"--reference=torch needs PyTorch: {error}") from None
-    model = reference.load_llada(str(checkpoint))
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoints.save_hf(model, pathlib.Path(directory) / "model")
+        twin = reference.load_llada(pathlib.Path(directory) / "model")
 
     def fill(sampler: Sampler, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
-        return eager.fill(model, sampler, prompts, model.config.mask_token_id)
+        return eager.fill(twin, sampler, prompts, twin.config.mask_token_id)
 
     return fill, torch.get_num_threads()
 

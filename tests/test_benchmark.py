@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 from helpers import DATA
 
-from dlm_jax import batching, bench, checkpoints, samplers, text
+from dlm_jax import batching, bench, checkpoints, samplers, steps, text
 from dlm_jax.models import as_denoiser
-from dlm_jax.models.llada import LLaDA
+from dlm_jax.models.llada import LLaDA, tiny
 from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks import sudoku
 from dlm_jax.types import Options
@@ -122,12 +122,14 @@ def test_records_are_medians_of_neighbours():
     def result(name, seconds, reference, num_steps, num_forwards):
         return bench.Result(
             sampler=name,
+            length=90,
             batch_size=2,
             compile_seconds=1.0,
             seconds=np.array(seconds),
             reference_seconds=np.array(reference),
             num_steps=np.array(num_steps),
             num_forwards=num_forwards,
+            num_tokens=30,
             num_equal=2,
         )
 
@@ -143,9 +145,18 @@ def test_records_are_medians_of_neighbours():
     assert (first["busy_slots"], second["busy_slots"]) == (0.75, 0.6)
     assert second["gain_per_nfe_gain"] == pytest.approx(0.4)
     assert second["num_cores"] == 2
-    text = bench.tables([first, second])
-    assert "| 2 | one | 1.00 | 1.00 | 2.00 | 2 | 2 | 1.0 |" in text
-    assert "| 2 | two | 3.0 | 60% | 2.00 | 5.00 | 0.40 |" in text
+    assert (first["tokens_per_second"], second["tokens_per_second"]) == (15.0, 30.0)
+    speed, gains = bench.tables([first, second]).split("\n\n")
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in speed.splitlines()]
+    assert cells[2] == [
+        *("one", "90", "2", "1.00", "1.00", "2.00"),
+        "15",
+        "2",
+        "2",
+        "1.0",
+    ]
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in gains.splitlines()]
+    assert cells[3] == ["two", "90", "2", "3.0", "60%", "2.00", "5.00", "0.40"]
 
 
 def test_in_batches_fills_all_rows_in_order():
@@ -183,7 +194,49 @@ def test_script_writes_and_prints(run_script, checkpoint, tmp_path):
     assert records[1]["busy_slots"] == 1
     assert 0.5 < records[3]["busy_slots"] <= 1
     assert "PyTorch" not in out
-    assert out.count("entropy_bound(gamma=2.0)") == 4
+    assert out.count("entropy_bound(gamma=2.0)") == 6
+    for record in records:
+        assert record["tokens_per_second"] > 0 and record["megabytes"] > 0
+        # The loop does all that the forward alone does; the rest is noise of timing.
+        assert record["beyond_forward"] > -0.5
+        assert 0 < record["of_peak"] < 1
+
+
+def test_a_preset_runs_on_random_prompts_of_all_lengths(run_script, tmp_path):
+    output = tmp_path / "out.jsonl"
+    status, _, err = run_script(
+        "benchmark",
+        *("--preset=tiny", "--reference=none", "--samplers=threshold(threshold=0.0)"),
+        *("--prompt_length=5", "--gen_lengths=8", "--gen_lengths=12"),
+        *("--block_length=4", "--batch_sizes=2", "--rows_per_slot=1", "--num_pairs=1"),
+        *(f"--output={output}", f"--profile={tmp_path / 'trace'}"),
+    )
+    assert status == 0, err
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [record["length"] for record in records] == [13, 17]
+    # One forward for each block.
+    assert [record["nfe"] for record in records] == [2, 3]
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
+def test_random_prompts_are_functions_of_their_seed():
+    prompts = steps.synthetic(3, 4, 2, vocab_size=7, seed=1)
+    assert prompts.tokens.shape == (3, 6) and prompts.tokens.max() < 7
+    np.testing.assert_array_equal(prompts.is_blank, [[False] * 4 + [True] * 2] * 3)
+    assert prompts.is_valid.all()
+    again, other = (steps.synthetic(3, 4, 2, vocab_size=7, seed=s) for s in (1, 2))
+    np.testing.assert_array_equal(again.tokens, prompts.tokens)
+    assert (other.tokens != prompts.tokens).any()
+
+
+def test_a_forward_is_timed_by_itself():
+    model = LLaDA(tiny(), rngs=nnx.Rngs(0))
+    denoiser, params = as_denoiser(model)
+    short, long = (
+        steps.time_forward(denoiser, params, steps.Shape(2, length, 4), repeats=1)
+        for length in (8, 256)
+    )
+    assert 0 < short < long
 
 
 @pytest.mark.parametrize(
@@ -195,6 +248,8 @@ def test_script_writes_and_prints(run_script, checkpoint, tmp_path):
         ("--batch_sizes=100", "num (800) must be at most 500"),
         ("--num_pairs=0", "num_pairs (0) must be at least 1"),
         ("--output=.", "output (.) already exists"),
+        ("--gen_lengths=0", "gen_lengths (0) must be at least 1"),
+        ("--preset=tiny", "preset and checkpoint cannot both be given"),
         ("--checkpoint=nowhere", "checkpoint (nowhere) is not a directory"),
         (
             f"--checkpoint={DATA / 'checkpoints/tiny_kv4_seed0'}",

@@ -315,8 +315,26 @@ def test_training_rows_look_like_canvases(tokenizer, tmp_path):
         ends = row[maskable] == task_module.EOS_ID
         assert ends[-1] and (np.diff(ends.astype(int)) >= 0).all()
     assert len(names) > 3
-    with pytest.raises(InputError, match="must be empty"):
-        TASK.training_batches({"num": 3}, batch_size=1, seed=0, workdir=tmp_path)
+    message = r"^data \(num\) must be among num_steps, prompt, answer$"
+    with pytest.raises(InputError, match=message):
+        TASK.training_batches(
+            {"num": 3, "prompt": 24}, batch_size=1, seed=0, workdir=tmp_path
+        )
+
+
+def test_a_stage_may_begin_with_short_programs(tmp_path):
+    limits = {"num_steps": 2, "prompt": 24, "answer": 32}
+    batch_at = TASK.training_batches(limits, batch_size=32, seed=0, workdir=tmp_path)
+    tokens, is_maskable, is_valid = batch_at(0)
+    assert tokens.shape == (32, 56)
+    assert (is_maskable.sum(1) == 32).all()
+    assert ((is_valid & ~is_maskable).sum(1) <= 24).all()
+    assert (tokens[np.arange(32), is_valid.sum(1) - 1] == task_module.EOS_ID).all()
+    for row, maskable in zip(tokens, is_maskable, strict=True):
+        answer = "".join(task_module.VOCABULARY[t] for t in row[maskable])
+        lines = answer.split("<|endoftext|>")[0].splitlines()
+        # Each step is a statement, of which a loop or a choice has up to four lines.
+        assert 2 <= len(lines) <= 1 + 2 * 4
 
 
 @pytest.fixture(scope="module")

@@ -205,6 +205,10 @@ def tiny() -> LLaDAConfig:
     )
 
 
+# Shapes that can be tried with random weights.
+PRESETS = {"llada_8b": llada_8b, "tiny": tiny}
+
+
 class Blocks(nnx.Module):
     """The weights of all transformer blocks, stacked over layers.
 

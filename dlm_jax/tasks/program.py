@@ -84,6 +84,21 @@ _NUM_INPUTS = 12
 
 
 @dataclasses.dataclass(frozen=True)
+class Limits:
+    """The longest programs that are drawn; those of the splits have the defaults.
+
+    Attributes:
+      num_steps: of a program.
+      prompt: tokens of a specification.
+      answer: tokens of a text and of at least one EOS after it.
+    """
+
+    num_steps: int = 5
+    prompt: int = MAX_PROMPT
+    answer: int = _GEN_LENGTH
+
+
+@dataclasses.dataclass(frozen=True)
 class Question:
     """What decides whether an answer is right.
 
@@ -176,25 +191,27 @@ class Program(Trainable):
     ) -> BatchAt:
         """New programs in every step, each in one of its texts.
 
-        The specification is prompt; the function and the EOS up to gen_length are
-        learned.
+        The specification is prompt; the function and the EOS after it are learned.
 
         Args:
-          data: nothing.
+          data: fields of `Limits`, for a stage that begins with short programs.
           batch_size: rows.
           seed: of the programs, their wording and their texts.
           workdir: not used.
 
         Raises:
-          InputError: if data names anything.
+          InputError: if data names anything else.
         """
         del workdir
-        if data:
-            raise InputError(f"data ({', '.join(data)}) must be empty for {self.name}")
-        columns = np.arange(MAX_PROMPT + self.gen_length)
+        known = [field.name for field in dataclasses.fields(Limits)]
+        unknown = ", ".join(name for name in data if name not in known)
+        if unknown:
+            raise InputError(f"data ({unknown}) must be among {', '.join(known)}")
+        limits = Limits(**data)
+        columns = np.arange(limits.prompt + limits.answer)
 
         def batch_at(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            draws = _draws(random.Random(f"train {seed} {step}"), "train")
+            draws = _draws(random.Random(f"train {seed} {step}"), "train", limits)
             tokens = np.full((batch_size, columns.size), EOS_ID, np.int32)
             starts = np.zeros((batch_size, 1), np.int32)
             for row, (_, _, prompt, _, answer) in zip(range(batch_size), draws):  # noqa: B905
@@ -202,7 +219,7 @@ class Program(Trainable):
                 starts[row] = len(ids)
                 ids += encode(answer)
                 tokens[row, : len(ids)] = ids
-            is_valid = columns < starts + self.gen_length
+            is_valid = columns < starts + limits.answer
             return tokens, (columns >= starts) & is_valid, is_valid
 
         return batch_at
@@ -312,14 +329,16 @@ def split_of_program(program: Steps, key: str) -> str:
 
 
 def _draws(
-    rng: random.Random, split: str
+    rng: random.Random, split: str, limits: Limits = Limits()
 ) -> Iterator[tuple[Steps, str, str, str, str]]:
     """Random programs of a split: program, key, specification, function's name, text.
 
-    They fit the canvas, with at least one EOS.
+    They fit the limits.
     """
     while True:
         program = program_text.draw(rng)
+        if len(program) > limits.num_steps:
+            continue
         # The cheap part of `split_of_program` first.
         is_unseen = any(
             program_text.is_unseen(*pair) for pair in program_text.pairs(program)
@@ -335,7 +354,7 @@ def _draws(
         style = program_text.draw_style(rng, program, argument)
         answer = program_text.write(program, function, argument, style)
         if (
-            len(_find_pieces(prompt)) <= MAX_PROMPT
-            and len(_find_pieces(answer)) < _GEN_LENGTH
+            len(_find_pieces(prompt)) <= limits.prompt
+            and len(_find_pieces(answer)) < limits.answer
         ):
             yield program, key, prompt, function, answer

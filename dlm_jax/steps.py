@@ -1,0 +1,168 @@
+"""What a step of the loop costs beside the model's forward.
+
+A loop whose sampler, head and bookkeeping cost nothing would take as long as its
+forwards alone; those are timed here, in a loop of their own at the same shape.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree
+
+from dlm_jax import roofline
+from dlm_jax.bench import Result
+from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.types import Denoiser, Prompts, View
+
+# A single call is too short to be timed; what is timed takes at least this long.
+_SECONDS = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a forward is timed on.
+
+    Attributes:
+      batch_size: rows in flight.
+      length: tokens of a row.
+      region: positions that need a prediction.
+    """
+
+    batch_size: int
+    length: int
+    region: int
+
+
+def synthetic(
+    num_rows: int, prompt_length: int, gen_length: int, vocab_size: int, seed: int
+) -> Prompts:
+    """Rows of random tokens that are continued, for models without text.
+
+    Args:
+      num_rows: how many.
+      prompt_length: known tokens of each.
+      gen_length: blanks of each.
+      vocab_size: known tokens are from 0 to vocab_size - 1.
+      seed: of the tokens.
+    """
+    length = prompt_length + gen_length
+    tokens = np.random.default_rng(seed).integers(vocab_size, size=(num_rows, length))
+    is_blank = np.broadcast_to(np.arange(length) >= prompt_length, tokens.shape)
+    return Prompts(tokens.astype(np.int32), is_blank.copy(), np.ones_like(is_blank))
+
+
+def time_forward(
+    denoiser: Denoiser, params: PyTree, shape: Shape, repeats: int = 3
+) -> float:
+    """Seconds of a forward, without head and sampler: the median of runs of many.
+
+    Args:
+      denoiser: the model.
+      params: its parameters, on one device.
+      shape: of the batch.
+      repeats: runs, after one that is not timed.
+    """
+    b, length = shape.batch_size, shape.length
+    positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (b, length))
+    region = positions[:, -shape.region :]
+    seen = jnp.ones((b, 1, length), bool)
+    cache = denoiser.init_cache(params, b, length)
+
+    def run(params: PyTree, num: Array) -> Int[Array, "b l"]:
+        def forward(_: Array, tokens: Array) -> Array:
+            view = View(tokens, positions, seen)
+            hidden, _ = denoiser.denoise(params, view, region, cache)
+            # Adds nothing, but depends on the forward and is needed by the next.
+            return tokens + jnp.any(jnp.isnan(hidden)).astype(jnp.int32)
+
+        return jax.lax.fori_loop(0, num, forward, jnp.zeros((b, length), jnp.int32))
+
+    compiled = jax.jit(run).lower(params, jnp.int32(1)).compile()
+
+    def seconds_of(num: int) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(params, jnp.int32(num)))
+        return time.perf_counter() - start
+
+    seconds_of(1)
+    num = max(2, int(np.ceil(_SECONDS / seconds_of(1))))
+    return float(np.median([seconds_of(num) / num for _ in range(repeats)]))
+
+
+def matmul_peak(dtype: jax.typing.DTypeLike, repeats: int = 5) -> float:
+    """Operations a second of the best matrix product of this device, measured.
+
+    Square ones of growing size, until one takes long enough to be timed.
+    """
+    best, size = 0.0, 512
+    while True:
+        x = jnp.ones((size, size), dtype)
+        product = jax.jit(jnp.matmul).lower(x, x).compile()
+        product(x, x).block_until_ready()
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            product(x, x).block_until_ready()
+            seconds.append(time.perf_counter() - start)
+        best = max(best, 2 * size**3 / min(seconds))
+        if min(seconds) > _SECONDS / repeats or size >= 16384:
+            return best
+        size *= 2
+
+
+def records(
+    results: Sequence[Result],
+    config: LLaDAConfig,
+    shape: Shape,
+    *,
+    forward_seconds: float,
+    peak: float,
+    memory: Mapping[str, int],
+) -> list[dict[str, Any]]:
+    """What a step of each sampler costs.
+
+    Args:
+      results: of one race on one device, at this shape.
+      config: the model.
+      shape: of its forwards.
+      forward_seconds: of one, see `time_forward`.
+      peak: see `matmul_peak`.
+      memory: bytes of each sampler's compiled loop.
+    """
+    flops = roofline.forward(config, shape.batch_size, shape.length, shape.region).flops
+    found = []
+    for result in results:
+        step = float(np.median(result.seconds)) / result.num_forwards
+        found.append(
+            {
+                **dataclasses.asdict(shape),
+                "sampler": result.sampler,
+                "compile_seconds": result.compile_seconds,
+                "forward_ms": 1e3 * forward_seconds,
+                "step_ms": 1e3 * step,
+                "beyond_forward": step / forward_seconds - 1,
+                "flops_per_second": flops / step,
+                "of_peak": flops / step / peak,
+                "megabytes": memory[result.sampler] / 1e6,
+            }
+        )
+    return found
+
+
+# Heading, key of a record, format; see `bench.table`.
+COLUMNS = (
+    ("sampler", "sampler", "s"),
+    ("length", "length", "d"),
+    ("batch", "batch_size", "d"),
+    ("forward, ms", "forward_ms", ".2f"),
+    ("step, ms", "step_ms", ".2f"),
+    ("beyond the forward", "beyond_forward", ".1%"),
+    ("of the matmul peak", "of_peak", ".0%"),
+    ("MB", "megabytes", ".0f"),
+    ("compile, s", "compile_seconds", ".1f"),
+)

@@ -36,6 +36,21 @@ def get_config() -> ConfigDict:
                         "checkpoint_every": 250,
                     },
                 },
+                {
+                    # Six layers follow a path piece by piece too slowly.
+                    "is_deepened": True,
+                    "data": {},
+                    "stop_at": None,
+                    "train": {
+                        "num_steps": 1000,
+                        "learning_rate": 1.5e-3,
+                        "warmup_steps": 50,
+                        "ema_decay": 0.998,
+                        "focus_power": 3.0,
+                        "checkpoint_every": 100,
+                        "seed": 1,
+                    },
+                },
             ),
         }
     )

@@ -18,46 +18,35 @@ def get_config() -> ConfigDict:
             "model": {
                 "d_model": 128,
                 "n_heads": 4,
-                "n_layers": 6,
+                "n_layers": 3,
                 "mlp_hidden_size": 352,
             },
             "data": {},
+            # What takes long is learning to look at the specification at all, which
+            # three layers do on short programs: a step takes a fifth of the time.
             "stages": (
                 {
-                    "data": {},
-                    "stop_at": None,
-                    "train": {
-                        "num_steps": 1800,
-                        "learning_rate": 2e-3,
-                        "warmup_steps": 100,
-                        "ema_decay": 0.998,
-                        "checkpoint_every": 200,
-                    },
-                },
-                {
-                    # By now it writes Python, but not what was asked: of short programs
-                    # it learns to look at the specification.
                     "data": {"num_steps": 2, "prompt": 24, "answer": 32},
                     "stop_at": None,
                     "train": {
-                        "num_steps": 1800,
+                        "num_steps": 3000,
                         "learning_rate": 2e-3,
                         "warmup_steps": 100,
                         "ema_decay": 0.998,
                         "checkpoint_every": 200,
-                        "seed": 1,
                     },
                 },
                 {
+                    "is_deepened": True,
                     "data": {},
                     "stop_at": None,
                     "train": {
-                        "num_steps": 1500,
-                        "learning_rate": 2e-3,
+                        "num_steps": 2000,
+                        "learning_rate": 1.5e-3,
                         "warmup_steps": 100,
                         "ema_decay": 0.998,
-                        "checkpoint_every": 200,
-                        "seed": 2,
+                        "checkpoint_every": 100,
+                        "seed": 1,
                     },
                 },
             ),

@@ -36,6 +36,33 @@ def get_config() -> ConfigDict:
                         "checkpoint_every": 250,
                     },
                 },
+                {
+                    # Few masks: what is left to learn in such rows is arithmetic, whose
+                    # gradients drown in those of rows that could be anything.
+                    "data": {},
+                    "stop_at": None,
+                    "train": {
+                        "num_steps": 700,
+                        "learning_rate": 2e-3,
+                        "warmup_steps": 50,
+                        "ema_decay": 0.995,
+                        "focus_power": 0.4,
+                        "checkpoint_every": 100,
+                        "seed": 1,
+                    },
+                },
+                {
+                    "data": {},
+                    "stop_at": None,
+                    "train": {
+                        "num_steps": 1000,
+                        "learning_rate": 1.5e-3,
+                        "warmup_steps": 50,
+                        "ema_decay": 0.995,
+                        "checkpoint_every": 100,
+                        "seed": 2,
+                    },
+                },
             ),
         }
     )

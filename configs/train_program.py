@@ -22,18 +22,36 @@ def get_config() -> ConfigDict:
                 "mlp_hidden_size": 352,
             },
             "data": {},
-            # What takes long is learning to look at the specification at all, which
-            # three layers do on short programs: a step takes a fifth of the time.
+            # All at once, it learns Python long before it reads the specification: the
+            # gradients of what is told there drown in those of the rest. Alone, they
+            # teach copying in a hundred steps, which then stays.
             "stages": (
+                {
+                    "data": {
+                        "num_steps": 2,
+                        "prompt": 24,
+                        "answer": 32,
+                        "is_told_only": True,
+                    },
+                    "stop_at": None,
+                    "train": {
+                        "num_steps": 400,
+                        "learning_rate": 2e-3,
+                        "warmup_steps": 50,
+                        "ema_decay": 0.99,
+                        "checkpoint_every": 200,
+                    },
+                },
                 {
                     "data": {"num_steps": 2, "prompt": 24, "answer": 32},
                     "stop_at": None,
                     "train": {
-                        "num_steps": 3000,
+                        "num_steps": 1200,
                         "learning_rate": 2e-3,
-                        "warmup_steps": 100,
-                        "ema_decay": 0.998,
+                        "warmup_steps": 50,
+                        "ema_decay": 0.995,
                         "checkpoint_every": 200,
+                        "seed": 1,
                     },
                 },
                 {
@@ -41,12 +59,12 @@ def get_config() -> ConfigDict:
                     "data": {},
                     "stop_at": None,
                     "train": {
-                        "num_steps": 2000,
-                        "learning_rate": 1.5e-3,
-                        "warmup_steps": 100,
-                        "ema_decay": 0.998,
+                        "num_steps": 800,
+                        "learning_rate": 2e-3,
+                        "warmup_steps": 50,
+                        "ema_decay": 0.995,
                         "checkpoint_every": 100,
-                        "seed": 1,
+                        "seed": 2,
                     },
                 },
             ),

@@ -315,11 +315,30 @@ def test_training_rows_look_like_canvases(tokenizer, tmp_path):
         ends = row[maskable] == task_module.EOS_ID
         assert ends[-1] and (np.diff(ends.astype(int)) >= 0).all()
     assert len(names) > 3
-    message = r"^data \(num\) must be among num_steps, prompt, answer$"
+    message = r"^data \(num\) must be among num_steps, prompt, answer, is_told_only$"
     with pytest.raises(InputError, match=message):
         TASK.training_batches(
             {"num": 3, "prompt": 24}, batch_size=1, seed=0, workdir=tmp_path
         )
+
+
+def test_a_stage_may_hide_only_what_the_specification_tells(tmp_path):
+    def batch(**data):
+        make = TASK.training_batches(data, batch_size=16, seed=0, workdir=tmp_path)
+        return make(0)
+
+    tokens, is_maskable, is_valid = batch()
+    told_tokens, is_told, told_valid = batch(is_told_only=True)
+    np.testing.assert_array_equal(told_tokens, tokens)
+    np.testing.assert_array_equal(told_valid, is_valid)
+    starts = is_maskable.argmax(1)
+    for row, start, maskable, told in zip(
+        tokens, starts, is_maskable, is_told, strict=True
+    ):
+        expected = [bool(m) and t in row[:start] for t, m in zip(row, maskable)]  # noqa: B905
+        np.testing.assert_array_equal(told, expected)
+    # The function's name stands after 'def'.
+    assert is_told[np.arange(16), starts + 1].all()
 
 
 def test_a_stage_may_begin_with_short_programs(tmp_path):

@@ -42,7 +42,7 @@ _ZERO = VOCABULARY.index("0")
 _PLUS = VOCABULARY.index("+")
 # Tokens of an equation, with what ends it.
 PERIOD = 9
-LARGEST_GIVEN = 30
+LARGEST_GIVEN = 20
 LARGEST = 99
 HELD_OUT = ("test", "valid", "hard")
 # One puzzle in so many goes to each of them.
@@ -66,7 +66,7 @@ class Puzzle(NamedTuple):
 
 
 class Countdown(CharacterTask):
-    """Reaching a target with three numbers of 1 to 30.
+    """Reaching a target with three numbers of 1 to 20.
 
     The splits are 'test', 'valid' and 'hard': puzzles that have one solution only, see
     `solutions`. Which one a puzzle is in is the hash of its numbers and target. An

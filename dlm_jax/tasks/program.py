@@ -194,7 +194,9 @@ class Program(Trainable):
         The specification is prompt; the function and the EOS after it are learned.
 
         Args:
-          data: fields of `Limits`, for a stage that begins with short programs.
+          data: fields of `Limits`, for a stage that begins with short programs; and
+            `is_told_only`, for one that hides only tokens which stand in the
+            specification too (names, numbers, letters).
           batch_size: rows.
           seed: of the programs, their wording and their texts.
           workdir: not used.
@@ -203,24 +205,28 @@ class Program(Trainable):
           InputError: if data names anything else.
         """
         del workdir
-        known = [field.name for field in dataclasses.fields(Limits)]
+        known = [*(field.name for field in dataclasses.fields(Limits)), "is_told_only"]
         unknown = ", ".join(name for name in data if name not in known)
         if unknown:
             raise InputError(f"data ({unknown}) must be among {', '.join(known)}")
-        limits = Limits(**data)
+        bounds = dict(data)
+        is_told_only = bounds.pop("is_told_only", False)
+        limits = Limits(**bounds)
         columns = np.arange(limits.prompt + limits.answer)
 
         def batch_at(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             draws = _draws(random.Random(f"train {seed} {step}"), "train", limits)
             tokens = np.full((batch_size, columns.size), EOS_ID, np.int32)
             starts = np.zeros((batch_size, 1), np.int32)
+            is_hidden = np.full(tokens.shape, not is_told_only)
             for row, (_, _, prompt, _, answer) in zip(range(batch_size), draws):  # noqa: B905
                 ids = encode(prompt)
                 starts[row] = len(ids)
                 ids += encode(answer)
                 tokens[row, : len(ids)] = ids
+                is_hidden[row] |= np.isin(tokens[row], ids[: starts[row, 0]])
             is_valid = columns < starts + limits.answer
-            return tokens, (columns >= starts) & is_valid, is_valid
+            return tokens, (columns >= starts) & is_valid & is_hidden, is_valid
 
         return batch_at
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -81,7 +81,7 @@ class Parallel(abc.ABC):
     num_groups: int
     _params: PyTree
     _vocab_size: int
-    _sample: Callable[..., Generation]
+    _sample: Any  # (params, sampler, prompts, keys, options) -> Generation; jitted
 
     def __init__(self):
         self._compiled: dict[Any, jax.stages.Compiled] = {}
@@ -146,14 +146,14 @@ class Parallel(abc.ABC):
         keys: Key[Array, "b"],
         options: Options,
     ) -> int:
-        """Bytes that a call takes on each device, weights included, by the compiler."""
+        """Bytes that a call takes on each device, weights included.
+
+        They are the compiler's; 0 on a backend whose compiler does not say.
+        """
         compiled, _ = self._compile(self._prepare(sampler, prompts, keys, options))
+        parts = ("argument", "output", "temp")
         found = compiled.memory_analysis()
-        return (
-            found.argument_size_in_bytes
-            + found.output_size_in_bytes
-            + found.temp_size_in_bytes
-        )
+        return sum(getattr(found, f"{part}_size_in_bytes", 0) for part in parts)
 
     def _prepare(
         self, sampler: Sampler, prompts: Prompts, keys: Array, options: Options

@@ -246,10 +246,11 @@ def _merge(left: dict[str, Array], right: dict[str, Array]) -> dict[str, Array]:
     both = {"max": highest}
     both["sum"] = left["sum"] * scales[0] + right["sum"] * scales[1]
     if "moment" in left:
-        both["moment"] = sum(
+        own = [
             (part["moment"] + part["sum"] * shift) * scale
             for part, shift, scale in zip((left, right), shifts, scales, strict=True)
-        )
+        ]
+        both["moment"] = own[0] + own[1]
     if "runner_up" in left:
         loser = jnp.minimum(left["best"], right["best"])
         runner_up = jnp.maximum(left["runner_up"], right["runner_up"])

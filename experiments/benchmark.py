@@ -16,6 +16,7 @@ asked for: such answers and NFE mean nothing. --reference=none leaves PyTorch
 out; --profile writes a trace of one run of each sampler for XProf.
 """
 
+import dataclasses
 import os
 import pathlib
 import tempfile
@@ -76,8 +77,8 @@ _OVERRIDES = [
 ]
 
 
-# Rows and options for a batch size and, of random prompts, a gen_length.
-_Workload = Callable[[int, int | None], tuple[Prompts, Options]]
+# Rows and options for a batch size and a gen_length, which examples know themselves.
+_Workload = Callable[[int, int], tuple[Prompts, Options]]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -112,7 +113,8 @@ def main(argv: Sequence[str]) -> None:
         for batch_size, gen_length in shapes:
             progress.set_description(f"batch {batch_size}")
             prompts, options = workload(batch_size, gen_length)
-            options = options.replace(num_slots=parallel.num_slots(batch_size))
+            num_slots = parallel.num_slots(batch_size)
+            options = dataclasses.replace(options, num_slots=num_slots)
             results = bench.race(
                 *(parallel, rules, prompts, options),
                 num_pairs=config.num_pairs,
@@ -123,9 +125,7 @@ def main(argv: Sequence[str]) -> None:
             races = bench.records(
                 results, num_cores=os.cpu_count(), reference_threads=num_threads
             )
-            shape = steps.Shape(
-                options.num_slots, prompts.tokens.shape[1], options.gen_length
-            )
+            shape = steps.Shape(num_slots, prompts.tokens.shape[1], options.gen_length)
             costs = steps.records(
                 *(results, model.config, shape),
                 forward_seconds=steps.time_forward(denoiser, params, shape),
@@ -139,7 +139,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"\nMatrix products reach {peak / 1e12:.3f} TFLOP/s here.")
 
 
-def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int | None], _Workload]:
+def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
     """The model, the lengths to be generated, and what makes rows of them."""
     preset, checkpoint, dtype = _PRESET.value, _CHECKPOINT.value, _DTYPE.value
     if preset and checkpoint:
@@ -149,20 +149,20 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int | None], _Workload
         task = tasks.get(config.zoo)
         model, codec = load(task, checkpoint or zoo.path(task.name), dtype)
 
-        def examples(batch_size: int, _: int | None) -> tuple[Prompts, Options]:
+        def examples(batch_size: int, _: int) -> tuple[Prompts, Options]:
             num_rows = config.rows_per_slot * batch_size
             rows = task.encode(codec, task.examples("test", num_rows))
             length = max(row.tokens.size for row in rows)
             return batching.pad(rows, length), Options(batching.gen_length(rows, None))
 
-        return model, [None], examples
+        return model, [task.gen_length], examples
     if preset:
         shape, rngs = PRESETS[preset](), nnx.Rngs(config.seed)
         model = LLaDA(shape, rngs=rngs, dtype=dtype or "float32")
     else:
         model = checkpoints.load(checkpoint or zoo.path(config.zoo), dtype)
 
-    def random(batch_size: int, gen_length: int | None) -> tuple[Prompts, Options]:
+    def random(batch_size: int, gen_length: int) -> tuple[Prompts, Options]:
         prompts = steps.synthetic(
             *(config.rows_per_slot * batch_size, config.prompt_length, gen_length),
             *(model.config.vocab_size, config.seed),

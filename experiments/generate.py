@@ -89,7 +89,8 @@ def main(argv: Sequence[str]) -> None:
         )
     # After encoding: all processes have the same shapes, whatever their share.
     ids = host.share(range(len(prompts)))
-    prompts, rows, examples = map(host.share, (prompts, rows, examples))
+    prompts, rows = host.share(prompts), host.share(rows)
+    examples = host.share(examples)
     common = {
         **{"checkpoint": str(checkpoint), "dtype": str(model.dtype)},
         **{"gen_length": options.gen_length, "block_length": options.block_length},

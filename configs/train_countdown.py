@@ -1,6 +1,10 @@
 """Trains the countdown model shipped in dlm_jax/zoo/countdown.
 
 python -m experiments.train --config=configs/train_countdown.py --workdir=runs/countdown
+
+Expected: loss 0.50, 0.19 and 0.26 at the ends of the stages, 45 minutes on two cores
+shared with other work; 28 % of validation puzzles are then solved. Unfinished: more
+stages are needed. (The shipped model saw numbers of 1 to 30 in stage 1.)
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,10 @@
 """Trains the maze model shipped in dlm_jax/zoo/maze.
 
 python -m experiments.train --config=configs/train_maze.py --workdir=runs/maze
+
+Expected: loss 0.17 at the end of stage 1 after 30 minutes on two cores shared with
+other work; a third of validation mazes is then solved. That is the shipped model:
+stage 2 has not been run.
 """
 
 from ml_collections import ConfigDict

@@ -3,13 +3,18 @@
 python -m experiments.train --config=configs/train_program.py --workdir=runs/program
 
 Every row is new: no program is drawn from a stored set.
+
+Not run to its end yet, and no model is shipped. Stage 1 took 2 minutes on two cores,
+and 400 steps of stage 2 as many (by then function names were copied without error,
+constants in half of the cases). One stage of 1,800 steps on everything with six layers
+ended at loss 0.385 and solved none of 128 validation programs.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The run that made the shipped model."""
+    """The run as it is planned."""
     return ConfigDict(
         {
             "task": "program",

@@ -5,6 +5,12 @@
 Started again with the same arguments, it continues from its newest checkpoint. The
 result is WORKDIR/model: the averaged weights and config.json. `curve.jsonl` of each
 stage holds the losses.
+
+Where a WORKDIR is lost but a model that its first stages made is there, training goes
+on with the stage after them:
+
+    python -m experiments.train --config=configs/train_countdown.py \
+        --from_model=dlm_jax/zoo/countdown --from_stage=4
 """
 
 import dataclasses
@@ -13,14 +19,23 @@ from pathlib import Path
 
 from absl import flags
 from flax import nnx
+from ml_collections import ConfigDict
 
 from dlm_jax import checkpoints, files, tasks, training
+from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, deepen
+from dlm_jax.tasks.task import Trainable
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/train_sudoku.py", "What to train, and on what.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of data, checkpoints, curve, result; default runs/TASK."
+)
+_FROM_MODEL = flags.DEFINE_string(
+    "from_model", None, "What the stages before --from_stage made."
+)
+_FROM_STAGE = flags.DEFINE_integer(
+    "from_stage", None, "The first stage to train, from 1; needs --from_model."
 )
 
 
@@ -32,8 +47,10 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(_WORKDIR.value or f"runs/{task.name}")
     files.check_output(workdir / "model")
     workdir.mkdir(parents=True, exist_ok=True)
-    model = LLaDA(task.model_config(**config.model), rngs=nnx.Rngs(config.seed))
+    model, first = _start(config, task)
     for index, stage in enumerate(config.stages, start=1):
+        if index < first:
+            continue
         print(f"Stage {index} of {len(config.stages)}: the data ...", flush=True)
         train = training.TrainConfig(**stage["train"])
         if stage.get("is_deepened"):
@@ -61,6 +78,26 @@ def main(argv: Sequence[str]) -> None:
     tokenizer_files = task.tokenizer().save_pretrained(workdir / "tokenizer")
     checkpoints.save_hf(model, workdir / "model", tokenizer_files)
     print(f"Wrote {workdir / 'model'}")
+
+
+def _start(config: ConfigDict, task: Trainable) -> tuple[LLaDA, int]:
+    """The model to begin with, and the number of the first stage."""
+    source, first = _FROM_MODEL.value, _FROM_STAGE.value
+    shape = task.model_config(**config.model)
+    if (source is None) != (first is None):
+        raise InputError("from_model and from_stage must be given together")
+    if source is None:
+        return LLaDA(shape, rngs=nnx.Rngs(config.seed)), 1
+    if not 1 <= first <= len(config.stages):
+        raise InputError(
+            f"from_stage ({first}) must be one of the config's {len(config.stages)} "
+            "stages"
+        )
+    model = checkpoints.load(source, "float32")
+    # Stages may have deepened it; nothing else changes from one to the next.
+    if dataclasses.replace(shape, n_layers=model.config.n_layers) != model.config:
+        raise InputError(f"from_model ({source}) is no model of this config")
+    return model, first
 
 
 if __name__ == "__main__":

@@ -331,3 +331,36 @@ def test_script_trains_all_stages_and_exports_a_checkpoint(run_script, tmp_path)
     status, _, error = run_script(*arguments)
     assert status == 1
     assert "already exists" in error and len(error.splitlines()) == 1
+
+
+def test_script_goes_on_from_a_model_that_the_first_stages_made(run_script, tmp_path):
+    whole, half = tmp_path / "whole.py", tmp_path / "half.py"
+    whole.write_text(TINY_CONFIG)
+    text = TINY_CONFIG.splitlines()
+    start = next(i for i, line in enumerate(text) if '"stages": (' in line)
+    half.write_text("\n".join([*text[: start + 2], "),", "}", ")"]))
+    for config, workdir in ((whole, "whole"), (half, "half")):
+        arguments = (f"--config={config}", f"--workdir={tmp_path / workdir}")
+        status, _, error = run_script("train", *arguments)
+        assert status == 0, error
+    source = f"--from_model={tmp_path / 'half' / 'model'}"
+    arguments = ("train", f"--config={whole}", f"--workdir={tmp_path / 'rest'}")
+    status, _, error = run_script(*arguments, source, "--from_stage=2")
+    assert status == 0, error
+    assert not (tmp_path / "rest" / "stage_1").exists()
+    one, other = (
+        (tmp_path / name / "model" / "model.safetensors").read_bytes()
+        for name in ("whole", "rest")
+    )
+    assert one == other
+    for flags, message in (
+        ([source], "from_model and from_stage must be given together"),
+        ([source, "--from_stage=3"], "from_stage (3) must be one of the config's 2"),
+        (
+            ["--from_model=dlm_jax/zoo/sudoku", "--from_stage=2"],
+            "from_model (dlm_jax/zoo/sudoku) is no model of this config",
+        ),
+    ):
+        workdir = f"--workdir={tmp_path / 'none'}"
+        status, _, error = run_script("train", f"--config={whole}", workdir, *flags)
+        assert status == 1 and message in error

@@ -259,6 +259,7 @@ def test_values_do_not_retrace(model, spec):
     @dataclasses.dataclass(frozen=True)
     class Counting:
         mask_id = denoiser.mask_id
+        model_axis = denoiser.model_axis
         eos_id = denoiser.eos_id
         max_length = denoiser.max_length
         init_cache = staticmethod(denoiser.init_cache)

@@ -84,10 +84,10 @@ def _start(config: ConfigDict, task: Trainable) -> tuple[LLaDA, int]:
     """The model to begin with, and the number of the first stage."""
     source, first = _FROM_MODEL.value, _FROM_STAGE.value
     shape = task.model_config(**config.model)
-    if (source is None) != (first is None):
-        raise InputError("from_model and from_stage must be given together")
-    if source is None:
+    if source is None and first is None:
         return LLaDA(shape, rngs=nnx.Rngs(config.seed)), 1
+    if source is None or first is None:
+        raise InputError("from_model and from_stage must be given together")
     if not 1 <= first <= len(config.stages):
         raise InputError(
             f"from_stage ({first}) must be one of the config's {len(config.stages)} "

@@ -37,7 +37,10 @@ class Host:
 
     def shard(self, output: str | pathlib.Path) -> pathlib.Path:
         """The file that this process writes; the output itself if it is alone."""
-        return _shard(pathlib.Path(output), self.index, self.count)
+        output = pathlib.Path(output)
+        if self.count == 1:
+            return output
+        return output.with_name(f"{output.name}.{self.index:05d}-of-{self.count:05d}")
 
 
 def start(
@@ -88,12 +91,6 @@ def start(
     return Host(jax.process_index(), jax.process_count())
 
 
-def _shard(output: pathlib.Path, index: int, count: int) -> pathlib.Path:
-    if count == 1:
-        return output
-    return output.with_name(f"{output.name}.{index:05d}-of-{count:05d}")
-
-
 def merge(output: str | pathlib.Path) -> int:
     """Puts the shards of an output together as one process would have written it.
 
@@ -116,7 +113,7 @@ def merge(output: str | pathlib.Path) -> int:
     if not found:
         raise InputError(f"{output} has no shards ({output.name}.00000-of-...)")
     count = int(found[0].name[-5:])
-    expected = [_shard(output, index, count) for index in range(count)]
+    expected = [Host(index, count).shard(output) for index in range(count)]
     foreign = [path.name for path in found if path not in expected]
     if foreign:
         raise InputError(

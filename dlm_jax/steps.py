@@ -124,7 +124,7 @@ def records(
     peak: float,
     memory: Mapping[str, int],
 ) -> list[dict[str, Any]]:
-    """What a step of each sampler costs.
+    """What a step of each sampler costs, beside what `bench.records` says of it.
 
     Args:
       results: of one race on one device, at this shape.
@@ -140,9 +140,7 @@ def records(
         step = float(np.median(result.seconds)) / result.num_forwards
         found.append(
             {
-                **dataclasses.asdict(shape),
-                "sampler": result.sampler,
-                "compile_seconds": result.compile_seconds,
+                "region": shape.region,
                 "forward_ms": 1e3 * forward_seconds,
                 "step_ms": 1e3 * step,
                 "beyond_forward": step / forward_seconds - 1,

@@ -20,7 +20,7 @@ import dataclasses
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -125,12 +125,20 @@ def main(argv: Sequence[str]) -> None:
             races = bench.records(
                 results, num_cores=os.cpu_count(), reference_threads=num_threads
             )
+            keys = generate.row_keys(config.seed, np.arange(len(prompts.tokens)))
+            calls = {
+                spec: (rule, prompts, keys, options) for spec, rule in rules.items()
+            }
+            if _PROFILE.value:
+                for call in calls.values():
+                    with jax.profiler.trace(_PROFILE.value):
+                        parallel(*call)
             shape = steps.Shape(num_slots, prompts.tokens.shape[1], options.gen_length)
             costs = steps.records(
                 *(results, model.config, shape),
                 forward_seconds=steps.time_forward(denoiser, params, shape),
                 peak=peak,
-                memory=_memory(parallel, rules, prompts, options, config.seed),
+                memory={spec: parallel.memory(*call) for spec, call in calls.items()},
             )
             records += [{**r, **c} for r, c in zip(races, costs, strict=True)]
     if _OUTPUT.value:
@@ -170,25 +178,6 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
         return prompts, Options(gen_length, config.block_length)
 
     return model, gen_lengths or [config.gen_length], random
-
-
-def _memory(
-    parallel: DataParallel,
-    rules: Mapping[str, Sampler],
-    prompts: Prompts,
-    options: Options,
-    seed: int,
-) -> dict[str, int]:
-    """Bytes of each sampler's loop; with --profile, also a trace of one run of each."""
-    keys = generate.row_keys(seed, np.arange(len(prompts.tokens)))
-    memory = {}
-    for spec, rule in rules.items():
-        arguments = rule, prompts, keys, options
-        memory[spec] = parallel.memory(*arguments)
-        if _PROFILE.value:
-            with jax.profiler.trace(_PROFILE.value):
-                parallel(*arguments)
-    return memory
 
 
 def _torch_loop(model: LLaDA) -> tuple[bench.Fill, int]:

@@ -9,8 +9,8 @@ stage holds the losses.
 Where a WORKDIR is lost but a model that its first stages made is there, training goes
 on with the stage after them:
 
-    python -m experiments.train --config=configs/train_countdown.py \
-        --from_model=dlm_jax/zoo/countdown --from_stage=4
+    python -m experiments.train --config=configs/train_maze.py \
+        --from_model=dlm_jax/zoo/maze --from_stage=2
 """
 
 import dataclasses

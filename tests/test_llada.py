@@ -13,7 +13,6 @@ from flax import nnx
 
 from dlm_jax import checkpoints
 from dlm_jax.errors import InputError
-from dlm_jax.models import layers
 from dlm_jax.models.llada import LLaDA, LLaDAConfig, deepen, llada_8b, tiny
 
 _GOLDEN = Path(__file__).parent / "data" / "checkpoints"
@@ -297,39 +296,3 @@ def test_optional_fields_have_the_meaning_of_the_released_code():
     found = LLaDAConfig.from_hf(config)
     assert (found.embedding_size, found.n_kv_heads) == (300, 4)
     assert found.mlp_hidden_size == 256
-
-
-def _plain_attention(query, key, value, visibility):
-    """With a loop over heads, and jax's own gradient."""
-    group = query.shape[2] // key.shape[2]
-    heads = []
-    for head in range(query.shape[2]):
-        scores = query[:, :, head] @ key[:, :, head // group].swapaxes(1, 2)
-        scores = scores / query.shape[-1] ** 0.5
-        weights = jax.nn.softmax(jnp.where(visibility, scores, -1e30), axis=-1)
-        heads.append(weights @ value[:, :, head // group])
-    return jnp.stack(heads, axis=2)
-
-
-@pytest.mark.parametrize("num_seen_by", [1, 5])
-def test_attention_and_its_gradient(num_seen_by):
-    keys = jax.random.split(jax.random.key(0), 5)
-    query, weight = (jax.random.normal(key, (3, 5, 4, 6)) for key in keys[:2])
-    key, value = (jax.random.normal(key, (3, 5, 2, 6)) for key in keys[2:4])
-    visibility = jax.random.bernoulli(keys[4], 0.6, (3, num_seen_by, 5))
-    # One row of padding, of whose keys none is seen.
-    visibility = visibility.at[..., 0].set(True).at[1].set(False)
-
-    def run(attention):
-        def total(*arrays):
-            return (attention(*arrays, visibility) * weight).sum()
-
-        return jax.value_and_grad(total, argnums=(0, 1, 2))(query, key, value)
-
-    (ours, our_gradients), (plain, gradients) = map(
-        run, (layers.attention, _plain_attention)
-    )
-    np.testing.assert_allclose(ours, plain, rtol=1e-5)
-    for one, other in zip(our_gradients, gradients, strict=True):
-        assert jnp.abs(other).max() > 0.1
-        np.testing.assert_allclose(one, other, atol=2e-6)

@@ -16,7 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from dlm_jax.errors import InputError
-from dlm_jax.models import layers
+from dlm_jax.models import attention, layers
+from dlm_jax.models.attention import Attention
 
 # Options of LLaDA's configuration class that no released checkpoint uses, with the
 # value that this module implements. Anything else is refused by name: silently
@@ -249,6 +250,7 @@ class LLaDA(nnx.Module):
       ln_f: weight of the final norm [d_model].
       ff_out: the language-model head [embedding_size, d_model]; None if tied to wte.
         Rows are tokens, so that a slice of the vocabulary is contiguous.
+      attention: one of `dlm_jax.models.attention`.
     """
 
     def __init__(
@@ -259,6 +261,7 @@ class LLaDA(nnx.Module):
         dtype: jax.typing.DTypeLike = jnp.float32,
     ):
         self.config = config
+        self.attention: Attention = attention.best
         shape = (config.embedding_size, config.d_model)
         self.wte = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
         self.blocks = Blocks(config, dtype=dtype, rngs=rngs)
@@ -303,7 +306,8 @@ class LLaDA(nnx.Module):
         # which on a CPU is faster too: memory is slower than arithmetic.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def block(x: Array, w: dict[str, Array]) -> tuple[Array, None]:
-            return _block(x, w, sin, cos, visibility, self.config, model_axis), None
+            fixed = (sin, cos, visibility, self.config, self.attention, model_axis)
+            return _block(x, w, *fixed), None
 
         x, _ = jax.lax.scan(block, x, weights)
         if region is not None:
@@ -394,6 +398,7 @@ def _block(
     cos: Float[Array, "b l 1 k"],
     visibility: Bool[Array, "b #l l"],
     config: LLaDAConfig,
+    attend: Attention,
     model_axis: str | None,
 ) -> Float[Array, "b l d"]:
     """One transformer block. Products run over [b * l, d]: faster to train on CPU.
@@ -408,7 +413,7 @@ def _block(
         (h @ w[name]).reshape(b, length, -1, config.head_dim)
         for name in ("q_proj", "k_proj", "v_proj")
     )
-    attended = layers.attention(
+    attended = attend(
         layers.rotate(query, sin, cos), layers.rotate(key, sin, cos), value, visibility
     )
     added = attended.reshape(b * length, -1) @ w["attn_out"]

@@ -19,8 +19,9 @@ from jaxtyping import Bool, Float
 
 from dlm_jax import batching, files, provenance, samplers
 from dlm_jax.errors import InputError
-from dlm_jax.parallel import Parallel
-from dlm_jax.tasks.task import Example, Task
+from dlm_jax.parallel import Loaded, Parallel
+from dlm_jax.parallel import load as load_parallel
+from dlm_jax.tasks.task import Example, Task, check_codec
 from dlm_jax.text import Codec
 from dlm_jax.types import Sampler
 
@@ -84,6 +85,29 @@ def lanes(specs: Sequence[str], seeds: Sequence[int], is_mixed: bool) -> list[La
         if names.count(name) > 1:
             raise InputError(f"sampler ({name}) must be given once")
     return [Lane(tuple(group), s) for group in by_program.values() for s in seeds]
+
+
+def load(
+    task: Task,
+    checkpoint: str | pathlib.Path,
+    dtype: jax.typing.DTypeLike | None = None,
+    num_sharing: int | None = None,
+) -> tuple[Loaded, Codec]:
+    """Loads a model that is to be asked a task onto all local devices; its tokenizer.
+
+    Args:
+      task: what it is to be asked.
+      checkpoint: Hugging Face or Orbax directory.
+      dtype: of the parameters.
+      num_sharing: devices that share the weights, see `parallel.load`.
+
+    Raises:
+      InputError: as `parallel.load`, or as `check_codec`.
+    """
+    model = load_parallel(checkpoint, dtype, num_sharing)
+    codec = Codec.load(checkpoint, model.config)
+    check_codec(task, codec)
+    return model, codec
 
 
 def run(

@@ -7,13 +7,14 @@ r"""Times the compiled loop against a plain eager PyTorch loop, pair by pair.
         --reference=none --prompt_length=256 --gen_lengths=256 --batch_sizes=8
 
 Same weights, same rows, run in turn: ours with a queue in front of its slots, PyTorch
-in batches of as many rows. Prints rows per second of both loops, the median ratio of
-neighbouring runs and the rows with equal tokens and NFE; each sampler's gain over the
-first one, in seconds and in NFE; and what a step costs beside the model's forward, and
-its share of the matrix-product peak that is measured here. Rows are held-out examples
-of the config's task, or random tokens if --gen_lengths or a preset (random weights) is
-asked for: such answers and NFE mean nothing. --reference=none leaves PyTorch
-out; --profile writes a trace of one run of each sampler for XProf.
+in batches of as many rows. --reference=batches has our own loop without its queue in
+PyTorch's place, which shows what the queue is worth; --reference=none nothing. Prints
+rows per second of both loops, the median ratio of neighbouring runs and the rows with
+equal tokens and NFE; each sampler's gain over the first one, in seconds and in NFE; and
+what a step costs beside the model's forward, and its share of the matrix-product peak
+that is measured here. Rows are held-out examples of the config's task, or random tokens
+if --gen_lengths or a preset (random weights) is asked for: such answers and NFE mean
+nothing. --profile writes a trace of one run of each sampler for XProf.
 """
 
 import dataclasses
@@ -56,7 +57,12 @@ _PRESET = flags.DEFINE_enum(
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["bfloat16", "float32"], "Default: as stored; float32 of a preset."
 )
-_REFERENCE = flags.DEFINE_enum("reference", "torch", ["torch", "none"], "Other loop.")
+_REFERENCE = flags.DEFINE_enum(
+    "reference",
+    "torch",
+    ["torch", "batches", "none"],
+    "Eager PyTorch in batches, our own loop in batches, or nothing beside ours.",
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write; must not exist.")
 _PROFILE = flags.DEFINE_string("profile", None, "Directory for traces of one run each.")
 _GEN_LENGTHS = flags.DEFINE_multi_integer(
@@ -98,15 +104,15 @@ def main(argv: Sequence[str]) -> None:
             raise InputError(f"{name} ({min(values)}) must be at least 1")
     rules = {spec: samplers.parse(spec) for spec in config.samplers}
     model, gen_lengths, workload = _subject(config)
-    reference, num_threads = None, None
+    torch_fill, num_threads = None, None
     if _REFERENCE.value == "torch":
-        reference, num_threads = _torch_loop(model)
+        torch_fill, num_threads = _torch_loop(model)
 
     denoiser, params = as_denoiser(model)
     parallel = DataParallel(denoiser, params)
     peak = steps.matmul_peak(params["wte"].dtype)
     shapes = [(b, g) for g in gen_lengths for b in config.batch_sizes]
-    num_ways = 1 if reference is None else 2
+    num_ways = 1 if _REFERENCE.value == "none" else 2
     num_runs = len(shapes) * len(rules) * num_ways * config.num_pairs
     records = []
     with tqdm(total=num_runs, unit="run", disable=None) as progress:
@@ -115,11 +121,18 @@ def main(argv: Sequence[str]) -> None:
             prompts, options = workload(batch_size, gen_length)
             num_slots = parallel.num_slots(batch_size)
             options = dataclasses.replace(options, num_slots=num_slots)
+            reference = None
+            if torch_fill is not None:
+                reference = bench.in_batches(torch_fill, batch_size)
+            elif _REFERENCE.value == "batches":
+                reference = bench.without_queue(
+                    parallel, options, batch_size, config.seed
+                )
             results = bench.race(
                 *(parallel, rules, prompts, options),
                 num_pairs=config.num_pairs,
                 seed=config.seed,
-                reference=reference and bench.in_batches(reference, batch_size),
+                reference=reference,
                 on_run=progress.update,
             )
             races = bench.records(

@@ -16,9 +16,6 @@ from absl import flags
 from tqdm import tqdm
 
 from dlm_jax import evaluation, provenance, tables, tasks, zoo
-from dlm_jax.models import as_denoiser
-from dlm_jax.parallel import DataParallel
-from dlm_jax.tasks.task import load
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/evaluate.py", "Defaults.")
@@ -28,6 +25,9 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["bfloat16", "float32"], "Default: as stored."
+)
+_SHARING = flags.DEFINE_integer(
+    "devices_per_model", None, "Devices that share the weights; by default none do."
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the records; default: runs/evaluate/TASK."
@@ -53,13 +53,11 @@ def main(argv: Sequence[str]) -> None:
     workdir = _WORKDIR.value or f"runs/evaluate/{task.name}"
     todo = evaluation.lanes(config.sampler, config.seeds, is_mixed=False)
     checkpoint = _CHECKPOINT.value or zoo.path(task.name)
-    model, codec = load(task, checkpoint, _DTYPE.value)
+    model, codec = evaluation.load(task, checkpoint, _DTYPE.value, _SHARING.value)
     about = {
         "checkpoint": provenance.digest(checkpoint),
-        "dtype": str(model.head.dtype),
+        "dtype": str(model.dtype),
     }
-    parallel = DataParallel(*as_denoiser(model))
-    del model  # its weights are on the devices now, and would be there twice
 
     num_right = num_done = 0
     total = len(todo) * config.num_examples
@@ -74,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
             progress.update(len(records))
 
         records = evaluation.run(
-            *(parallel, codec, task, evaluation.Plan.of(config), todo),
+            *(model.parallel, codec, task, evaluation.Plan.of(config), todo),
             *(config.num_examples, workdir),
             about=about,
             on_records=show,

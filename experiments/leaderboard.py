@@ -17,9 +17,6 @@ from tqdm import tqdm
 
 from dlm_jax import evaluation, leaderboard, provenance, tasks, zoo
 from dlm_jax.errors import InputError
-from dlm_jax.models import as_denoiser
-from dlm_jax.parallel import DataParallel
-from dlm_jax.tasks.task import load
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/leaderboard.py", "The frozen setting.")
@@ -68,16 +65,16 @@ def main(argv: Sequence[str]) -> None:
 def _evaluate(
     config: Any, task: Any, path: Any, digest: str, specs: Sequence[str], num: int
 ) -> list[evaluation.Summary]:
-    model, codec = load(task, path)
+    model, codec = evaluation.load(task, path)
     plan = evaluation.Plan.of(config)
     total = len(specs) * num
     with tqdm(total=total, desc=task.name, disable=None) as progress:
         records = evaluation.run(
-            *(DataParallel(*as_denoiser(model)), codec, task, plan),
+            *(model.parallel, codec, task, plan),
             evaluation.lanes(specs, (config.seed,), is_mixed=False),
             num,
             pathlib.Path(_WORKDIR.value) / task.name,
-            about={"checkpoint": digest, "dtype": str(model.head.dtype)},
+            about={"checkpoint": digest, "dtype": str(model.dtype)},
             on_records=lambda records: progress.update(len(records)),
         )
     return evaluation.summaries(records)

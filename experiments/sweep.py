@@ -14,9 +14,6 @@ from absl import flags
 from tqdm import tqdm
 
 from dlm_jax import evaluation, figures, provenance, sweeps, tasks, zoo
-from dlm_jax.models import as_denoiser
-from dlm_jax.parallel import DataParallel
-from dlm_jax.tasks.task import load
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/sweep.py", "The curves.")
@@ -26,6 +23,9 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["bfloat16", "float32"], "Default: as stored."
+)
+_SHARING = flags.DEFINE_integer(
+    "devices_per_model", None, "Devices that share the weights; by default none do."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/sweep/TASK.")
 _OVERRIDES = [
@@ -48,17 +48,15 @@ def main(argv: Sequence[str]) -> None:
     specs = [spec for line in curves.values() for spec in line]
     todo = evaluation.lanes(specs, (config.seed,), is_mixed=True)
     checkpoint = _CHECKPOINT.value or zoo.path(task.name)
-    model, codec = load(task, checkpoint, _DTYPE.value)
+    model, codec = evaluation.load(task, checkpoint, _DTYPE.value, _SHARING.value)
     about = {
         "checkpoint": provenance.digest(checkpoint),
-        "dtype": str(model.head.dtype),
+        "dtype": str(model.dtype),
     }
-    parallel = DataParallel(*as_denoiser(model))
-    del model
     total = len(specs) * config.num_examples
     with tqdm(total=total, unit="row", disable=None) as progress:
         records = evaluation.run(
-            *(parallel, codec, task),
+            *(model.parallel, codec, task),
             evaluation.Plan.of(config),
             *(todo, config.num_examples, workdir),
             about=about,

@@ -13,8 +13,8 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "num_examples": {
-                "sudoku": 500,
-                "maze": 500,
+                "sudoku": 200,
+                "maze": 300,
                 "countdown": 500,
                 "program": 500,
             },

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
             "data": {"seed": 1},
             "stages": (
                 {
-                    "data": {},
+                    "data": {"largest_given": 30},
                     "stop_at": None,
                     "train": {
                         "num_steps": 1600,
@@ -65,6 +65,31 @@ def get_config() -> ConfigDict:
                         "ema_decay": 0.995,
                         "checkpoint_every": 100,
                         "seed": 2,
+                    },
+                },
+                {
+                    "data": {},
+                    "stop_at": None,
+                    "train": {
+                        "num_steps": 800,
+                        "learning_rate": 2e-3,
+                        "warmup_steps": 50,
+                        "ema_decay": 0.995,
+                        "focus_power": 0.5,
+                        "checkpoint_every": 100,
+                        "seed": 3,
+                    },
+                },
+                {
+                    "data": {},
+                    "stop_at": None,
+                    "train": {
+                        "num_steps": 1000,
+                        "learning_rate": 1.5e-3,
+                        "warmup_steps": 50,
+                        "ema_decay": 0.995,
+                        "checkpoint_every": 100,
+                        "seed": 4,
                     },
                 },
             ),

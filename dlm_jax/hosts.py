@@ -109,7 +109,8 @@ def merge(output: str | pathlib.Path) -> int:
     """
     output = pathlib.Path(output)
     files.check_output(output)
-    found = sorted(output.parent.glob(f"{output.name}.?????-of-?????"))
+    digits = "[0-9]" * 5
+    found = sorted(output.parent.glob(f"{output.name}.{digits}-of-{digits}"))
     if not found:
         raise InputError(f"{output} has no shards ({output.name}.00000-of-...)")
     count = int(found[0].name[-5:])
@@ -131,6 +132,8 @@ def merge(output: str | pathlib.Path) -> int:
             if index % count != number or index in own:
                 raise InputError(f"{path}: prompt {index} is twice, or of another one")
             own[index] = record
+    if not by_sampler:
+        raise InputError(f"the shards of {output} have no records")
     num_prompts = 1 + max(max(own) for own in by_sampler.values())
     for sampler, own in by_sampler.items():
         absent = sorted(set(range(num_prompts)) - set(own))
@@ -145,6 +148,10 @@ def merge(output: str | pathlib.Path) -> int:
 
 def _read(path: pathlib.Path) -> list[Mapping[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        records = [json.loads(line) for line in path.read_text().splitlines()]
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error})") from None
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict) or not {"index", "sampler"} <= {*record}:
+            raise InputError(f"{path}, line {number} must have index and sampler")
+    return records

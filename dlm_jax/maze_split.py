@@ -22,7 +22,7 @@ from dlm_jax.text import Codec
 from dlm_jax.types import Denoiser
 
 
-def joint(prompt: Int[np.ndarray, "132"]) -> Joint:
+def joint(prompt: Int[np.ndarray, "l"]) -> Joint:
     """All shortest paths of a maze, equally likely: what `maze.random_mazes` draws.
 
     Args:

@@ -75,6 +75,15 @@ def cut_within_a_line(shards):
     shards[0].write_text(shards[0].read_text()[:-9])
 
 
+def empty(shards):
+    for shard in shards:
+        shard.write_text("")
+
+
+def of_something_else(shards):
+    shards[0].write_text('{"text": ""}\n')
+
+
 def add_of_another_run(shards):
     path = shards[0]
     path.with_name(path.name.replace("of-00003", "of-00002")).write_text("")
@@ -88,6 +97,8 @@ def add_of_another_run(shards):
         (repeat, r"a\.jsonl\.00002-of-00003: prompt 2 is twice"),
         (cut_a_line, r"lacks prompts of saber: 1$"),
         (cut_within_a_line, r"a\.jsonl\.00000-of-00003 is damaged"),
+        (empty, r"the shards of .*a\.jsonl have no records"),
+        (of_something_else, r"a\.jsonl\.00000-of-00003, line 1 must have index"),
         (add_of_another_run, r"has shards of different runs: a\.jsonl\.0000"),
     ],
 )

@@ -27,12 +27,12 @@ def batch(step=0, batch_size=64, data_seed=1, seed=0):
 
 
 def places(shown):
-    """The lines of a maze's text as an array of characters, 11x11."""
+    """The lines of a maze's text as an array of characters, 9x9."""
     return np.array([list(line) for line in shown.splitlines()])
 
 
 def place_graph(is_node):
-    """Adjacency of places of the 11x11 text, as a matrix over all of them."""
+    """Adjacency of places of the 9x9 text, as a matrix over all of them."""
     number = np.arange(is_node.size).reshape(is_node.shape)
     graph = np.zeros((is_node.size,) * 2)
     for a, b in (
@@ -83,11 +83,11 @@ def test_openings_differ_from_maze_to_maze(made):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_distances_and_numbers_of_shortest_paths(seed):
     rng = np.random.default_rng(seed)
-    upper = np.triu(rng.random((2, 36, 36)) < 0.08, 1)
+    upper = np.triu(rng.random((2, maze.NUM_CELLS, maze.NUM_CELLS)) < 0.08, 1)
     # A chain keeps it connected, as what is asked for must be.
-    upper |= np.eye(36, k=1, dtype=bool)
+    upper |= np.eye(maze.NUM_CELLS, k=1, dtype=bool)
     adjacent = (upper | upper.transpose(0, 2, 1)).astype(float)
-    goals = rng.integers(36, size=2)
+    goals = rng.integers(maze.NUM_CELLS, size=2)
     distances, num_paths = maze.shortest_paths(adjacent, goals)
     for graph, goal, distance, num in zip(
         adjacent, goals, distances, num_paths, strict=True
@@ -95,7 +95,7 @@ def test_distances_and_numbers_of_shortest_paths(seed):
         expected = csgraph.shortest_path(graph, unweighted=True)[goal]
         np.testing.assert_array_equal(distance, expected)
         # Walks as long as the distance are the shortest paths.
-        for cell in range(36):
+        for cell in range(maze.NUM_CELLS):
             walks = np.linalg.matrix_power(graph, int(expected[cell]))[goal, cell]
             assert num[cell] == walks
 
@@ -104,7 +104,7 @@ def test_shortest_paths_are_equally_likely():
     """Where two ways begin, each is taken in proportion to the paths it leads to."""
     prompts, paths = maze.random_mazes(np.random.default_rng(3), 1500)
     a, b = maze.PAIRS.T
-    adjacent = np.zeros((len(prompts), 36, 36))
+    adjacent = np.zeros((len(prompts), maze.NUM_CELLS, maze.NUM_CELLS))
     is_open = prompts[:, (maze.CELLS[a] + maze.CELLS[b]) // 2] == maze.MASK_ID
     adjacent[:, a, b] = adjacent[:, b, a] = is_open
     ends = [maze.VOCABULARY.index(mark) for mark in "SG"]
@@ -129,10 +129,10 @@ def test_shortest_paths_are_equally_likely():
 
 def small_maze(start, goal):
     """2x3 cells with all openings and one dead end, in the middle of walls."""
-    marks = np.full((11, 11), "#")
-    marks[4:7:2, 4:9] = task.BLANK
-    marks[5, 4:9:2] = task.BLANK
-    marks[7:9, 6] = task.BLANK
+    marks = np.full((9, 9), "#")
+    marks[2:5:2, 2:7] = task.BLANK
+    marks[3, 2:7:2] = task.BLANK
+    marks[5:7, 4] = task.BLANK
     marks[start], marks[goal] = "S", "G"
     return "".join("".join(line) + "\n" for line in marks)
 
@@ -149,7 +149,7 @@ def simple_paths(is_open, path, goal):
 
 
 @pytest.mark.parametrize(
-    ("start", "goal"), [((4, 4), (6, 8)), ((4, 6), (6, 6)), ((4, 4), (8, 6))]
+    ("start", "goal"), [((2, 2), (4, 6)), ((2, 4), (4, 4)), ((2, 2), (6, 4))]
 )
 def test_verdict_accepts_the_simple_paths_and_nothing_else(start, goal):
     prompt = small_maze(start, goal)
@@ -188,20 +188,20 @@ def test_right_answers_with_one_change_are_refused(made, data):
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (("Soooo", "o#.#.", "....G"), "the path forks at row 5, column 5"),
-        (("Soo..", ".#.#.", "....G"), "the path ends at row 5, column 7, not at G"),
+        (("Soooo", "o#.#.", "....G"), "the path forks at row 3, column 3"),
+        (("Soo..", ".#.#.", "....G"), "the path ends at row 3, column 5, not at G"),
         (("S....", "o#.#.", "ooooG"), "a path from S to G"),
-        (("S...o", "o#.#.", "ooooG"), "the o at row 5, column 9 is not on the path"),
-        (("S....", "o#.#o", "ooooG"), "the path goes on past G at row 7, column 9"),
-        (("Sooo_", ".#.#o", "....G"), "neither . nor o at row 5, column 9"),
-        (("So#oo", ".#.#o", "....G"), "neither . nor o at row 5, column 7"),
-        (("Soooo", ".o.#o", "....G"), "what stood at row 6, column 6 was changed"),
+        (("S...o", "o#.#.", "ooooG"), "the o at row 3, column 7 is not on the path"),
+        (("S....", "o#.#o", "ooooG"), "the path goes on past G at row 5, column 7"),
+        (("Sooo_", ".#.#o", "....G"), "neither . nor o at row 3, column 7"),
+        (("So#oo", ".#.#o", "....G"), "neither . nor o at row 3, column 5"),
+        (("Soooo", ".o.#o", "....G"), "what stood at row 4, column 4 was changed"),
     ],
 )
 def test_verdict_gives_the_first_reason(lines, reason):
-    prompt = small_maze((4, 4), (6, 8))
+    prompt = small_maze((2, 2), (4, 6))
     marks = places(prompt.replace(task.BLANK, "."))
-    marks[4:7, 4:9] = [list(line) for line in lines]
+    marks[2:5, 2:7] = [list(line) for line in lines]
     answer = "".join("".join(line) + "\n" for line in marks)
     verdict = TASK.verdict(task.Example("", prompt, prompt), answer)
     assert verdict.reason == reason
@@ -262,15 +262,15 @@ def test_examples_are_distinct_and_more_of_them_begin_the_same():
 
 
 def test_pretty_shows_the_path_within_the_outer_wall():
-    prompt = small_maze((4, 4), (6, 8))
+    prompt = small_maze((2, 2), (4, 6))
     lines = TASK.pretty(prompt).splitlines()
-    assert lines[0] == lines[-1] == "#" * 13 and {len(line) for line in lines} == {13}
-    assert lines[5] == "#####S    ###"
+    assert lines[0] == lines[-1] == "#" * 11 and {len(line) for line in lines} == {11}
+    assert lines[3] == "###S    ###"
     answer = prompt.replace(task.BLANK, "o", 3).replace(task.BLANK, ".", 1)
     answer = answer.replace(task.BLANK, "<|mdm_mask|>")
-    assert TASK.pretty(answer).splitlines()[5:7] == [
-        "#####Sooo ###",
-        "#####?#?#?###",
+    assert TASK.pretty(answer).splitlines()[3:5] == [
+        "###Sooo ###",
+        "###?#?#?###",
     ]
 
 
@@ -286,7 +286,9 @@ def test_config_fits_the_task():
     shape = TASK.model_config(**config.model)
     assert config.task == TASK.name
     head_dim = shape.d_model // shape.n_heads
-    assert shape.rope_theta ** (-2 / head_dim) * 12 == pytest.approx(2 * math.pi)
+    assert shape.rope_theta ** (-2 / head_dim) * maze.PERIOD == pytest.approx(
+        2 * math.pi
+    )
     assert shape.max_sequence_length >= maze.NUM_TOKENS
     for stage in config.stages:
         training.TrainConfig(**stage["train"])

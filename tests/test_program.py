@@ -1,5 +1,6 @@
 """Functions to a specification: words, meaning and Python text must say the same."""
 
+import dataclasses
 import itertools
 import random
 import re
@@ -29,7 +30,7 @@ SEEDS = st.integers(0, 2**32)
 def drawn(seed):
     """A program, the argument's name and a text of it."""
     rng = random.Random(seed)
-    program = wording.draw(rng)
+    program = wording.draw(rng, 5)
     argument = rng.choice(wording.ARGUMENTS[grammar.source_of(program)])
     style = wording.draw_style(rng, program, argument)
     return program, argument, wording.write(program, "f", argument, style)
@@ -151,7 +152,7 @@ def test_words_leave_no_doubt_about_the_program():
     rng = random.Random(0)
     orders = set()
     for _ in range(1500):
-        program = wording.draw(rng)
+        program = wording.draw(rng, 5)
         source = grammar.source_of(program)
         prompt = wording.describe(rng, program, "f", "xs")
         header, body = prompt.split(": ", 1)
@@ -219,7 +220,7 @@ def test_tokenizer_gives_texts_back_exactly(tokenizer, tmp_path):
     rng = random.Random(0)
     used = set()
     for _ in range(2000):
-        program = wording.draw(rng)
+        program = wording.draw(rng, 5)
         function = rng.choice(wording.FUNCTIONS)
         argument = rng.choice(wording.ARGUMENTS[grammar.source_of(program)])
         style = wording.draw_style(rng, program, argument)
@@ -300,7 +301,7 @@ def test_training_rows_look_like_canvases(tokenizer, tmp_path):
     for first, again in zip(batch_at(5), (tokens, is_maskable, is_valid), strict=True):
         np.testing.assert_array_equal(first, again)
     assert (batch_at(6)[0] != tokens).any()
-    assert tokens.shape == (16, 112) and tokens.dtype == np.int32
+    assert tokens.shape == (16, 68) and tokens.dtype == np.int32
     assert (is_maskable.sum(1) == TASK.gen_length).all()
     assert not (is_maskable & ~is_valid).any()
     names = set()
@@ -315,7 +316,7 @@ def test_training_rows_look_like_canvases(tokenizer, tmp_path):
         ends = row[maskable] == task_module.EOS_ID
         assert ends[-1] and (np.diff(ends.astype(int)) >= 0).all()
     assert len(names) > 3
-    message = r"^data \(num\) must be among num_steps, prompt, answer, is_told_only$"
+    message = r"^data \(num\) must be among max_steps, prompt, answer, is_told_only$"
     with pytest.raises(InputError, match=message):
         TASK.training_batches(
             {"num": 3, "prompt": 24}, batch_size=1, seed=0, workdir=tmp_path
@@ -341,19 +342,25 @@ def test_a_stage_may_hide_only_what_the_specification_tells(tmp_path):
     assert is_told[np.arange(16), starts + 1].all()
 
 
-def test_a_stage_may_begin_with_short_programs(tmp_path):
-    limits = {"num_steps": 2, "prompt": 24, "answer": 32}
-    batch_at = TASK.training_batches(limits, batch_size=32, seed=0, workdir=tmp_path)
+@pytest.mark.parametrize(
+    ("asked", "data"),
+    [
+        (TASK, {}),
+        (task_module.LongProgram(), {}),
+        (TASK, {"max_steps": 2, "prompt": 24, "answer": 32}),
+    ],
+)
+def test_programs_fit_the_limits_of_their_task_or_stage(asked, data, tmp_path):
+    limits = dataclasses.replace(asked.limits, **data)
+    batch_at = asked.training_batches(data, batch_size=32, seed=0, workdir=tmp_path)
     tokens, is_maskable, is_valid = batch_at(0)
-    assert tokens.shape == (32, 56)
-    assert (is_maskable.sum(1) == 32).all()
-    assert ((is_valid & ~is_maskable).sum(1) <= 24).all()
+    assert tokens.shape == (32, limits.prompt + limits.answer)
+    assert (is_maskable.sum(1) == limits.answer).all()
+    assert ((is_valid & ~is_maskable).sum(1) <= limits.prompt).all()
     assert (tokens[np.arange(32), is_valid.sum(1) - 1] == task_module.EOS_ID).all()
-    for row, maskable in zip(tokens, is_maskable, strict=True):
-        answer = "".join(task_module.VOCABULARY[t] for t in row[maskable])
-        lines = answer.split("<|endoftext|>")[0].splitlines()
-        # Each step is a statement, of which a loop or a choice has up to four lines.
-        assert 2 <= len(lines) <= 1 + 2 * 4
+    programs = [example.truth.program for example in asked.examples("test", 20)]
+    lengths = {len(program) for program in programs}
+    assert lengths == set(range(2, limits.max_steps + 1))
 
 
 @pytest.fixture(scope="module")

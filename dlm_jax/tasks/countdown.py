@@ -9,22 +9,30 @@ Every number has two digits, and what separates them takes one character in an e
 as in the prompt. The same digit of every number is thus at the same place modulo 3, and
 an equation is always 9 tokens, the last one EOS: a small model need not learn where
 things are before it learns to calculate. Numbers are asked in ascending order and the
-larger operand is written first, for the same reason; the verdict takes either order,
-and numbers without leading zeros.
+larger operand is written first, and sums and products of three numbers are in one
+order, for the same reason; the verdict takes any order, and numbers without leading
+zeros.
 """
 
 import functools
 import itertools
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32
 
 from dlm_jax.errors import InputError
-from dlm_jax.tasks.task import BatchAt, CharacterTask, Example, Verdict, split_of
+from dlm_jax.tasks.task import (
+    BatchAt,
+    CharacterTask,
+    Example,
+    Verdict,
+    first_distinct,
+    split_of,
+)
 
 OPERATORS = "+-*/"
 # Token ids are places in this list.
@@ -90,10 +98,8 @@ class Countdown(CharacterTask):
         self.check(split, num)
         if num > MOST_EXAMPLES:
             raise InputError(f"num ({num}) must be at most {MOST_EXAMPLES} for {split}")
-        # A dictionary, for they must be distinct. In lots of one size, so that asking
-        # for more does not change the first ones.
-        drawn: dict[Puzzle, None] = {}
-        for lot in itertools.count():
+
+        def draw(lot: int) -> Iterator[Puzzle]:
             rng = np.random.default_rng([seed, lot])
             given, equations = random_puzzles(rng, 512, self.num_numbers)
             for numbers, target in zip(given, equations[:, -1, 3], strict=True):
@@ -101,12 +107,11 @@ class Countdown(CharacterTask):
                 if _split(numbers, target) == split and (
                     split != "hard" or len(solutions(puzzle)) == 1
                 ):
-                    drawn.setdefault(puzzle)
-            if len(drawn) >= num:
-                break
+                    yield puzzle
+
         return [
             Example(f"{split}/{seed}/{i}", prompt(puzzle), puzzle)
-            for i, puzzle in enumerate(itertools.islice(drawn, num))
+            for i, puzzle in enumerate(first_distinct(draw, num))
         ]
 
     def verdict(self, example: Example, answer: str) -> Verdict:
@@ -123,11 +128,13 @@ class Countdown(CharacterTask):
         """New puzzles in every step, each with the solution that it was made from.
 
         Args:
-          data: `seed` of the puzzles.
+          data: `seed` of the puzzles; and the `largest_given` number, which is
+            LARGEST_GIVEN in the splits.
           batch_size: rows.
           seed: of the stage, so that each has other puzzles.
           workdir: nothing is kept.
         """
+        largest_given = data.get("largest_given", LARGEST_GIVEN)
 
         def batch_at(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             rng = np.random.default_rng([data["seed"], seed, step])
@@ -135,7 +142,9 @@ class Countdown(CharacterTask):
             while sum(map(len, lots)) < batch_size:
                 # A few more than are kept on average.
                 num = batch_size + batch_size // 3 + 4
-                given, equations = random_puzzles(rng, num, self.num_numbers)
+                given, equations = random_puzzles(
+                    rng, num, self.num_numbers, largest_given
+                )
                 is_kept = [
                     _split(numbers, target) == "train"
                     for numbers, target in zip(given, equations[:, -1, 3], strict=True)
@@ -161,23 +170,28 @@ class Countdown4(Countdown):
 
 
 def random_puzzles(
-    rng: np.random.Generator, num: int, num_numbers: int
+    rng: np.random.Generator,
+    num: int,
+    num_numbers: int,
+    largest_given: int = LARGEST_GIVEN,
 ) -> tuple[Int[np.ndarray, "n k"], Int[np.ndarray, "n k-1 4"]]:
     """Random numbers, and random equations that use them up; the target results.
 
     Two numbers that are there are drawn, then one of the operations whose result is in
-    1 to LARGEST; there always is one.
+    1 to LARGEST; there always is one. Of orders that are the same sum or product, one
+    is kept, see `_ordered`.
 
     Args:
       rng: drawn from.
       num: how many, n.
       num_numbers: given ones, k.
+      largest_given: they are drawn from 1 to this.
 
     Returns:
       The given numbers in ascending order; and of each equation the larger operand, the
       place in OPERATORS, the smaller operand and the result.
     """
-    pool = np.sort(rng.integers(1, LARGEST_GIVEN + 1, (num, num_numbers)), 1)
+    pool = np.sort(rng.integers(1, largest_given + 1, (num, num_numbers)), 1)
     given = pool
     equations = []
     for _ in range(num_numbers - 1):
@@ -190,7 +204,59 @@ def random_puzzles(
         result = results[np.arange(num), operator]
         equations.append(np.stack([a, operator, b, result], 1))
         pool = np.concatenate([result[:, None], pool[:, 2:]], 1)
+    for first in range(num_numbers - 2):
+        pair = _ordered(equations[first], equations[first + 1])
+        equations[first], equations[first + 1] = pair
     return given, np.stack(equations, 1)
+
+
+def _ordered(
+    first: Int[np.ndarray, "n 4"], second: Int[np.ndarray, "n 4"]
+) -> tuple[Int[np.ndarray, "n 4"], Int[np.ndarray, "n 4"]]:
+    """One order of two equations that are a sum or product of three numbers.
+
+    What is added comes before what is taken away, larger numbers before smaller ones:
+    a model need not choose between 3 + 5 + 9, 9 + 5 + 3 and so on, which it would have
+    to do at several tokens alike.
+
+    Args:
+      first: equations, as `random_puzzles` gives them.
+      second: the ones after them.
+
+    Returns:
+      The same, where the second one uses the result of the first.
+    """
+    a, operator, b, result = first.T
+    c, then, d, target = second.T
+    plus, minus, times = (OPERATORS.index(sign) for sign in "+-*")
+    is_larger = c == result
+    is_used = is_larger | (d == result)
+    # Whether a, b and the number that joins them are taken away.
+    is_swapped = (then == minus) & ~is_larger
+    is_negative = [
+        is_swapped,
+        is_swapped ^ (operator == minus),
+        (then == minus) & is_larger,
+    ]
+    numbers = np.stack([a, b, np.where(is_larger, d, c)], 1)
+    order = np.lexsort((-numbers, np.stack(is_negative, 1)), axis=1)
+    x, y, z = np.take_along_axis(numbers, order, 1).T
+    num_negative = np.sum(is_negative, 0)
+    is_sum = is_used & (np.maximum(operator, then) <= minus)
+    is_product = is_used & (operator == times) & (then == times)
+    signs = (
+        np.where(is_product, times, np.where(num_negative == 2, minus, plus)),
+        np.where(is_product, times, np.where(num_negative == 0, plus, minus)),
+    )
+    between = np.choose(signs[0], [x + y, x - y, x * y])
+    is_kept = ~(is_sum | is_product) | (between > LARGEST)
+    high, low = np.maximum(between, z), np.minimum(between, z)
+    new = (
+        np.stack([x, signs[0], y, between], 1),
+        np.stack([high, signs[1], low, target], 1),
+    )
+    is_kept = is_kept[:, None]
+    return np.where(is_kept, first, new[0]), np.where(is_kept, second, new[1])
 
 
 def encode(

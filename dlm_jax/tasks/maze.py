@@ -1,10 +1,10 @@
 """Mazes as an infilling task: a path is drawn from start to goal.
 
-The text of a maze of 6x6 cells is eleven lines of eleven characters without the
-outer wall, each line ended by a newline: 132 characters, one token each. '#' is wall, S
-the start, G the goal; every other place is a blank, to be filled by 'o' on the path and
-'.' off it. Lines of exactly 12 tokens, and a rotary base that makes 2 pi / 12 one of
-the frequencies (`Maze.model_config`), make "same column" one phase.
+The text of a maze of 5x5 cells is nine lines of nine characters without the outer
+wall, each line ended by a newline: 90 characters, one token each. '#' is wall, S the
+start, G the goal; every other place is a blank, to be filled by 'o' on the path and '.'
+off it. Lines of exactly 10 tokens, and a rotary base that makes 2 pi / 10 one of the
+frequencies (`Maze.model_config`), make "same column" one phase.
 
 Mazes have loops, so that there are several ways, often equally short ones: where they
 part, the marginals of single places are uncertain, and only places that are filled with
@@ -14,7 +14,6 @@ The generator is our own: the library maze-dataset would be the alternative, but
 LGPL-3, brings plotting and notebooks along, and makes one maze at a time.
 """
 
-import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -24,7 +23,15 @@ from jaxtyping import Float, Int, Int32
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from dlm_jax.tasks.task import BLANK, BatchAt, CharacterTask, Example, Verdict, split_of
+from dlm_jax.tasks.task import (
+    BLANK,
+    BatchAt,
+    CharacterTask,
+    Example,
+    Verdict,
+    first_distinct,
+    split_of,
+)
 
 # Token ids are places in this list.
 VOCABULARY = (
@@ -37,15 +44,15 @@ VOCABULARY = (
 EOS_ID = VOCABULARY.index("<|endoftext|>")
 MASK_ID = VOCABULARY.index("<|mdm_mask|>")
 _NEWLINE, _WALL, _OFF, _ON, _START, _GOAL = map(VOCABULARY.index, "\n#.oSG")
-SIDE = 6
+SIDE = 5
 NUM_CELLS = SIDE * SIDE
 WIDTH = 2 * SIDE - 1
 PERIOD = WIDTH + 1
 NUM_TOKENS = WIDTH * PERIOD
 # Openings besides those of the spanning tree; each makes a loop.
-NUM_EXTRA = 9
+NUM_EXTRA = 6
 # Fewest steps from cell to cell between start and goal.
-MIN_STEPS = 7
+MIN_STEPS = 5
 HELD_OUT = ("test", "valid")
 # One maze in so many goes to each of them.
 SHARE = 16
@@ -63,7 +70,7 @@ PAIRS = np.concatenate(
 
 
 class Maze(CharacterTask):
-    """Infilling of 6x6 mazes with a path from start to goal.
+    """Infilling of 5x5 mazes with a path from start to goal.
 
     The splits are 'test' and 'valid'; which one a maze is in is the hash of its walls,
     start and goal. An example's truth is its prompt.
@@ -77,23 +84,18 @@ class Maze(CharacterTask):
     vocabulary: ClassVar[tuple[str, ...]] = VOCABULARY
     period: ClassVar[int] = PERIOD
     embedding_size: ClassVar[int] = 16
-    max_sequence_length: ClassVar[int] = 192
+    max_sequence_length: ClassVar[int] = 128
 
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
         self.check(split, num)
-        # A dictionary, for they must be distinct. In lots of one size, so that asking
-        # for more does not change the first ones.
-        drawn: dict[str, None] = {}
-        for lot in itertools.count():
+
+        def draw(lot: int) -> list[str]:
             prompts, _ = random_mazes(np.random.default_rng([seed, lot]), 256)
-            for prompt in prompts:
-                if _split(prompt) == split:
-                    drawn.setdefault(to_text(prompt))
-            if len(drawn) >= num:
-                break
+            return [to_text(prompt) for prompt in prompts if _split(prompt) == split]
+
         return [
             Example(f"{split}/{seed}/{i}", prompt, prompt)
-            for i, prompt in enumerate(itertools.islice(drawn, num))
+            for i, prompt in enumerate(first_distinct(draw, num))
         ]
 
     def verdict(self, example: Example, answer: str) -> Verdict:
@@ -142,7 +144,7 @@ class Maze(CharacterTask):
 
 def random_mazes(
     rng: np.random.Generator, num: int
-) -> tuple[Int32[np.ndarray, "n 132"], Int32[np.ndarray, "n 132"]]:
+) -> tuple[Int32[np.ndarray, "n l"], Int32[np.ndarray, "n l"]]:
     """Random mazes with start and goal, and a path through each.
 
     The openings are a minimum spanning tree under random weights, as Kruskal's
@@ -204,8 +206,8 @@ def random_mazes(
 
 
 def shortest_paths(
-    adjacent: Float[np.ndarray, "n 36 36"], goals: Int[np.ndarray, "n"]
-) -> tuple[Int[np.ndarray, "n 36"], Float[np.ndarray, "n 36"]]:
+    adjacent: Float[np.ndarray, "n c c"], goals: Int[np.ndarray, "n"]
+) -> tuple[Int[np.ndarray, "n c"], Float[np.ndarray, "n c"]]:
     """Steps from each cell to its maze's goal, and the number of shortest paths.
 
     Args:
@@ -224,12 +226,12 @@ def shortest_paths(
     return distances, num_paths
 
 
-def to_text(tokens: Int[np.ndarray, "132"]) -> str:
+def to_text(tokens: Int[np.ndarray, "l"]) -> str:
     """The text of a maze, with BLANK for the mask token."""
     return "".join(BLANK if t == MASK_ID else VOCABULARY[t] for t in tokens)
 
 
-def _split(prompt: Int[np.ndarray, "132"]) -> str:
+def _split(prompt: Int[np.ndarray, "l"]) -> str:
     return split_of(prompt.astype(np.uint8).tobytes(), HELD_OUT, SHARE)
 
 

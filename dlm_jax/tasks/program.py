@@ -1,16 +1,17 @@
 """Small Python functions written to a specification in words, and run to be judged.
 
-The programs come from a compositional grammar (`program_grammar`): two to five steps,
-told in varied words and not always in the order in which they are done. Each has many
-right texts, and the training data take one of them at random: which names, loops or
-comprehensions. What is written at one place then binds distant places, which is what
-samplers that commit many tokens at once can get wrong.
+The programs come from a compositional grammar (`program_grammar`): two or three steps,
+or up to five, told in varied words and not always in the order in which they are done.
+Each has many right texts, and the training data take one of them at random: which
+names, loops or comprehensions. What is written at one place then binds distant places,
+which is what samplers that commit many tokens at once can get wrong.
 
 Two programs that do the same have the same key, however they are told or written: it
 is made from what they give on fixed arguments.
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import random
@@ -75,8 +76,6 @@ _IDS = {token: index for index, token in enumerate(VOCABULARY)}
 _PIECE = r' ?[A-Za-z_]+| ?[0-9]|\n *| ?"|[)\]]| ?[^\sA-Za-z0-9_")\]]+|\s'
 _find_pieces = re.compile(_PIECE).findall
 
-MAX_PROMPT = 48
-_GEN_LENGTH = 64
 # Which of 16 keys are held out, and for what. Few programs have what 'unseen' asks for.
 _SHARE = 16
 _HELD_OUT = ("test", "valid", "unseen", "unseen")
@@ -85,17 +84,17 @@ _NUM_INPUTS = 12
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The longest programs that are drawn; those of the splits have the defaults.
+    """The longest programs that are drawn.
 
     Attributes:
-      num_steps: of a program.
+      max_steps: of a program, 2 to 5; the fewest are two.
       prompt: tokens of a specification.
       answer: tokens of a text and of at least one EOS after it.
     """
 
-    num_steps: int = 5
-    prompt: int = MAX_PROMPT
-    answer: int = _GEN_LENGTH
+    max_steps: int
+    prompt: int
+    answer: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,24 +115,38 @@ class Question:
 
 
 class Program(Trainable):
-    """Continues a specification with a Python function.
+    """Continues a specification with a Python function of two or three steps.
 
     No program of the splits is in the training data under any wording: 'test', 'valid'
     and, harder, 'unseen', whose programs have operations one after the other that never
     follow one another in training. An example's truth is a `Question`.
+
+    Attributes:
+      limits: of the programs that are asked for.
+      most_examples: that a split gives; there are about twice as many programs.
     """
 
     name: ClassVar[str] = "program"
     splits: ClassVar[tuple[str, ...]] = ("test", "unseen", "valid")
     is_infill: ClassVar[bool] = False
-    gen_length: ClassVar[int] = _GEN_LENGTH
+    limits: ClassVar[Limits] = Limits(max_steps=3, prompt=28, answer=40)
+    gen_length: ClassVar[int] = limits.answer
+    most_examples: ClassVar[Mapping[str, int]] = {
+        "test": 1000,
+        "unseen": 500,
+        "valid": 1000,
+    }
 
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
         self.check(split, num)
+        if num > self.most_examples[split]:
+            raise InputError(
+                f"num ({num}) must be at most {self.most_examples[split]} for {split}"
+            )
         rng = random.Random(f"{split} {seed}")
         examples: list[Example] = []
         keys = set()
-        for program, key, prompt, function, _ in _draws(rng, split):
+        for program, key, prompt, function, _ in _draws(rng, split, self.limits):
             if key in keys:
                 continue
             keys.add(key)
@@ -211,7 +224,7 @@ class Program(Trainable):
             raise InputError(f"data ({unknown}) must be among {', '.join(known)}")
         bounds = dict(data)
         is_told_only = bounds.pop("is_told_only", False)
-        limits = Limits(**bounds)
+        limits = dataclasses.replace(self.limits, **bounds)
         columns = np.arange(limits.prompt + limits.answer)
 
         def batch_at(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -229,6 +242,14 @@ class Program(Trainable):
             return tokens, (columns >= starts) & is_valid & is_hidden, is_valid
 
         return batch_at
+
+
+class LongProgram(Program):
+    """Up to five steps. No model of it is shipped; it is there for larger ones."""
+
+    name: ClassVar[str] = "program_long"
+    limits: ClassVar[Limits] = Limits(max_steps=5, prompt=48, answer=64)
+    gen_length: ClassVar[int] = limits.answer
 
 
 def encode(text: str) -> list[int]:
@@ -290,6 +311,7 @@ _PROBES = {
 }
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def key_of(program: Steps) -> str | None:
     """What a program does: programs that do the same have the same key.
 
@@ -335,32 +357,29 @@ def split_of_program(program: Steps, key: str) -> str:
 
 
 def _draws(
-    rng: random.Random, split: str, limits: Limits = Limits()
+    rng: random.Random, split: str, limits: Limits
 ) -> Iterator[tuple[Steps, str, str, str, str]]:
     """Random programs of a split: program, key, specification, function's name, text.
 
     They fit the limits.
     """
     while True:
-        program = program_text.draw(rng)
-        if len(program) > limits.num_steps:
-            continue
-        # The cheap part of `split_of_program` first.
+        program = program_text.draw(rng, limits.max_steps)
+        # What is cheap is checked first.
         is_unseen = any(
             program_text.is_unseen(*pair) for pair in program_text.pairs(program)
         )
         if is_unseen != (split == "unseen"):
             continue
-        key = key_of(program)
-        if key is None or split_of_program(program, key) != split:
-            continue
         function = rng.choice(program_text.FUNCTIONS)
         argument = rng.choice(program_text.ARGUMENTS[source_of(program)])
         prompt = program_text.describe(rng, program, function, argument)
+        if len(_find_pieces(prompt)) > limits.prompt:
+            continue
+        key = key_of(program)
+        if key is None or split_of_program(program, key) != split:
+            continue
         style = program_text.draw_style(rng, program, argument)
         answer = program_text.write(program, function, argument, style)
-        if (
-            len(_find_pieces(prompt)) <= limits.prompt
-            and len(_find_pieces(answer)) < limits.answer
-        ):
+        if len(_find_pieces(answer)) < limits.answer:
             yield program, key, prompt, function, answer

@@ -112,10 +112,17 @@ def _draw_constants(rng: random.Random, kind: Kind) -> tuple:
     return constants
 
 
-def draw(rng: random.Random) -> Steps:
-    """A random program of two to five steps, at most one of them a choice."""
+def draw(rng: random.Random, max_steps: int) -> Steps:
+    """A random program of two to max_steps steps, at most one of them a choice.
+
+    Args:
+      rng: drawn from.
+      max_steps: 2 to 5.
+    """
     (value_type,) = rng.choices(tuple(TYPES), (12, 6, 2))
-    (num_steps,) = rng.choices((2, 3, 4, 5), (2, 7, 8, 3))
+    shares = {2: 2, 3: 7, 4: 8, 5: 3}
+    numbers = range(2, max_steps + 1)
+    (num_steps,) = rng.choices(numbers, [shares[number] for number in numbers])
     # At most one choice, in about one program of three.
     place = rng.randrange(3 * num_steps)
     steps: list[Step] = []

@@ -8,10 +8,11 @@ also brings its own tokenizer, the shape of a model and the training data: `Trai
 import abc
 import dataclasses
 import hashlib
+import itertools
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
 from dlm_jax.text import Codec, character_tokenizer
 from dlm_jax.types import ABSENT, Options
+
+_Drawn = TypeVar("_Drawn", bound=Hashable)
 
 # Stands for one missing token in the prompt of an infilling task.
 BLANK = "\N{OPEN BOX}"
@@ -247,6 +250,23 @@ def split_of(key: str | bytes, held_out: Sequence[str], share: int) -> str:
     digest = hashlib.blake2b(key, digest_size=8).digest()
     place = int.from_bytes(digest, "big") % share
     return held_out[place] if place < len(held_out) else "train"
+
+
+def first_distinct(draw: Callable[[int], Iterable[_Drawn]], num: int) -> list[_Drawn]:
+    """The first distinct things of lots that are drawn one after the other.
+
+    Lots do not depend on num, so that asking for more does not change the first ones.
+
+    Args:
+      draw: from the number of a lot to what is in it.
+      num: how many.
+    """
+    drawn: dict[_Drawn, None] = {}  # which keeps their order
+    for lot in itertools.count():
+        if len(drawn) >= num:
+            break
+        drawn |= dict.fromkeys(draw(lot))
+    return list(itertools.islice(drawn, num))
 
 
 def cached(

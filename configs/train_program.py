@@ -102,6 +102,19 @@ def get_config() -> ConfigDict:
                         "seed": 4,
                     },
                 },
+                {
+                    "data": {},
+                    "stop_at": None,
+                    "train": {
+                        "num_steps": 1500,
+                        "learning_rate": 2e-3,
+                        "warmup_steps": 50,
+                        "ema_decay": 0.995,
+                        "focus_power": 0.8,
+                        "checkpoint_every": 200,
+                        "seed": 5,
+                    },
+                },
             ),
         }
     )

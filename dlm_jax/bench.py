@@ -17,7 +17,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.generate import row_keys
 from dlm_jax.parallel import Parallel
 from dlm_jax.tables import markdown
-from dlm_jax.types import Options, Prompts, Sampler
+from dlm_jax.types import ABSENT, Options, Prompts, Sampler
 
 # Fills rows: tokens [n, l], and the forwards each row took part in, [n].
 Fill = Callable[[Sampler, Prompts], tuple[np.ndarray, np.ndarray]]
@@ -83,7 +83,7 @@ def without_queue(
       batch_size: rows of a batch.
       seed: of the random keys, as that of the race.
     """
-    alone = dataclasses.replace(options, num_slots=None)
+    alone = dataclasses.replace(options, num_slots=ABSENT)
 
     def fill_all(sampler: Sampler, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
         keys = row_keys(seed, np.arange(len(prompts.tokens)))

@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
             "baseline": "low_confidence",
             "compared": tuple(
                 f"entropy_bound(gamma={gamma}, error_proxy='{proxy}')"
-                for gamma in (0.1, 0.01)
+                for gamma in (0.1, 0.01, 0.001)
                 for proxy in _PROXIES
             ),
             # Published are 2 to 3 times fewer forwards and no loss. On the few hundred

@@ -195,7 +195,7 @@ def test_the_config_compares_what_its_curves_hold():
                 for spec in line
             }
             asked = [samplers.to_spec(samplers.parse(s)) for s in one.compared]
-            assert len(asked) == 6 and known >= {*asked}
+            assert len(asked) == 9 and known >= {*asked}
             assert samplers.to_spec(samplers.parse(one.baseline)) in known
 
 

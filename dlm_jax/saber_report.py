@@ -120,7 +120,9 @@ def write(
         "",
         "Above: means and 95 % intervals over generations. Below: mean and 10 to 90 % "
         "quantiles over tokens, and the share of tokens whose confidence is lower than "
-        "at their commit.",
+        "at their commit. A model of masked diffusion is trained on masked tokens "
+        "alone: what it says of one that it sees is what Saber reads, but nothing made "
+        "it a probability.",
         "",
     ]
     for m in measured:

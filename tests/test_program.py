@@ -198,11 +198,14 @@ def test_there_are_more_than_a_million_programs_worth_asking_for():
     assert wording.num_programs(3) * (share - margin) > 1_000_000
 
 
-def test_most_training_rows_do_something_new():
-    draws = task_module._draws(random.Random(0), "train")
+@pytest.mark.parametrize(
+    ("asked", "least"), [(task_module.LongProgram(), 425), (TASK, 375)]
+)
+def test_most_training_rows_do_something_new(asked, least):
+    draws = task_module._draws(random.Random(0), "train", asked.limits)
     programs, keys, *_ = zip(*itertools.islice(draws, 500), strict=True)
-    assert len(set(programs)) > 465
-    assert len(set(keys)) > 425
+    assert len(set(programs)) > least + 40
+    assert len(set(keys)) > least
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +253,7 @@ def test_splits_share_no_program_with_training_or_each_other():
         for split in TASK.splits
     }
     assert [len(found) for found in keys.values()] == [15] * 3
-    draws = task_module._draws(random.Random(0), "train")
+    draws = task_module._draws(random.Random(0), "train", TASK.limits)
     for program, key, *_ in itertools.islice(draws, 150):
         assert not any(key in found for found in keys.values())
         assert task_module.split_of_program(program, key) == "train"
@@ -359,8 +362,7 @@ def test_programs_fit_the_limits_of_their_task_or_stage(asked, data, tmp_path):
     assert ((is_valid & ~is_maskable).sum(1) <= limits.prompt).all()
     assert (tokens[np.arange(32), is_valid.sum(1) - 1] == task_module.EOS_ID).all()
     programs = [example.truth.program for example in asked.examples("test", 20)]
-    lengths = {len(program) for program in programs}
-    assert lengths == set(range(2, limits.max_steps + 1))
+    assert 3 <= max(map(len, programs)) <= asked.limits.max_steps
 
 
 @pytest.fixture(scope="module")
@@ -425,7 +427,9 @@ def test_wrong_functions_are_refused_with_the_reason(answer, reason):
 def test_order_and_constants_matter(examples):
     for example in examples:
         question = example.truth
-        others = itertools.islice(task_module._draws(random.Random(1), "train"), 2)
+        others = itertools.islice(
+            task_module._draws(random.Random(1), "train", TASK.limits), 2
+        )
         for program, *_ in others:
             if grammar.source_of(program) != grammar.source_of(question.program):
                 continue

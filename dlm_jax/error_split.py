@@ -18,7 +18,6 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +70,6 @@ class Split:
     num_steps: Int[np.ndarray, "n"]
 
 
-@flax.struct.dataclass
 class TeacherForced(Sampler):
     """A sampler that decides where to write, while what is written is given.
 
@@ -146,11 +144,8 @@ def split(
     options = Options(gen_length, block_length, num_slots=batch_size)
     rule, prompts, options = prepare(denoiser, sampler, prompts, options)
     forced = TeacherForced(rule, np.asarray(truth, np.int32))
-    # Copies: XLA on a CPU may read host memory where it lies.
-    rows = jax.tree.map(jnp.array, (forced, prompts))
-    filled = _sample(
-        *(denoiser, params, *rows, row_keys(0, np.arange(len(joints))), options)
-    )
+    keys = row_keys(0, np.arange(len(joints)))
+    filled = _sample(denoiser, params, forced, prompts, keys, options)
     if not np.asarray(filled.is_complete).all():
         raise InputError("the model must give finite predictions at all blanks")
     # Nothing is taken back, so these are all canvases of the run.

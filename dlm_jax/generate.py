@@ -66,15 +66,7 @@ def generate(
     """
     sampler, prompts, options = prepare(denoiser, sampler, prompts, options)
     check_tokens(prompts, jax.eval_shape(denoiser.head, params).shape[0])
-    host = sampler, prompts, options
-    sampler, prompts, options = jax.tree.map(jnp.array, host)
-    generation = _sample(denoiser, params, sampler, prompts, keys, options)
-    # XLA on a CPU may read host memory where it lies, and runs on while Python does:
-    # what it reads is held until it is done. (Without this a traced number of a
-    # sampler was read wrong about once in a thousand runs of small models.)
-    jax.block_until_ready(generation)
-    del host
-    return generation
+    return _sample(denoiser, params, sampler, prompts, keys, options)
 
 
 def prepare(

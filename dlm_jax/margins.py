@@ -2,7 +2,6 @@
 
 import functools
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
@@ -43,7 +42,6 @@ def logits_at(
     return logits[1] + (guidance + 1) * (logits[0] - logits[1])
 
 
-@flax.struct.dataclass
 class Perturbed(Sampler):
     """A sampler that sees one step's logits changed by +-scale, signs at random.
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from dlm_jax.errors import InputError
-from dlm_jax.types import Canvas
+from dlm_jax.types import Canvas, Rule
 
 
-class Schedule:
-    """Base of all schedules, frozen `flax.struct.dataclass`es like samplers."""
+class Schedule(Rule):
+    """Base of all schedules."""
 
     def count(self, canvas: Canvas) -> Int[Array, ""]:
         """Tokens to commit in this step."""
@@ -28,7 +28,6 @@ def _block_steps(steps: Int[Array, ""] | int, canvas: Canvas) -> Int[Array, ""]:
     return jnp.maximum(steps // canvas.num_blocks, 1)
 
 
-@flax.struct.dataclass
 class Fixed(Schedule):
     """k tokens every step.
 
@@ -42,7 +41,6 @@ class Fixed(Schedule):
         return jnp.maximum(self.k, 1)
 
 
-@flax.struct.dataclass
 class Linear(Schedule):
     """LLaDA's schedule (arXiv:2502.09992): equal shares, the remainder first.
 
@@ -63,7 +61,6 @@ class Linear(Schedule):
         return jnp.maximum(share + is_early, 1)
 
 
-@flax.struct.dataclass
 class Cosine(Schedule):
     """MaskGIT's schedule (arXiv:2202.04200): floor(m cos(pi k / 2 s)) masks after k.
 
@@ -82,7 +79,6 @@ class Cosine(Schedule):
         return jnp.maximum(masks - left, 1)
 
 
-@flax.struct.dataclass
 class Dream(Schedule):
     """Dream's schedule (arXiv:2508.15487): int(masks (1 - s / t)), all at the last.
 

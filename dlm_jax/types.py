@@ -8,6 +8,7 @@ v vocabulary entries, d model width.
 
 import dataclasses
 import typing
+from collections.abc import Iterable
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import flax.struct
@@ -186,11 +187,55 @@ class Generation:
     trajectory: Trajectory | None = None
 
 
-class Sampler:
-    """Base of all samplers: a frozen `flax.struct.dataclass` of hyper-parameters.
+@typing.dataclass_transform(
+    frozen_default=True, field_specifiers=(dataclasses.field, flax.struct.field)
+)
+class Rule:
+    """Base of samplers and schedules: each subclass is a frozen dataclass and a pytree.
 
     Numeric fields are traced (changing one does not recompile); a field that sets a
-    shape or selects code is declared with `pytree_node=False`.
+    shape or selects code is declared with `flax.struct.field(pytree_node=False)`.
+
+    Subclasses are not decorated. `flax.struct.dataclass` would register them by
+    `jax.tree_util.register_dataclass`, and tree structures of such classes are equal
+    whenever their fields are (JAX 0.10 to 0.12). Their hashes differ, so that jit
+    mostly tells them apart; but now and then it ran the program of `left_to_right` for
+    `margin`. The structures of classes that bring their own functions do differ.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclasses.dataclass(frozen=True)(cls)
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        children, static = (
+            [f.name for f in fields if f.metadata.get("pytree_node", True) == is_child]
+            for is_child in (True, False)
+        )
+
+        def flatten(rule: Rule) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+            return (
+                tuple(getattr(rule, name) for name in children),
+                tuple(getattr(rule, name) for name in static),
+            )
+
+        def flatten_with_keys(rule: Rule) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+            values, aux = flatten(rule)
+            keys = map(jax.tree_util.GetAttrKey, children)
+            return tuple(zip(keys, values, strict=True)), aux
+
+        def unflatten(aux: tuple[Any, ...], values: Iterable[Any]) -> Rule:
+            return cls(
+                **dict(zip(children, values, strict=True)),
+                **dict(zip(static, aux, strict=True)),
+            )
+
+        jax.tree_util.register_pytree_with_keys(
+            cls, flatten_with_keys, unflatten, flatten
+        )
+
+
+class Sampler(Rule):
+    """Base of all samplers: hyper-parameters, and what they mean.
 
     Attributes:
       needs: optional fields of `Prediction` that `step` reads.
@@ -339,8 +384,8 @@ def canonical(struct: _Struct, shape: tuple[int, ...] = ()) -> _Struct:
     0, 0.1 and np.float64(0.1) then lead to the same compiled program.
 
     Args:
-      struct: a `flax.struct.dataclass` with fields declared float, int or another
-        such dataclass; None stays None.
+      struct: a `Rule` or `flax.struct.dataclass` with fields declared float, int or
+        another of the two; None stays None.
       shape: what every field is broadcast to; a field may already have this shape.
 
     Raises:

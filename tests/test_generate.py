@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -239,7 +238,6 @@ def test_row_keys_depend_on_the_id_alone():
 
 
 def test_adjust_sees_every_slice_of_the_row():
-    @flax.struct.dataclass
     class Favour(samplers.LowConfidence):
         """Adds to the logit of one token, a different one in each row."""
 
@@ -272,7 +270,6 @@ def test_view_can_show_more_than_the_canvas(guidance):
             last = jax.nn.one_hot(view.tokens[:, -1:], VOCAB) * 50
             return params[region] + last, cache
 
-    @flax.struct.dataclass
     class Twice(samplers.LowConfidence):
         """Shows the canvas, and behind it a copy that ends in token 6."""
 

@@ -1,7 +1,10 @@
 """Specs of samplers: what is written is read back, and everything else is refused."""
 
+import dataclasses
+import itertools
 import math
 
+import flax.struct
 import jax
 import numpy as np
 import pytest
@@ -49,6 +52,37 @@ def test_a_bare_name_takes_the_defaults(name):
 
 def test_specs_cover_every_sampler():
     assert {spec.partition("(")[0] for spec in SPECS} == set(samplers.SAMPLERS)
+
+
+def test_no_two_classes_share_a_compiled_program():
+    # JAX finds compiled programs by the equality of tree structures.
+    structures = {}
+    for spec in SPECS:
+        sampler = samplers.parse(spec)
+        classes = (type(sampler), type(getattr(sampler, "schedule", None)))
+        structures.setdefault(classes, []).append(jax.tree.structure(sampler))
+    for one, other in itertools.combinations(structures, 2):
+        for left, right in itertools.product(structures[one], structures[other]):
+            assert left != right
+
+
+def test_a_rule_cannot_be_registered_as_another_dataclass():
+    with pytest.raises((TypeError, ValueError)):
+
+        @flax.struct.dataclass
+        class Mine(samplers.LowConfidence):
+            pass
+
+
+def test_rules_are_trees_of_their_numbers():
+    rule = samplers.parse("saber(n=3, mu=4.5, backtracking=False)")
+    leaves, structure = jax.tree.flatten_with_path(rule)
+    names = [jax.tree_util.keystr(path) for path, _ in leaves]
+    assert names == [".n", ".mu"]
+    assert jax.tree.unflatten(structure, [3, 4.5]) == rule
+    assert structure != jax.tree.structure(samplers.parse("saber(n=3, mu=4.5)"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        rule.n = 4
 
 
 def test_fields_arrive_where_they_are_named():

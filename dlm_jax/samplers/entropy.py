@@ -2,14 +2,12 @@
 
 from typing import ClassVar
 
-import flax.struct
 from jaxtyping import Array, Float, Key
 
 from dlm_jax.samplers.ordered import Ordered
 from dlm_jax.types import Canvas, Prediction
 
 
-@flax.struct.dataclass
 class Entropy(Ordered):
     """Commits the positions of lowest entropy (Dream, arXiv:2508.15487)."""
 

@@ -23,7 +23,6 @@ ERROR_PROXIES: dict[
 }
 
 
-@flax.struct.dataclass
 class EntropyBound(Sampler):
     """Commits the longest prefix U by error proxy with sum_U H - max_U H <= gamma.
 

@@ -1,6 +1,5 @@
 """Confidence-aware parallel decoding with a factor, as published and as released."""
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -9,7 +8,6 @@ from dlm_jax import select
 from dlm_jax.types import Canvas, Decision, Prediction, Sampler
 
 
-@flax.struct.dataclass
 class Factor(Sampler):
     """Commits the longest run of ranks n with (n + 1) (1 - c_(n)) < factor.
 
@@ -29,7 +27,6 @@ class Factor(Sampler):
         return state, Decision(commit)
 
 
-@flax.struct.dataclass
 class FactorReleased(Factor):
     """The factor rule of Fast-dLLM's released code.
 

@@ -1,6 +1,5 @@
 """Autoregressive order."""
 
-import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
@@ -8,7 +7,6 @@ from dlm_jax.samplers.ordered import Ordered
 from dlm_jax.types import Canvas, Prediction
 
 
-@flax.struct.dataclass
 class LeftToRight(Ordered):
     """Commits the leftmost masks first."""
 

@@ -1,13 +1,11 @@
 """LLaDA's low-confidence remasking: the most confident candidates are kept."""
 
-import flax.struct
 from jaxtyping import Array, Float, Key
 
 from dlm_jax.samplers.ordered import Ordered
 from dlm_jax.types import Canvas, Prediction
 
 
-@flax.struct.dataclass
 class LowConfidence(Ordered):
     """Commits the candidates of highest probability.
 

@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -16,7 +15,6 @@ def probability_margin(prediction: Prediction) -> Float[Array, "l"]:
     return jnp.exp(best) - jnp.exp(runner_up)
 
 
-@flax.struct.dataclass
 class Margin(Ordered):
     """Commits the positions of largest p1 - p2 (top-K margin, arXiv:2502.06768)."""
 

@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import flax.struct
 import jax
 from jaxtyping import Array, Key, Num, PyTree
 
@@ -11,7 +10,6 @@ from dlm_jax.schedules import Fixed, Schedule
 from dlm_jax.types import Canvas, Decision, Prediction, Sampler
 
 
-@flax.struct.dataclass
 class Ordered(Sampler):
     """Commits the `schedule.count` best positions by `score`.
 

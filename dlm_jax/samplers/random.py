@@ -1,6 +1,5 @@
 """Random order (LLaDA's `remasking='random'`)."""
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -9,7 +8,6 @@ from dlm_jax.samplers.ordered import Ordered
 from dlm_jax.types import Canvas, Prediction
 
 
-@flax.struct.dataclass
 class Random(Ordered):
     """Commits positions in uniformly random order (arXiv:2502.09992, section 2.4)."""
 

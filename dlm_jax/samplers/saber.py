@@ -25,7 +25,6 @@ class SaberState:
     previous: Float[Array, "l"]
 
 
-@flax.struct.dataclass
 class Saber(Sampler):
     """Saber as published (arXiv:2510.18165, section 3).
 

@@ -30,7 +30,6 @@ class SaberReleasedState:
     has_previous: Bool[Array, "l"]
 
 
-@flax.struct.dataclass
 class SaberReleased(Sampler):
     """The released code of Saber (arXiv:2510.18165), quirks included.
 

@@ -1,6 +1,5 @@
 """Confidence-aware parallel decoding with a fixed threshold."""
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -9,7 +8,6 @@ from dlm_jax import select
 from dlm_jax.types import Canvas, Decision, Prediction, Sampler
 
 
-@flax.struct.dataclass
 class Threshold(Sampler):
     """Commits every candidate at or above a confidence, else the best one.
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from dlm_jax.tasks.maze import Maze
+
 _ORDERS = ("low_confidence", "entropy", "margin")
 _PROXIES = ("entropy", "confidence", "margin")
 
@@ -61,7 +63,7 @@ def get_config() -> ConfigDict:
             "min_ratio": 2.5,
             "margin": 0.02,
             "floor": 0.1,
-            "error_split_specs": _split_specs((*ks, 53), (*gammas, "inf")),
+            "error_split_specs": _split_specs((*ks, Maze.gen_length), (*gammas, "inf")),
             "error_split_examples": 200,
             "quick": {"num_examples": 100, "error_split_examples": 50},
         }

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Key
 
 from dlm_jax.errors import InputError
 from dlm_jax.generate import row_keys
@@ -19,8 +19,9 @@ from dlm_jax.parallel import Parallel
 from dlm_jax.tables import markdown
 from dlm_jax.types import ABSENT, Options, Prompts, Sampler
 
-# Fills rows: tokens [n, l], and the forwards each row took part in, [n].
-Fill = Callable[[Sampler, Prompts], tuple[np.ndarray, np.ndarray]]
+# Fills rows by their random keys: tokens [n, l], and the forwards each row took part
+# in, [n].
+Fill = Callable[[Sampler, Prompts, Key[jax.Array, "n"]], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +61,13 @@ def in_batches(fill: Fill, batch_size: int) -> Fill:
       batch_size: rows of a batch.
     """
 
-    def fill_all(sampler: Sampler, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
+    def fill_all(
+        sampler: Sampler, prompts: Prompts, keys: Key[jax.Array, "n"]
+    ) -> tuple[np.ndarray, np.ndarray]:
         starts = range(0, len(prompts.tokens), batch_size)
+        rows = prompts, keys
         parts = [
-            fill(sampler, jax.tree.map(lambda x, i=i: x[i : i + batch_size], prompts))
+            fill(sampler, *jax.tree.map(lambda x, i=i: x[i : i + batch_size], rows))
             for i in starts
         ]
         tokens, num_steps = zip(*parts, strict=True)
@@ -72,32 +76,22 @@ def in_batches(fill: Fill, batch_size: int) -> Fill:
     return fill_all
 
 
-def without_queue(
-    parallel: Parallel, options: Options, batch_size: int, seed: int = 0
-) -> Fill:
-    """Our own loop on one batch after the other, each until its last row is done.
+def without_queue(parallel: Parallel, options: Options) -> Fill:
+    """Our own loop with a slot for every row.
 
     Args:
       parallel: the loop.
       options: as those of the race.
-      batch_size: rows of a batch.
-      seed: of the random keys, as that of the race.
     """
     alone = dataclasses.replace(options, num_slots=ABSENT)
 
-    def fill_all(sampler: Sampler, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
-        keys = row_keys(seed, np.arange(len(prompts.tokens)))
-        parts = []
-        for start in range(0, len(keys), batch_size):
-            here = slice(start, start + batch_size)
-            batch = jax.tree.map(lambda x, here=here: x[here], prompts)
-            parts.append(parallel(sampler, batch, keys[here], alone))
-        return (
-            np.concatenate([np.asarray(part.tokens) for part in parts]),
-            np.concatenate([np.asarray(part.num_steps) for part in parts]),
-        )
+    def fill(
+        sampler: Sampler, prompts: Prompts, keys: Key[jax.Array, "n"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        generation = parallel(sampler, prompts, keys, alone)
+        return np.asarray(generation.tokens), np.asarray(generation.num_steps)
 
-    return fill_all
+    return fill
 
 
 def race(
@@ -146,7 +140,7 @@ def race(
 
     ways = [ours]
     if reference is not None:
-        ways.append(lambda spec: reference(samplers[spec], prompts))
+        ways.append(lambda spec: reference(samplers[spec], prompts, keys))
     compile_seconds, outputs = {}, {}
     for spec, sampler in samplers.items():
         compile_seconds[spec] = parallel.compile(sampler, prompts, keys, options)

@@ -21,7 +21,7 @@ from dlm_jax import batching, files, provenance, samplers
 from dlm_jax.errors import InputError
 from dlm_jax.parallel import Loaded, Parallel
 from dlm_jax.parallel import load as load_parallel
-from dlm_jax.tasks.task import Example, Task, check_codec
+from dlm_jax.tasks.task import Example, Task, load_codec
 from dlm_jax.text import Codec
 from dlm_jax.types import Sampler
 
@@ -102,12 +102,10 @@ def load(
       num_sharing: devices that share the weights, see `parallel.load`.
 
     Raises:
-      InputError: as `parallel.load`, or as `check_codec`.
+      InputError: as `parallel.load`, or as `load_codec`.
     """
     model = load_parallel(checkpoint, dtype, num_sharing)
-    codec = Codec.load(checkpoint, model.config)
-    check_codec(task, codec)
-    return model, codec
+    return model, load_codec(task, checkpoint, model.config)
 
 
 def run(

@@ -22,6 +22,13 @@ def define_config(default: str, help_: str) -> flags.FlagHolder[ConfigDict]:
         return config_flags.DEFINE_config_file("config", default, help_)
 
 
+def define_sharing() -> flags.FlagHolder[int | None]:
+    """Defines --devices_per_model, see `parallel.load`."""
+    return flags.DEFINE_integer(
+        "devices_per_model", None, "Devices that share the weights; by default none do."
+    )
+
+
 def define_hosts() -> Callable[[], hosts.Host]:
     """Defines the flags of runs over several hosts.
 

@@ -18,6 +18,7 @@ nothing. --profile writes a trace of one run of each sampler for XProf.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import tempfile
@@ -104,15 +105,16 @@ def main(argv: Sequence[str]) -> None:
             raise InputError(f"{name} ({min(values)}) must be at least 1")
     rules = {spec: samplers.parse(spec) for spec in config.samplers}
     model, gen_lengths, workload = _subject(config)
-    torch_fill, num_threads = None, None
-    if _REFERENCE.value == "torch":
-        torch_fill, num_threads = _torch_loop(model)
-
     denoiser, params = as_denoiser(model)
     parallel = DataParallel(denoiser, params)
+    fill_of, num_threads = None, None
+    if _REFERENCE.value == "torch":
+        fill_of, num_threads = _torch_loop(model)
+    elif _REFERENCE.value == "batches":
+        fill_of = functools.partial(bench.without_queue, parallel)
     peak = steps.matmul_peak(params["wte"].dtype)
     shapes = [(b, g) for g in gen_lengths for b in config.batch_sizes]
-    num_ways = 1 if _REFERENCE.value == "none" else 2
+    num_ways = 1 if fill_of is None else 2
     num_runs = len(shapes) * len(rules) * num_ways * config.num_pairs
     records = []
     with tqdm(total=num_runs, unit="run", disable=None) as progress:
@@ -122,12 +124,8 @@ def main(argv: Sequence[str]) -> None:
             num_slots = parallel.num_slots(batch_size)
             options = dataclasses.replace(options, num_slots=num_slots)
             reference = None
-            if torch_fill is not None:
-                reference = bench.in_batches(torch_fill, batch_size)
-            elif _REFERENCE.value == "batches":
-                reference = bench.without_queue(
-                    parallel, options, batch_size, config.seed
-                )
+            if fill_of is not None:
+                reference = bench.in_batches(fill_of(options), batch_size)
             results = bench.race(
                 *(parallel, rules, prompts, options),
                 num_pairs=config.num_pairs,
@@ -193,7 +191,7 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
     return model, gen_lengths or [config.gen_length], random
 
 
-def _torch_loop(model: LLaDA) -> tuple[bench.Fill, int]:
+def _torch_loop(model: LLaDA) -> tuple[Callable[[Options], bench.Fill], int]:
     """The eager loop on the same weights, and the threads that PyTorch takes."""
     try:
         import torch
@@ -205,10 +203,12 @@ def _torch_loop(model: LLaDA) -> tuple[bench.Fill, int]:
         checkpoints.save_hf(model, pathlib.Path(directory) / "model")
         twin = reference.load_llada(pathlib.Path(directory) / "model")
 
-    def fill(sampler: Sampler, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
+    def fill(
+        sampler: Sampler, prompts: Prompts, keys: jax.Array
+    ) -> tuple[np.ndarray, np.ndarray]:
         return eager.fill(twin, sampler, prompts, twin.config.mask_token_id)
 
-    return fill, torch.get_num_threads()
+    return lambda options: fill, torch.get_num_threads()
 
 
 if __name__ == "__main__":

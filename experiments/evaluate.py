@@ -26,9 +26,7 @@ _CHECKPOINT = flags.DEFINE_string(
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["bfloat16", "float32"], "Default: as stored."
 )
-_SHARING = flags.DEFINE_integer(
-    "devices_per_model", None, "Devices that share the weights; by default none do."
-)
+_SHARING = _app.define_sharing()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the records; default: runs/evaluate/TASK."
 )

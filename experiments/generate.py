@@ -44,9 +44,7 @@ _INFILL = flags.DEFINE_bool("infill", False, "Fill the mask tokens in the prompt
 _OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write; must not exist.")
 _BLOCK = flags.DEFINE_integer("block_length", None, "Tokens per block, left to right.")
 _START = _app.define_hosts()
-_SHARING = flags.DEFINE_integer(
-    "devices_per_model", None, "Devices that share the weights; by default none do."
-)
+_SHARING = _app.define_sharing()
 _OVERRIDES = [
     _BLOCK,
     flags.DEFINE_multi_string("sampler", None, "As saber(n=2, mu=8); may be repeated."),

@@ -24,9 +24,7 @@ _CHECKPOINT = flags.DEFINE_string(
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["bfloat16", "float32"], "Default: as stored."
 )
-_SHARING = flags.DEFINE_integer(
-    "devices_per_model", None, "Devices that share the weights; by default none do."
-)
+_SHARING = _app.define_sharing()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/sweep/TASK.")
 _OVERRIDES = [
     flags.DEFINE_string("split", None, "Of the task's examples."),

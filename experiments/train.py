@@ -9,8 +9,8 @@ stage holds the losses.
 Where a WORKDIR is lost but a model that its first stages made is there, training goes
 on with the stage after them:
 
-    python -m experiments.train --config=configs/train_maze.py \
-        --from_model=dlm_jax/zoo/maze --from_stage=2
+    python -m experiments.train --config=configs/train_sudoku.py \
+        --from_model=DIR --from_stage=2
 """
 
 import dataclasses

@@ -24,14 +24,14 @@ def plain(query, key, value, visibility):
 
 
 def draw(length, head_dim, num_seen_by=1, dtype=jnp.float32):
-    """Queries of 4 heads on keys of 2; rows with all, some and no visible keys."""
+    """Queries of 4 heads on keys of 2; of row 1, which is padding, no key is seen."""
     keys = jax.random.split(jax.random.key(0), 4)
     query = jax.random.normal(keys[0], (3, length, 4, head_dim), dtype)
     key, value = (
         jax.random.normal(k, (3, length, 2, head_dim), dtype) for k in keys[1:3]
     )
     visibility = jax.random.bernoulli(keys[3], 0.6, (3, num_seen_by, length))
-    visibility = visibility.at[0].set(True).at[..., 0].set(True).at[1].set(False)
+    visibility = visibility.at[..., 0].set(True).at[1].set(False)
     return query, key, value, visibility
 
 

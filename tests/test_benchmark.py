@@ -67,7 +67,7 @@ def test_eager_loop_fills_as_ours_does(spec, checkpoint, parallel):
 
     model = reference.load_llada(checkpoint)
 
-    def fill(sampler, prompts):
+    def fill(sampler, prompts, keys):
         return eager.fill(model, sampler, prompts, sudoku.MASK_ID)
 
     (result,) = race(parallel, [spec], num_slots=2, num_pairs=1, reference=fill)
@@ -79,8 +79,7 @@ def test_eager_loop_fills_as_ours_does(spec, checkpoint, parallel):
 
 
 def test_rows_that_differ_are_not_counted_equal(parallel):
-    def one_wrong_token_one_wrong_nfe(sampler, prompts):
-        keys = jax.random.split(jax.random.key(0), 2)
+    def one_wrong_token_one_wrong_nfe(sampler, prompts, keys):
         generation = parallel(sampler, prompts, keys, Options(60))
         tokens, num_steps = generation.tokens.copy(), generation.num_steps.copy()
         tokens[0, 0] += 1
@@ -99,7 +98,7 @@ def test_rows_that_differ_are_not_counted_equal(parallel):
 def test_race_alternates_and_compiles_before(parallel):
     runs = []
 
-    def reference(sampler, prompts):
+    def reference(sampler, prompts, keys):
         runs.append("theirs")
         return np.zeros((2, 90), int), np.ones(2, int)
 
@@ -162,11 +161,12 @@ def test_records_are_medians_of_neighbours():
 def test_in_batches_fills_all_rows_in_order():
     prompts, sizes = prompts_of(5), []
 
-    def fill(sampler, batch):
+    def fill(sampler, batch, keys):
+        assert len(keys) == len(batch.tokens)
         sizes.append(len(batch.tokens))
         return batch.tokens, batch.is_blank.sum(axis=1)
 
-    tokens, num_steps = bench.in_batches(fill, 2)(None, prompts)
+    tokens, num_steps = bench.in_batches(fill, 2)(None, prompts, np.arange(5))
     assert sizes == [2, 2, 1]
     np.testing.assert_array_equal(tokens, prompts.tokens)
     np.testing.assert_array_equal(num_steps, prompts.is_blank.sum(axis=1))
@@ -180,7 +180,7 @@ def test_the_queue_changes_no_row(parallel):
         *(parallel, rules, prompts_of(5), options),
         num_pairs=1,
         seed=3,
-        reference=bench.without_queue(parallel, options, 2, seed=3),
+        reference=bench.in_batches(bench.without_queue(parallel, options), 2),
     )
     assert [result.num_equal for result in results] == [5, 5]
 

@@ -361,8 +361,19 @@ def test_programs_fit_the_limits_of_their_task_or_stage(asked, data, tmp_path):
     assert (is_maskable.sum(1) == limits.answer).all()
     assert ((is_valid & ~is_maskable).sum(1) <= limits.prompt).all()
     assert (tokens[np.arange(32), is_valid.sum(1) - 1] == task_module.EOS_ID).all()
-    programs = [example.truth.program for example in asked.examples("test", 20)]
-    assert 3 <= max(map(len, programs)) <= asked.limits.max_steps
+    for row, maskable in zip(tokens, is_maskable, strict=True):
+        answer = "".join(task_module.VOCABULARY[t] for t in row[maskable])
+        lines = answer.split("<|endoftext|>")[0].splitlines()
+        # Each step is a statement, of which a loop or a choice has up to four lines.
+        assert 2 <= len(lines) <= 1 + 4 * limits.max_steps
+
+
+@pytest.mark.parametrize("asked", [TASK, task_module.LongProgram()])
+def test_examples_fit_the_limits_of_their_task(asked):
+    lengths = {len(e.truth.program) for e in asked.examples("test", 60)}
+    assert lengths == set(range(2, asked.limits.max_steps + 1))
+    for example in asked.examples("test", 20):
+        assert len(task_module.encode(example.prompt)) <= asked.limits.prompt
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ A denoiser holds one of these functions (`llada.LLaDA.attention`), `best` by def
     model.attention = attention.batched
 """
 
+import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -89,7 +91,7 @@ def flash(
     from jax.experimental.pallas.ops.tpu import flash_attention as kernel
 
     num_repeats = query.shape[2] // key.shape[2]
-    lengths = query.shape[1], key.shape[1]
+    length = query.shape[1]
     # Tokens see those of their own segment. Queries are in the one of visible keys.
     segments = kernel.SegmentIds(
         q=_pad(jnp.ones(query.shape[:2], jnp.int32), axis=1),
@@ -103,20 +105,17 @@ def flash(
             jnp.repeat(value, num_repeats, axis=2),
         )
     )
-    q, k = (_block_size(x.shape[2]) for x in (query, key))
+    block = _block_size(math.gcd(query.shape[2], key.shape[2]))
+    blocks = {field.name for field in dataclasses.fields(kernel.BlockSizes)}
     out = kernel.flash_attention(
         *(query, key, value),
         segment_ids=segments,
         sm_scale=query.shape[-1] ** -0.5,
         block_sizes=kernel.BlockSizes(
-            **dict.fromkeys(("block_q", "block_q_major_dkv", "block_q_dkv"), q),
-            **dict.fromkeys(("block_k", "block_k_major", "block_k_dkv"), k),
-            **dict.fromkeys(("block_k_major_dkv", "block_k_dq", "block_k_major_dq"), k),
-            block_q_dq=q,
-            block_b=1,
+            block_b=1, **dict.fromkeys(blocks - {"block_b"}, block)
         ),
     )
-    return out[:, :, : lengths[0]].swapaxes(1, 2)
+    return out[:, :, :length].swapaxes(1, 2)
 
 
 def _pad(x: Array, axis: int) -> Array:

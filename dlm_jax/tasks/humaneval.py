@@ -59,8 +59,7 @@ class HumanEval(Task):
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
         self.check(split, num)
         problems = _problems()
-        if num > len(problems):
-            raise InputError(f"num ({num}) must be at most {len(problems)} for {split}")
+        self.check(split, num, len(problems))
         return [
             Example(name, _REQUEST.format(prompt=problem.prompt), problem)
             for name, problem in problems[:num]

@@ -101,8 +101,7 @@ class Sudoku(CharacterTask):
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
         self.check(split, num)
         names, puzzles, _ = _SPLITS[split](num, seed)
-        if num > len(names):
-            raise InputError(f"num ({num}) must be at most {len(names)} for {split}")
+        self.check(split, num, len(names))
         return [
             Example(name, to_text(puzzle).replace(".", BLANK), puzzle)
             for name, puzzle in zip(names, puzzles, strict=True)

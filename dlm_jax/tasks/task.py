@@ -122,12 +122,14 @@ class Task(abc.ABC):
             self.gen_length, self.block_length, temperature, stop_ids=stop_ids
         )
 
-    def check(self, split: str, num: int) -> None:
-        """Raises InputError for an unknown split or a number below 1."""
+    def check(self, split: str, num: int, most: int | None = None) -> None:
+        """Raises InputError for an unknown split, or a number below 1 or above most."""
         if split not in self.splits:
             raise InputError(f"split ({split}) must be one of {', '.join(self.splits)}")
         if num < 1:
             raise InputError(f"num ({num}) must be at least 1")
+        if most is not None and num > most:
+            raise InputError(f"num ({num}) must be at most {most} for {split}")
 
 
 class Trainable(Task):
@@ -211,9 +213,20 @@ def load(
       InputError: if the checkpoint cannot be loaded, or as `check_codec`.
     """
     model = checkpoints.load(checkpoint, dtype)
-    codec = Codec.load(checkpoint, model.config)
+    return model, load_codec(task, checkpoint, model.config)
+
+
+def load_codec(
+    task: Task, checkpoint: str | pathlib.Path, config: LLaDAConfig
+) -> Codec:
+    """Loads the tokenizer of a model that is to be asked a task.
+
+    Raises:
+      InputError: if it cannot be loaded, or as `check_codec`.
+    """
+    codec = Codec.load(checkpoint, config)
     check_codec(task, codec)
-    return model, codec
+    return codec
 
 
 def check_codec(task: Task, codec: Codec) -> None:

@@ -2,7 +2,7 @@
 
     python -m experiments.report_eb [--quick]
 
-compares EB-Sampler with fixed numbers of tokens a step on every task with a model.
+compares EB-Sampler with fixed numbers of tokens a step.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,8 @@ def get_config() -> ConfigDict:
     ks, gammas = (1, 2, 4, 8, 16), (0.001, 0.01, 0.1, 0.3, 1)
     return ConfigDict(
         {
-            "tasks": ("sudoku", "maze", "program", "countdown"),
+            # As in the paper; others with a model can be asked for.
+            "tasks": ("sudoku", "maze", "program"),
             "curves": _curves(ks, gammas),
             "split": "valid",
             "num_examples": 1000,

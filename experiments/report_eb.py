@@ -2,8 +2,8 @@ r"""EB-Sampler against its published claim: measures, and writes the report.
 
     python -m experiments.report_eb [--quick]
 
-makes experiments/reports/eb_sampler.md with its figures: accuracy against forwards of
-every task with a model, EB-Sampler beside one-token decoding on the same examples, and
+makes experiments/reports/eb_sampler.md with its figures: accuracy against forwards on
+three tasks, EB-Sampler beside one-token decoding on the same examples, and
 the split of its error on mazes, where the truth is known. Started again it goes on
 where it was stopped; what is measured is configs/report_eb.py's.
 """

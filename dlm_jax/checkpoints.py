@@ -7,6 +7,7 @@ written last, so that an incomplete copy does not load. Either may hold tokenize
 `load` reads both.
 """
 
+import functools
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from flax import nnx
 from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
-from dlm_jax import files, hf_format
+from dlm_jax import files, hf_format, hosts
 from dlm_jax.errors import InputError
 from dlm_jax.hf_format import CheckpointError
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
@@ -89,7 +90,8 @@ def load_hf(
     """Loads a Hugging Face directory; arguments and errors are those of `load`.
 
     Reads a slab of one tensor at a time straight into the stacked parameter, so that
-    host memory holds the parameters and little more. Nothing is read before all names,
+    host memory holds the parameters and little more; of those that are sharded over
+    several hosts, each reads its own part only. Nothing is read before all names,
     shapes and dtypes have been found right.
     """
     directory = Path(directory)
@@ -110,13 +112,36 @@ def load_hf(
     )
     with progress:
         for path, spec in specs.items():
-            buffer = _aligned_empty(spec.shape, dtype)
-            for slot in slots:
-                if slot.path == path:
-                    hf_format.read_into(found.tensors[slot.name], slot, buffer)
-                    progress.update()
-            params[path] = jax.device_put(buffer, placements[path], may_alias=True)
+            own = [slot for slot in slots if slot.path == path]
+
+            @functools.cache  # Devices that hold the same part share one reading.
+            def read(*index: tuple[int, int], own=own) -> np.ndarray:
+                slices = [slice(start, stop) for start, stop in index]
+                part = _aligned_empty([stop - start for start, stop in index], dtype)
+                for slot in own:
+                    hf_format.read_into(found.tensors[slot.name], slot, slices, part)
+                return part
+
+            sharding = placements[path]
+            where = sharding.addressable_devices_indices_map(spec.shape)
+            parts = []
+            for device, index in where.items():
+                part = read(*_bounds(index, spec.shape))
+                parts.append(jax.device_put(part, device, may_alias=True))
+            params[path] = jax.make_array_from_single_device_arrays(
+                spec.shape, sharding, parts
+            )
+            progress.update(len(own))
     return _merge(abstract, params)
+
+
+def _bounds(
+    index: Sequence[slice], shape: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Start and stop along each axis."""
+    return tuple(
+        part.indices(size)[:2] for part, size in zip(index, shape, strict=True)
+    )
 
 
 def save_hf(
@@ -165,6 +190,9 @@ def save_orbax(
 ) -> None:
     """Writes a model in Orbax format; arguments and errors are those of `save_hf`.
 
+    Of a model that is sharded over several hosts, each writes its own part; all of them
+    call this, and see the same file system.
+
     Parameters are written uncompressed, in chunks of at most 32 MiB and one file each:
     Orbax's defaults (one database, compressed) hold them in memory almost twice.
     """
@@ -175,12 +203,14 @@ def save_orbax(
     )
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
     num_bytes = sum(param.nbytes for param in jax.tree.leaves(params))
-    with files.staged(directory, num_bytes, is_directory=True) as staging:
+    with hosts.staged(directory, num_bytes) as staging:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(
                 staging.absolute() / _PARAMS,
                 args=ocp.args.PyTreeSave(params, save_args=save_args),
             )
+        if jax.process_index():
+            return
         _copy(extra_files, staging)
         _write_json(staging / hf_format.CONFIG, config)
         # Last: what is left of a killed process has no inventory and does not load.
@@ -304,7 +334,7 @@ def _choose_dtype(
     return dtype
 
 
-def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     num_bytes = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT

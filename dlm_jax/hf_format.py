@@ -102,11 +102,6 @@ class Slot:
     shape: tuple[int, ...]
     is_transposed: bool
 
-    def view(self, parameter: np.ndarray) -> np.ndarray:
-        """The part of a (stacked) parameter that is this tensor, oriented as stored."""
-        part = parameter if self.layer is None else parameter[self.layer]
-        return part.T if self.is_transposed else part
-
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
@@ -249,17 +244,34 @@ def compare(expected: Sequence[Slot], found: Survey) -> list[str]:
     return problems
 
 
-def read_into(tensor: Stored, slot: Slot, parameter: np.ndarray) -> None:
-    """Copies a tensor into its place, casting to the parameter's dtype.
+def read_into(
+    tensor: Stored, slot: Slot, index: Sequence[slice], part: np.ndarray
+) -> None:
+    """Copies what a tensor holds of a part of its parameter, casting to its dtype.
 
-    The file is opened anew: its pages count as ours for as long as it stays mapped.
+    Nothing else of the tensor is read. The file is opened anew: its pages count as ours
+    for as long as it stays mapped.
+
+    Args:
+      tensor: where it is stored.
+      slot: its place in the (stacked) parameter.
+      index: which part, a slice with start and stop for each axis of the parameter.
+      part: the array to fill, `parameter[index]`.
     """
-    target = slot.view(parameter)
+    if slot.layer is not None:
+        layers, *index = index
+        if slot.layer not in range(layers.start, layers.stop):
+            return
+        part = part[slot.layer - layers.start]
+    if slot.is_transposed:
+        index, part = index[::-1], part.T
+    rows, *columns = index
     with safe_open(tensor.file, framework="numpy") as file:
-        rows = file.get_slice(slot.name)
-        for start in range(0, slot.shape[0], _ROWS):
-            stop = min(start + _ROWS, slot.shape[0])
-            target[start:stop] = rows[start:stop]
+        stored = file.get_slice(slot.name)
+        for start in range(rows.start, rows.stop, _ROWS):
+            stop = min(start + _ROWS, rows.stop)
+            values = stored[(slice(start, stop), *columns)]
+            part[start - rows.start : stop - rows.start] = values
 
 
 def split(

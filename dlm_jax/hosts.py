@@ -1,17 +1,22 @@
 """Several processes, one on each host of a pod or cluster, that share out prompts.
 
 Each process runs its own rows on its own devices and writes a shard of the results;
-`merge` puts shards together. Processes talk to each other only to start: a TPU's
-runtime needs all hosts of a slice, and it is known at once if one is missing.
+`merge` puts shards together. To generate, processes talk to each other only to start: a
+TPU's runtime needs all hosts of a slice, and it is known at once if one is missing. To
+write a checkpoint together, they also agree on its place and wait for its end.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from dlm_jax import files
 from dlm_jax.errors import InputError
@@ -89,6 +94,45 @@ def start(
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"processes did not find each other: {reason}") from error
     return Host(jax.process_index(), jax.process_count())
+
+
+@contextlib.contextmanager
+def staged(path: str | pathlib.Path, num_bytes: int = 0) -> Iterator[pathlib.Path]:
+    """A directory that all processes fill, see `files.staged`.
+
+    They enter and leave it together, and see the same file system.
+
+    Args:
+      path: to be created.
+      num_bytes: that are going to be written to it by all.
+
+    Raises:
+      InputError: as `files.check_output`.
+    """
+    path = pathlib.Path(path)
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            own = files.staged(path, num_bytes, is_directory=True)
+            partial = stack.enter_context(own)
+        else:
+            files.check_output(path, num_bytes)
+            partial = path
+        if jax.process_count() > 1:
+            # Only process 0 knows the random part of the name.
+            name = np.zeros(255, np.uint8)
+            encoded = np.frombuffer(os.fsencode(partial.name), np.uint8)
+            name[: len(encoded)] = encoded
+            name = multihost_utils.broadcast_one_to_all(name)
+            name = os.fsdecode(np.asarray(name, np.uint8).tobytes().rstrip(b"\0"))
+            partial = path.with_name(name)
+        yield partial
+        _meet("written")
+    _meet("in place")
+
+
+def _meet(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def merge(output: str | pathlib.Path) -> int:

@@ -5,6 +5,10 @@
     python -m experiments.convert --checkpoint=llada-bf16 --output=llada-hf --format=hf
 
 Both formats are recognised by what is in the directory. Tokenizer files come along.
+Several hosts that see the same files share the work, and none holds the whole model:
+
+    python -m experiments.convert ... --coordinator=HOST:PORT --num_processes=N \
+        --process_id=I    # or --cluster
 """
 
 import resource
@@ -18,6 +22,9 @@ from absl import flags
 from flax import nnx
 
 from dlm_jax import checkpoints, files
+from dlm_jax.errors import InputError
+from dlm_jax.models.llada import partition
+from dlm_jax.parallel import make_mesh, shardings
 from experiments import _app
 
 _SAVERS = {"orbax": checkpoints.save_orbax, "hf": checkpoints.save_hf}
@@ -35,6 +42,7 @@ _FORMAT = flags.DEFINE_enum("format", "orbax", list(_SAVERS), "Format to write."
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["bfloat16", "float32"], "Of the parameters; default: as stored."
 )
+_START = _app.define_hosts()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,9 +50,18 @@ def main(argv: Sequence[str]) -> None:
     del argv
     # Parameters must pass through the host anyway, and may not fit the accelerator.
     jax.config.update("jax_platforms", "cpu")
+    host = _START()
     files.check_output(_OUTPUT.value)
+    placements = None
+    if host.count > 1:
+        if _FORMAT.value != "orbax":
+            raise InputError(f"format ({_FORMAT.value}) is written by one process")
+        devices = jax.devices()
+        config = checkpoints.read_config(_CHECKPOINT.value)
+        specs = partition(config, len(devices), "model")
+        placements = shardings(specs, make_mesh(len(devices), devices))
     start = time.perf_counter()
-    model = checkpoints.load(_CHECKPOINT.value, _DTYPE.value)
+    model = checkpoints.load(_CHECKPOINT.value, _DTYPE.value, placements)
     extra_files = checkpoints.companions(_CHECKPOINT.value)
     _SAVERS[_FORMAT.value](model, _OUTPUT.value, extra_files)
     seconds = time.perf_counter() - start

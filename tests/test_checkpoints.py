@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from dlm_jax import checkpoints, hf_format
 from dlm_jax.checkpoints import CheckpointError
@@ -342,3 +344,26 @@ def test_a_failed_save_leaves_nothing(tmp_path, model, monkeypatch, save, step, 
     monkeypatch.undo()
     save(model, tmp_path / "out")
     _assert_equal(checkpoints.load(tmp_path / "out"), model)
+
+
+@pytest.mark.parametrize("is_transposed", [False, True])
+@given(data=st.data())
+def test_a_part_of_a_parameter_is_read_from_the_tensors_that_hold_it(
+    is_transposed, data, tmp_path_factory
+):
+    # More rows than are read at once.
+    whole = np.arange(3 * 150 * 4, dtype=np.float32).reshape(3, 150, 4)
+    file = tmp_path_factory.mktemp("parts") / "model.safetensors"
+    stored = whole.swapaxes(1, 2) if is_transposed else whole
+    save_file({f"layer{i}": x.copy() for i, x in enumerate(stored)}, file)
+    bounds = [
+        sorted(data.draw(st.lists(st.integers(0, size), min_size=2, max_size=2)))
+        for size in whole.shape
+    ]
+    index = tuple(slice(*bound) for bound in bounds)
+    part = np.full_like(whole[index], -1)
+    for layer, tensor in enumerate(stored):
+        slot = hf_format.Slot(f"layer{layer}", "p", layer, tensor.shape, is_transposed)
+        where = hf_format.Stored(file, tensor.shape, "F32")
+        hf_format.read_into(where, slot, index, part)
+    np.testing.assert_array_equal(part, whole[index])

@@ -1,11 +1,15 @@
 """Several processes that share prompts out, and their shards put together."""
 
+import dataclasses
 import json
 import os
 import socket
 import subprocess
 import sys
 
+import checkpoint_files as files_of
+import jax
+import numpy as np
 import pytest
 from flax import nnx
 from hypothesis import given
@@ -21,6 +25,19 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return listener.getsockname()[1]
+
+
+def popen(command, num_devices, **environment):
+    """A process that sees so many devices and this project."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)]),
+        **environment,
+    }
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def record(index, sampler="saber"):
@@ -141,6 +158,45 @@ def test_alone_if_nothing_is_asked_for():
     assert str(host.shard("answers.jsonl")) == "answers.jsonl"
 
 
+def test_two_processes_convert_a_checkpoint_together(tmp_path):
+    config = dataclasses.replace(files_of.CONFIG, n_heads=4, n_kv_heads=4)
+    directory = files_of.write(
+        tmp_path / "hf", files_of.random_tensors(config), config, num_shards=2
+    )
+    (directory / "tokenizer.json").write_text("{}")
+    port = free_port()
+
+    def start(name, *flags):
+        command = [sys.executable, "-m", "experiments.convert", *flags]
+        command += [f"--checkpoint={directory}", f"--output={tmp_path / name}"]
+        return popen(command, num_devices=2)
+
+    processes = [start("alone")]
+    for number in range(2):
+        flags = [f"--coordinator=localhost:{port}", "--num_processes=2"]
+        processes.append(start("pair", *flags, f"--process_id={number}"))
+    for process in processes:
+        said, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, said.decode()
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["alone", "hf", "pair"]
+    assert (tmp_path / "pair" / "tokenizer.json").exists()
+    pair, alone, source = (
+        jax.tree.leaves_with_path(nnx.state(checkpoints.load(tmp_path / name)))
+        for name in ("pair", "alone", "hf")
+    )
+    for ours, plain, stored in zip(pair, alone, source, strict=True):
+        np.testing.assert_array_equal(ours[1], plain[1], err_msg=str(ours[0]))
+        np.testing.assert_array_equal(ours[1], stored[1], err_msg=str(ours[0]))
+    # Each process wrote the chunks of its own devices: a quarter of a matrix each.
+    chunks = [
+        path
+        for path in (tmp_path / "pair" / "params").rglob("*")
+        if "ff_proj" in str(path) and path.is_file() and not path.name.startswith(".")
+    ]
+    assert len(chunks) >= 4
+
+
 def test_two_processes_of_four_devices_give_what_one_process_gives(tmp_path):
     shape = {"d_model": 16, "n_heads": 4, "n_layers": 1, "mlp_hidden_size": 16}
     model = LLaDA(sudoku.Sudoku().model_config(**shape), rngs=nnx.Rngs(0))
@@ -155,15 +211,7 @@ def test_two_processes_of_four_devices_give_what_one_process_gives(tmp_path):
         # In float64 no rounding can decide a near-tie.
         command += ["--sampler=saber", "--dtype=float64"]
         command += [f"--output={tmp_path / name}"]
-        environment = {
-            **os.environ,
-            "JAX_ENABLE_X64": "true",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-            "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)]),
-        }
-        return subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        return popen(command, num_devices=4, JAX_ENABLE_X64="true")
 
     pair = [
         start(

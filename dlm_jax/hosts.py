@@ -1,16 +1,16 @@
 """Several processes, one on each host of a pod or cluster, that share out prompts.
 
 Each process runs its own rows on its own devices and writes a shard of the results;
-`merge` puts shards together. To generate, processes talk to each other only to start: a
-TPU's runtime needs all hosts of a slice, and it is known at once if one is missing. To
-write a checkpoint together, they also agree on its place and wait for its end.
+`merge` puts shards together. To generate, processes talk to each other only to start
+and to end: a TPU's runtime needs all hosts of a slice, and it is known before any work
+if one is missing. To write a checkpoint together, they also agree on its place.
 """
 
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -22,6 +22,10 @@ from dlm_jax import files
 from dlm_jax.errors import InputError
 
 _Item = TypeVar("_Item")
+# Seconds, a week.
+_LONGEST_WAIT = 7 * 24 * 3600
+# What must be the same in all shards of an output.
+_COMMON = ("checkpoint", "dtype", "gen_length", "block_length", "temperature", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +87,23 @@ def start(
             f"{', '.join(missing)} must be given too, or found in a cluster's "
             "environment (--cluster)"
         )
-    if process_id is not None and not 0 <= process_id < (num_processes or 0):
+    most = float("inf") if num_processes is None else num_processes
+    if process_id is not None and not 0 <= process_id < most:
         raise InputError(
             f"process_id ({process_id}) must be from 0 to num_processes - 1 "
             f"(num_processes is {num_processes})"
         )
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise InputError(f"coordinator ({coordinator}) must be HOST:PORT")
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            *(coordinator, num_processes, process_id),
+            # What is given is not looked up: a cluster may limit the devices, too.
+            cluster_detection_method=None if is_cluster else "deactivate",
+            # One that has less to do waits for the others, which otherwise would be
+            # ended with it.
+            shutdown_timeout_seconds=_LONGEST_WAIT,
+        )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"processes did not find each other: {reason}") from error
@@ -107,32 +121,43 @@ def staged(path: str | pathlib.Path, num_bytes: int = 0) -> Iterator[pathlib.Pat
       num_bytes: that are going to be written to it by all.
 
     Raises:
-      InputError: as `files.check_output`.
+      InputError: in all of them, as `files.check_output`.
     """
     path = pathlib.Path(path)
     with contextlib.ExitStack() as stack:
+        name, problem = "", ""
         if jax.process_index() == 0:
             own = files.staged(path, num_bytes, is_directory=True)
-            partial = stack.enter_context(own)
-        else:
-            files.check_output(path, num_bytes)
-            partial = path
-        if jax.process_count() > 1:
-            # Only process 0 knows the random part of the name.
-            name = np.zeros(255, np.uint8)
-            encoded = np.frombuffer(os.fsencode(partial.name), np.uint8)
-            name[: len(encoded)] = encoded
-            name = multihost_utils.broadcast_one_to_all(name)
-            name = os.fsdecode(np.asarray(name, np.uint8).tobytes().rstrip(b"\0"))
-            partial = path.with_name(name)
-        yield partial
-        _meet("written")
-    _meet("in place")
+            try:
+                name = stack.enter_context(own).name
+            except InputError as error:
+                problem = str(error)
+        # Only process 0 knows the random part of the name.
+        name, problem = _tell(name), _tell(problem)
+        if problem:
+            raise InputError(problem)
+        yield path.with_name(name)
+        meet("written")
+    meet("in place")
 
 
-def _meet(name: str) -> None:
+def meet(name: str) -> None:
+    """Waits until all processes are here.
+
+    The first time, they connect to each other, for which JAX gives them half a minute.
+    """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def _tell(text: str) -> str:
+    """What process 0 says, up to 1,000 bytes of it."""
+    if jax.process_count() == 1:
+        return text
+    encoded = text.encode("utf-8", "surrogateescape")[:1000]
+    padded = np.frombuffer(encoded.ljust(1000, b"\0"), np.uint8)
+    told = np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)
+    return told.tobytes().rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
 def merge(output: str | pathlib.Path) -> int:
@@ -169,8 +194,13 @@ def merge(output: str | pathlib.Path) -> int:
     if missing:
         raise InputError(f"{output} lacks shards: {', '.join(missing)}")
     by_sampler: dict[str, dict[int, Mapping[str, Any]]] = {}
+    first: dict[str, Any] | None = None
     for number, path in enumerate(expected):
         for record in _read(path):
+            setting = {key: record[key] for key in _COMMON if key in record}
+            if first is not None and setting != first:
+                raise InputError(f"{path} is of another run: {setting}, not {first}")
+            first = setting
             index = record["index"]
             own = by_sampler.setdefault(record["sampler"], {})
             if index % count != number or index in own:
@@ -192,7 +222,9 @@ def merge(output: str | pathlib.Path) -> int:
 
 def _read(path: pathlib.Path) -> list[Mapping[str, Any]]:
     try:
-        records = [json.loads(line) for line in path.read_text().splitlines()]
+        # Not by splitlines, for which characters inside of a string end a line too.
+        *lines, rest = path.read_text(encoding="utf-8").split("\n")
+        records = [json.loads(line) for line in [*lines, *filter(None, [rest])]]
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error})") from None
     for number, record in enumerate(records, start=1):

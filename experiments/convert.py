@@ -21,7 +21,7 @@ import jax
 from absl import flags
 from flax import nnx
 
-from dlm_jax import checkpoints, files
+from dlm_jax import checkpoints, files, hosts
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import partition
 from dlm_jax.parallel import make_mesh, shardings
@@ -59,6 +59,8 @@ def main(argv: Sequence[str]) -> None:
         devices = jax.devices()
         config = checkpoints.read_config(_CHECKPOINT.value)
         specs = partition(config, len(devices), "model")
+        # Before they read, for some take longer than others.
+        hosts.meet("begun")
         placements = shardings(specs, make_mesh(len(devices), devices))
     start = time.perf_counter()
     model = checkpoints.load(_CHECKPOINT.value, _DTYPE.value, placements)

@@ -40,6 +40,17 @@ def popen(command, num_devices, **environment):
     )
 
 
+def finish(processes):
+    """Waits for processes that are to end well; none is left running."""
+    try:
+        for process in processes:
+            said, _ = process.communicate(timeout=600)
+            assert process.returncode == 0, said.decode()
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def record(index, sampler="saber"):
     return {"index": index, "sampler": sampler, "text": f"{sampler} of {index}"}
 
@@ -71,6 +82,18 @@ def test_merged_shards_are_what_one_process_writes(tmp_path, count, num_prompts)
     assert merged == (tmp_path / "one.jsonl").read_bytes()
 
 
+def test_shards_with_any_character_are_merged(tmp_path):
+    text = "one\u2028two\u2029three\x85four\x0bfive"
+    records = [{**record(index), "text": text} for index in range(2)]
+    for index in range(2):
+        shard = hosts.Host(index, 2).shard(tmp_path / "a.jsonl")
+        files.write_jsonl(shard, records[index : index + 1])
+    assert hosts.merge(tmp_path / "a.jsonl") == 2
+    files.write_jsonl(tmp_path / "b.jsonl", records)
+    merged = (tmp_path / "a.jsonl").read_bytes()
+    assert merged == (tmp_path / "b.jsonl").read_bytes()
+
+
 def remove(shards):
     shards[1].unlink()
 
@@ -97,6 +120,11 @@ def empty(shards):
         shard.write_text("")
 
 
+def set_another_seed(shards):
+    lines = [json.loads(line) for line in shards[1].read_text().splitlines()]
+    shards[1].write_text("".join(f"{json.dumps({**x, 'seed': 1})}\n" for x in lines))
+
+
 def of_something_else(shards):
     shards[0].write_text('{"text": ""}\n')
 
@@ -115,6 +143,7 @@ def add_of_another_run(shards):
         (cut_a_line, r"lacks prompts of saber: 1$"),
         (cut_within_a_line, r"a\.jsonl\.00000-of-00003 is damaged"),
         (empty, r"the shards of .*a\.jsonl have no records"),
+        (set_another_seed, r"a\.jsonl\.00001-of-00003 is of another run: .*'seed': 1"),
         (of_something_else, r"a\.jsonl\.00000-of-00003, line 1 must have index"),
         (add_of_another_run, r"has shards of different runs: a\.jsonl\.0000"),
     ],
@@ -144,6 +173,7 @@ def test_an_output_without_shards_or_one_that_exists_is_refused(tmp_path):
             ("localhost:1", 2, 2),
             r"process_id \(2\) must be from 0 to num_processes - 1",
         ),
+        (("localhost", 2, 1), r"coordinator \(localhost\) must be HOST:PORT"),
         (("localhost:1", 2, -1), r"process_id \(-1\) must be from 0"),
     ],
 )
@@ -175,9 +205,7 @@ def test_two_processes_convert_a_checkpoint_together(tmp_path):
     for number in range(2):
         flags = [f"--coordinator=localhost:{port}", "--num_processes=2"]
         processes.append(start("pair", *flags, f"--process_id={number}"))
-    for process in processes:
-        said, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, said.decode()
+    finish(processes)
     written = sorted(path.name for path in tmp_path.iterdir())
     assert written == ["alone", "hf", "pair"]
     assert (tmp_path / "pair" / "tokenizer.json").exists()
@@ -188,7 +216,7 @@ def test_two_processes_convert_a_checkpoint_together(tmp_path):
     for ours, plain, stored in zip(pair, alone, source, strict=True):
         np.testing.assert_array_equal(ours[1], plain[1], err_msg=str(ours[0]))
         np.testing.assert_array_equal(ours[1], stored[1], err_msg=str(ours[0]))
-    # Each process wrote the chunks of its own devices: a quarter of a matrix each.
+    # A chunk for each of four devices; who writes it, only memory shows (-m slow).
     chunks = [
         path
         for path in (tmp_path / "pair" / "params").rglob("*")
@@ -222,9 +250,7 @@ def test_two_processes_of_four_devices_give_what_one_process_gives(tmp_path):
         )
         for number in range(2)
     ]
-    for process in [*pair, start("alone.jsonl")]:
-        said, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, said.decode()
+    finish([*pair, start("alone.jsonl")])
     shards = sorted(path.name for path in tmp_path.glob("pair*"))
     assert shards == [f"pair.jsonl.0000{i}-of-00002" for i in range(2)]
     hosts.merge(tmp_path / "pair.jsonl")

@@ -151,10 +151,12 @@ def predict(
         found["best"] = jnp.maximum(_pick(candidates, index), _LOWEST)
         found["best_token"] = token_ids[index]
         if "runner_up_log_prob" in needs:
-            others = jnp.where(
-                jnp.arange(size) == index[..., None], -jnp.inf, candidates
-            )
-            found["runner_up"] = jnp.maximum(jnp.max(others, axis=-1), _LOWEST)
+            # The two best that count: a deferred token has probability 0.
+            eligible = _exclude(candidates, token_ids, deferred_ids)
+            index = jnp.argmax(eligible, axis=-1)
+            found["first"] = jnp.maximum(_pick(eligible, index), _LOWEST)
+            others = jnp.where(jnp.arange(size) == index[..., None], -jnp.inf, eligible)
+            found["second"] = jnp.maximum(jnp.max(others, axis=-1), _LOWEST)
         if "held_log_prob" in needs:
             offset = held - start
             is_here = (offset >= 0) & (offset < size)
@@ -225,7 +227,9 @@ def predict(
     if "best_log_prob" in needs:
         optional["best_log_prob"] = best_log_prob
     if "runner_up_log_prob" in needs:
-        optional["runner_up_log_prob"] = log_prob(running["runner_up"], None)
+        is_first = running["first"] == running["best"]
+        runner_up = jnp.where(is_first, running["second"], running["first"])
+        optional["runner_up_log_prob"] = log_prob(runner_up, None)
     if "held_log_prob" in needs:
         optional["held_log_prob"] = log_prob(running["held"], None)
     if "entropy" in needs:
@@ -251,10 +255,11 @@ def _merge(left: dict[str, Array], right: dict[str, Array]) -> dict[str, Array]:
             for part, shift, scale in zip((left, right), shifts, scales, strict=True)
         ]
         both["moment"] = own[0] + own[1]
-    if "runner_up" in left:
-        loser = jnp.minimum(left["best"], right["best"])
-        runner_up = jnp.maximum(left["runner_up"], right["runner_up"])
-        both["runner_up"] = jnp.maximum(runner_up, loser)
+    if "second" in left:
+        loser = jnp.minimum(left["first"], right["first"])
+        second = jnp.maximum(left["second"], right["second"])
+        both["first"] = jnp.maximum(left["first"], right["first"])
+        both["second"] = jnp.maximum(second, loser)
     if "held" in left:
         both["held"] = jnp.maximum(left["held"], right["held"])
     for decisive, names in (

@@ -157,7 +157,7 @@ def race(
         Result(
             sampler=spec,
             length=prompts.tokens.shape[1],
-            batch_size=min(num_slots, num_rows),
+            batch_size=min(num_slots * parallel.num_groups, num_rows),
             compile_seconds=compile_seconds[spec],
             seconds=seconds[spec][0],
             reference_seconds=None if reference is None else seconds[spec][1],

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from dlm_jax import roofline
+from dlm_jax import generate, roofline, row
 from dlm_jax.bench import Result
 from dlm_jax.models.llada import LLaDAConfig
-from dlm_jax.types import Denoiser, Prompts, View
+from dlm_jax.types import Denoiser, Options, Prompts, Sampler, View
 
 # A single call is too short to be timed; what is timed takes at least this long.
 _SECONDS = 0.3
@@ -94,6 +94,19 @@ def time_forward(
     return float(np.median([seconds_of(num) / num for _ in range(repeats)]))
 
 
+def region_size(
+    denoiser: Denoiser, sampler: Sampler, prompts: Prompts, options: Options
+) -> int:
+    """Positions of a row that a sampler needs predictions of, in one step."""
+    sampler, prompts, options = generate.prepare(denoiser, sampler, prompts, options)
+
+    def region(sampler: Sampler, prompts: Prompts) -> Int[Array, "r"]:
+        frame, first = row.start(denoiser, options, sampler, prompts)
+        return sampler.region(row.observe(denoiser, options, frame, first))
+
+    return jax.eval_shape(jax.vmap(region), sampler, prompts).shape[1]
+
+
 def matmul_peak(dtype: jax.typing.DTypeLike, repeats: int = 5) -> float:
     """Operations a second of the best matrix product of this device, measured.
 
@@ -120,6 +133,7 @@ def records(
     config: LLaDAConfig,
     shape: Shape,
     *,
+    regions: Mapping[str, int],
     forward_seconds: float,
     peak: float,
     memory: Mapping[str, int],
@@ -130,17 +144,19 @@ def records(
       results: of one race on one device, at this shape.
       config: the model.
       shape: of its forwards.
+      regions: positions that the head is applied to, by sampler, see `region_size`.
       forward_seconds: of one, see `time_forward`.
       peak: see `matmul_peak`.
       memory: bytes of each sampler's compiled loop.
     """
-    flops = roofline.forward(config, shape.batch_size, shape.length, shape.region).flops
     found = []
     for result in results:
+        region = regions[result.sampler]
+        flops = roofline.forward(config, shape.batch_size, shape.length, region).flops
         step = float(np.median(result.seconds)) / result.num_forwards
         found.append(
             {
-                "region": shape.region,
+                "region": region,
                 "forward_ms": 1e3 * forward_seconds,
                 "step_ms": 1e3 * step,
                 "beyond_forward": step / forward_seconds - 1,

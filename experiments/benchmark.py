@@ -100,10 +100,14 @@ def main(argv: Sequence[str]) -> None:
     for name, values in (
         ("batch_sizes", config.batch_sizes),
         ("gen_lengths", _GEN_LENGTHS.value or [1]),
+        ("rows_per_slot", [config.rows_per_slot]),
+        ("num_pairs", [config.num_pairs]),
     ):
         if min(values) < 1:
             raise InputError(f"{name} ({min(values)}) must be at least 1")
-    rules = {spec: samplers.parse(spec) for spec in config.samplers}
+    if config.seed < 0:
+        raise InputError(f"seed ({config.seed}) must be at least 0")
+    rules = samplers.parse_all(config.samplers)
     model, gen_lengths, workload = _subject(config)
     denoiser, params = as_denoiser(model)
     parallel = DataParallel(denoiser, params)
@@ -147,6 +151,10 @@ def main(argv: Sequence[str]) -> None:
             shape = steps.Shape(num_slots, prompts.tokens.shape[1], options.gen_length)
             costs = steps.records(
                 *(results, model.config, shape),
+                regions={
+                    spec: steps.region_size(denoiser, rule, prompts, options)
+                    for spec, rule in rules.items()
+                },
                 forward_seconds=steps.time_forward(denoiser, params, shape),
                 peak=peak,
                 memory={spec: parallel.memory(*call) for spec, call in calls.items()},

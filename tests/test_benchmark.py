@@ -1,6 +1,7 @@
 """The benchmark: its eager loop finds what ours finds, its arithmetic, its script."""
 
 import json
+from unittest import mock
 
 import jax
 import numpy as np
@@ -115,6 +116,16 @@ def test_race_alternates_and_compiles_before(parallel):
     assert result.seconds.shape == result.reference_seconds.shape == (3,)
     assert (result.seconds > 0).all()
     assert result.num_forwards == result.num_steps.sum()
+
+
+def test_slots_of_all_devices_are_counted(parallel):
+    """Two groups of two slots, each with half of the rows."""
+    groups = mock.Mock(wraps=parallel, num_groups=2, denoiser=parallel.denoiser)
+    groups.side_effect = parallel
+    options = Options(60, num_slots=2)
+    rules = {"saber": samplers.parse("saber")}
+    (result,) = bench.race(groups, rules, prompts_of(5), options, num_pairs=1)
+    assert result.batch_size == 4
 
 
 def test_records_are_medians_of_neighbours():
@@ -260,6 +271,7 @@ def test_a_forward_is_timed_by_itself():
         ("--batch_sizes=0", "batch_sizes (0) must be at least 1"),
         ("--batch_sizes=100", "num (800) must be at most 500"),
         ("--num_pairs=0", "num_pairs (0) must be at least 1"),
+        ("--rows_per_slot=0", "rows_per_slot (0) must be at least 1"),
         ("--output=.", "output (.) already exists"),
         ("--gen_lengths=0", "gen_lengths (0) must be at least 1"),
         ("--preset=tiny", "preset and checkpoint cannot both be given"),

@@ -73,17 +73,14 @@ def lanes(specs: Sequence[str], seeds: Sequence[int], is_mixed: bool) -> list[La
         threshold is one bigger batch. What time a sampler takes is then not known.
 
     Raises:
-      InputError: for a spec that is not one, or stands twice.
+      InputError: for a spec that is not one, or a sampler or seed that stands twice.
     """
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds ({', '.join(map(str, seeds))}) must differ")
     by_program: dict[Any, list[str]] = {}
-    for spec in specs:
-        sampler = samplers.parse(spec)
+    for spec, sampler in samplers.parse_all(specs).items():
         program = jax.tree.structure(sampler) if is_mixed else spec
         by_program.setdefault(program, []).append(samplers.to_spec(sampler))
-    names = [name for group in by_program.values() for name in group]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"sampler ({name}) must be given once")
     return [Lane(tuple(group), s) for group in by_program.values() for s in seeds]
 
 

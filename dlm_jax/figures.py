@@ -19,7 +19,13 @@ _DASHES = ("-", "--", "-.", ":")
 _COLUMN_WIDTH = 3.4  # inches
 
 
-def _pyplot() -> Any:
+def load_pyplot() -> Any:
+    """Matplotlib's pyplot without a screen, in this project's style.
+
+    Raises:
+      InputError: if it is not installed; scripts call this before the first hour is
+        spent.
+    """
     try:
         import matplotlib
     except ModuleNotFoundError:
@@ -69,7 +75,7 @@ def curves(
     Raises:
       InputError: if matplotlib is not installed.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     num_rows = -(-len(points) // 2)
     height = 2.3 + 0.17 * num_rows
     figure, axes = pyplot.subplots(
@@ -128,7 +134,7 @@ def bands(
     Raises:
       InputError: if matplotlib is not installed.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, all_axes = pyplot.subplots(
         len(panels),
         figsize=(_COLUMN_WIDTH, 0.6 + 1.8 * len(panels)),

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from dlm_jax import evaluation, saber_analysis, samplers, statistics
+from dlm_jax.errors import InputError
 from dlm_jax.evaluation import Summary
 from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import Task
@@ -146,6 +147,8 @@ def measure(
     Raises:
       InputError: if an argument does not fit, or the directory holds something else.
     """
+    if setting.num_watched < 1:
+        raise InputError(f"num_watched ({setting.num_watched}) must be at least 1")
     plan, num = setting.plan, setting.num_examples
     records = evaluation.run(
         *(DataParallel(denoiser, params), codec, task, plan, lanes(setting), num),

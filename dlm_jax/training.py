@@ -256,7 +256,7 @@ def train(
 
     Raises:
       InputError: if workdir holds a run of another configuration, batch size, model
-        or made_by, naming what differs.
+        or made_by, naming what differs; or more steps than stop_at.
     """
     workdir = pathlib.Path(workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -298,6 +298,10 @@ def train(
         if manager.latest_step() is not None:
             state = training_files.restore(manager, state, record)
         first = int(state.step)
+        if stop_at is not None and first > stop_at:
+            raise InputError(
+                f"stop_at ({stop_at}) must be at least the {first} steps that are done"
+            )
         last = config.num_steps if stop_at is None else min(stop_at, config.num_steps)
         curve = training_files.Curve(workdir / "curve.jsonl", first)
         bar = tqdm(

@@ -43,12 +43,15 @@ _CHAT = flags.DEFINE_bool(
 _INFILL = flags.DEFINE_bool("infill", False, "Fill the mask tokens in the prompts.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write; must not exist.")
 _BLOCK = flags.DEFINE_integer("block_length", None, "Tokens per block, left to right.")
+_LENGTH = flags.DEFINE_integer(
+    "gen_length", None, "Tokens to generate after each prompt."
+)
 _START = _app.define_hosts()
 _SHARING = _app.define_sharing()
 _OVERRIDES = [
     _BLOCK,
+    _LENGTH,
     flags.DEFINE_multi_string("sampler", None, "As saber(n=2, mu=8); may be repeated."),
-    flags.DEFINE_integer("gen_length", None, "Tokens to generate after each prompt."),
     flags.DEFINE_float("temperature", None, "0 takes the most probable token."),
     flags.DEFINE_integer("seed", None, "Of the random keys."),
     flags.DEFINE_integer("batch_size", None, "Prompts that are filled together."),
@@ -66,8 +69,12 @@ def main(argv: Sequence[str]) -> None:
     output = host.shard(_OUTPUT.value) if _OUTPUT.value else None
     if output:
         files.check_output(output)
-    rules = {spec: samplers.parse(spec) for spec in config.sampler}
+    rules = samplers.parse_all(config.sampler)
     prompts = _PROMPT.value + (text.read_prompts(_FILE.value) if _FILE.value else [])
+    if not prompts:
+        for flag in (_INFILL, _CHAT, _LENGTH, _BLOCK):
+            if flag.present:
+                raise InputError(f"{flag.name} ({flag.value}) needs a prompt")
     task = tasks.get(config.task)
     examples = [] if prompts else task.examples(config.split, config.num_examples)
     checkpoint = _CHECKPOINT.value or zoo.path(config.task)
@@ -119,8 +126,11 @@ def _encode(
 ) -> tuple[list[batching.Encoded], Options]:
     """The prompts as rows with blanks, and how to fill them."""
     if _INFILL.value:
-        if _CHAT.value:
-            raise InputError("chat is for prompts that are continued, not infilled")
+        for flag in (_CHAT, _LENGTH):
+            if flag.value:
+                raise InputError(
+                    f"{flag.name} is for prompts that are continued, not infilled"
+                )
         rows = codec.encode_infill(prompts)
         block_length: Any = _BLOCK.value
         gen_length = batching.gen_length(rows, block_length)

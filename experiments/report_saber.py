@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from dlm_jax import (
     evaluation,
+    figures,
     provenance,
     saber_measure,
     saber_report,
@@ -55,7 +56,8 @@ def main(argv: Sequence[str]) -> None:
     if _QUICK.value:
         config.num_examples = config.num_quick
     config.update({n: f.value for n, f in _OVERRIDES.items() if f.value is not None})
-    # All are looked up before the first hour is spent.
+    # All that can be missing is looked up before the first hour is spent.
+    figures.load_pyplot()
     chosen = [registry.get(name) for name in _TASKS.value or config.tasks]
     root = _CHECKPOINTS.value
     paths = [pathlib.Path(root, t.name) if root else zoo.path(t.name) for t in chosen]

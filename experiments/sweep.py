@@ -38,6 +38,7 @@ _OVERRIDES = [
 def main(argv: Sequence[str]) -> None:
     """Evaluates all points that are missing, then draws what the directory holds."""
     del argv
+    figures.load_pyplot()
     config = _CONFIG.value
     config.update({f.name: f.value for f in _OVERRIDES if f.value is not None})
     task = tasks.get(_TASK.value)

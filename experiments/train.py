@@ -21,7 +21,7 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
 
-from dlm_jax import checkpoints, files, tasks, training
+from dlm_jax import checkpoints, files, provenance, tasks, training
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, deepen
 from dlm_jax.tasks.task import Trainable
@@ -48,6 +48,9 @@ def main(argv: Sequence[str]) -> None:
     files.check_output(workdir / "model")
     workdir.mkdir(parents=True, exist_ok=True)
     model, first = _start(config, task)
+    begun = {"seed": config.seed}
+    if _FROM_MODEL.value:
+        begun = {"model": provenance.digest(_FROM_MODEL.value), "stage": first}
     for index, stage in enumerate(config.stages, start=1):
         if index < first:
             continue
@@ -72,6 +75,7 @@ def main(argv: Sequence[str]) -> None:
                 "task": task.name,
                 "data": data,
                 "model": dataclasses.asdict(model.config),
+                "begun": begun,
             },
             stop_at=stage["stop_at"],
         )

@@ -328,3 +328,17 @@ def test_config_fits_the_task():
             workdir=pathlib.Path(),
         )(0)
         assert tokens.max() < shape.vocab_size
+
+
+def test_operators_are_drawn_by_their_weights():
+    weights = np.array([1, 2, 3, 4])
+    rng = np.random.default_rng(0)
+    given, equations = countdown.random_puzzles(
+        rng, 30_000, 2, largest_given=6, operator_weights=weights
+    )
+    # All four can be drawn where the larger number is a greater multiple.
+    low, high = given.T
+    is_free = (high > low) & (high % low == 0)
+    share = np.bincount(equations[is_free, 0, 1], minlength=4) / is_free.sum()
+    assert is_free.sum() > 5000
+    np.testing.assert_allclose(share, weights / 10, atol=0.02)

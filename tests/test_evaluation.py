@@ -169,6 +169,8 @@ def test_table_counts(tmp_path):
         ({"plan": evaluation.Plan(temperature=0.5, batch_size=2)}, "temperature"),
         ({"num": 0}, r"num_examples \(0\) must be at least 1"),
         ({"specs": ("saber", "saber(n=2)")}, "must be given once"),
+        ({"seeds": (0, 1, 0)}, r"seeds \(0, 1, 0\) must differ"),
+        ({"plan": evaluation.Plan(example_seed=-1)}, r"examples \(-1\) must be at"),
         ({"plan": evaluation.Plan(batch_size=8, queue_length=4)}, "queue_length"),
         ({"plan": evaluation.Plan(split="train")}, r"split \(train\) must be one of"),
     ],

@@ -176,7 +176,8 @@ def test_infill_keeps_the_text(run_script, chat_model, tmp_path):
         (["--checkpoint={tmp}/none"], "checkpoint ({tmp}/none) is not a directory"),
         (["--checkpoint={tmp}"], "{tmp}"),
         (["--infill", "--chat"], "chat is for prompts that are continued"),
-        (["--infill"], "prompt 0 has no blank to fill"),
+        (["--infill"], "gen_length is for prompts that are continued"),
+        (["--sampler=saber", "--sampler=saber(n=2)"], "sampler (saber(n=2, mu=8.0"),
         (["stray"], "unexpected arguments: stray"),
     ],
 )

@@ -151,6 +151,7 @@ def test_all_specs_are_the_registry():
             r"n_heads \(4\) must be a multiple of the devices that share a model \(3\)",
         ),
         (4, r"n_kv_heads \(2\) must be a multiple of the devices"),
+        (0, r"devices that share a model \(0\) must be at least 1"),
     ],
 )
 def test_a_model_that_does_not_split_is_refused(num_sharing, message):

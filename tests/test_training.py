@@ -141,6 +141,8 @@ def unbroken(tmp_path_factory):
 def test_resuming_is_exact_and_cuts_the_lost_tail_of_the_curve(unbroken, tmp_path):
     workdir, expected = unbroken
     _train(tmp_path, SHORT, stop_at=4)
+    with pytest.raises(InputError, match=r"stop_at \(3\) must be at least the 4 steps"):
+        _train(tmp_path, SHORT, stop_at=3)
     with (tmp_path / "curve.jsonl").open("a") as file:
         file.write(json.dumps({"step": 6, "loss": 0.0}) + "\n")
     resumed = _leaves(_train(tmp_path, SHORT))

@@ -349,6 +349,8 @@ def partition(config: LLaDAConfig, num_parts: int, axis: str) -> dict[str, Any]:
     Raises:
       InputError: naming what num_parts does not divide.
     """
+    if num_parts < 1:
+        raise InputError(f"devices that share a model ({num_parts}) must be at least 1")
     for name in ("n_heads", "n_kv_heads", "mlp_hidden_size", "embedding_size"):
         if getattr(config, name) % num_parts:
             raise InputError(

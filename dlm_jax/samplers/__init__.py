@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import math
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 from dlm_jax.errors import InputError
@@ -64,6 +65,23 @@ def parse(spec: str) -> Sampler:
             f"sampler ({spec!r}) must be a name or a call like saber(n=2)"
         ) from None
     return _build(node, SAMPLERS, "sampler", spec)
+
+
+def parse_all(specs: Iterable[str]) -> dict[str, Sampler]:
+    """Reads several samplers, by their specs.
+
+    Raises:
+      InputError: as `parse`, or for a sampler that stands twice, in any spelling.
+    """
+    rules = {}
+    names = set()
+    for spec in specs:
+        rules[spec] = parse(spec)
+        name = to_spec(rules[spec])
+        if name in names:
+            raise InputError(f"sampler ({name}) must be given once")
+        names.add(name)
+    return rules
 
 
 def _build(node: ast.expr, known: dict[str, type], kind: str, spec: str) -> Any:

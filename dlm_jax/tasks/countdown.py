@@ -18,13 +18,12 @@ import functools
 import itertools
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32
 
-from dlm_jax.errors import InputError
 from dlm_jax.tasks.task import (
     BatchAt,
     CharacterTask,
@@ -95,9 +94,7 @@ class Countdown(CharacterTask):
     max_sequence_length: ClassVar[int] = 64
 
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
-        self.check(split, num)
-        if num > MOST_EXAMPLES:
-            raise InputError(f"num ({num}) must be at most {MOST_EXAMPLES} for {split}")
+        self.check(split, num, seed, MOST_EXAMPLES)
 
         def draw(lot: int) -> Iterator[Puzzle]:
             rng = np.random.default_rng([seed, lot])
@@ -128,13 +125,17 @@ class Countdown(CharacterTask):
         """New puzzles in every step, each with the solution that it was made from.
 
         Args:
-          data: `seed` of the puzzles; and the `largest_given` number, which is
-            LARGEST_GIVEN in the splits.
+          data: `seed` of the puzzles; and the `largest_given` number and the
+            `operator_weights` of `random_puzzles`, which in the splits are its own.
           batch_size: rows.
           seed: of the stage, so that each has other puzzles.
           workdir: nothing is kept.
         """
-        largest_given = data.get("largest_given", LARGEST_GIVEN)
+        drawn_from = {
+            name: data[name]
+            for name in ("largest_given", "operator_weights")
+            if name in data
+        }
 
         def batch_at(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             rng = np.random.default_rng([data["seed"], seed, step])
@@ -143,7 +144,7 @@ class Countdown(CharacterTask):
                 # A few more than are kept on average.
                 num = batch_size + batch_size // 3 + 4
                 given, equations = random_puzzles(
-                    rng, num, self.num_numbers, largest_given
+                    rng, num, self.num_numbers, **drawn_from
                 )
                 is_kept = [
                     _split(numbers, target) == "train"
@@ -174,6 +175,7 @@ def random_puzzles(
     num: int,
     num_numbers: int,
     largest_given: int = LARGEST_GIVEN,
+    operator_weights: Sequence[float] = (1, 1, 1, 1),
 ) -> tuple[Int[np.ndarray, "n k"], Int[np.ndarray, "n k-1 4"]]:
     """Random numbers, and random equations that use them up; the target results.
 
@@ -186,6 +188,8 @@ def random_puzzles(
       num: how many, n.
       num_numbers: given ones, k.
       largest_given: they are drawn from 1 to this.
+      operator_weights: of OPERATORS, how likely each is next to the others that can be
+        drawn.
 
     Returns:
       The given numbers in ascending order; and of each equation the larger operand, the
@@ -200,7 +204,9 @@ def random_puzzles(
         results = np.stack([a + b, a - b, a * b, a // b], 1)
         may_be = (results >= 1) & (results <= LARGEST)
         may_be[:, 3] = a % b == 0
-        operator = np.where(may_be, rng.random(results.shape), -1).argmax(1)
+        # The largest of u^(1 / w) is each in proportion to its weight w.
+        drawn = rng.random(results.shape) ** (1 / np.asarray(operator_weights))
+        operator = np.where(may_be, drawn, -1).argmax(1)
         result = results[np.arange(num), operator]
         equations.append(np.stack([a, operator, b, result], 1))
         pool = np.concatenate([result[:, None], pool[:, 2:]], 1)

@@ -59,7 +59,7 @@ class HumanEval(Task):
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
         self.check(split, num)
         problems = _problems()
-        self.check(split, num, len(problems))
+        self.check(split, num, seed, len(problems))
         return [
             Example(name, _REQUEST.format(prompt=problem.prompt), problem)
             for name, problem in problems[:num]

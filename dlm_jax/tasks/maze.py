@@ -87,7 +87,7 @@ class Maze(CharacterTask):
     max_sequence_length: ClassVar[int] = 128
 
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
-        self.check(split, num)
+        self.check(split, num, seed)
 
         def draw(lot: int) -> list[str]:
             prompts, _ = random_mazes(np.random.default_rng([seed, lot]), 256)

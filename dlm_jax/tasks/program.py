@@ -138,7 +138,7 @@ class Program(Trainable):
     }
 
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
-        self.check(split, num, self.most_examples.get(split))
+        self.check(split, num, seed, self.most_examples.get(split))
         rng = random.Random(f"{split} {seed}")
         examples: list[Example] = []
         keys = set()

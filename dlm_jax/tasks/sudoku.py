@@ -99,9 +99,9 @@ class Sudoku(CharacterTask):
     max_sequence_length: ClassVar[int] = 128
 
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
-        self.check(split, num)
+        self.check(split, num, seed)
         names, puzzles, _ = _SPLITS[split](num, seed)
-        self.check(split, num, len(names))
+        self.check(split, num, seed, len(names))
         return [
             Example(name, to_text(puzzle).replace(".", BLANK), puzzle)
             for name, puzzle in zip(names, puzzles, strict=True)

@@ -122,12 +122,23 @@ class Task(abc.ABC):
             self.gen_length, self.block_length, temperature, stop_ids=stop_ids
         )
 
-    def check(self, split: str, num: int, most: int | None = None) -> None:
-        """Raises InputError for an unknown split, or a number below 1 or above most."""
+    def check(
+        self, split: str, num: int, seed: int = 0, most: int | None = None
+    ) -> None:
+        """Raises InputError for an argument of `examples` that does not fit.
+
+        Args:
+          split: must be one of the task's.
+          num: must be at least 1, and at most `most`.
+          seed: must be at least 0.
+          most: examples that there are.
+        """
         if split not in self.splits:
             raise InputError(f"split ({split}) must be one of {', '.join(self.splits)}")
         if num < 1:
             raise InputError(f"num ({num}) must be at least 1")
+        if seed < 0:
+            raise InputError(f"seed of the examples ({seed}) must be at least 0")
         if most is not None and num > most:
             raise InputError(f"num ({num}) must be at most {most} for {split}")
 

@@ -175,7 +175,7 @@ def random_puzzles(
     num: int,
     num_numbers: int,
     largest_given: int = LARGEST_GIVEN,
-    operator_weights: Sequence[float] = (1, 1, 1, 1),
+    operator_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
 ) -> tuple[Int[np.ndarray, "n k"], Int[np.ndarray, "n k-1 4"]]:
     """Random numbers, and random equations that use them up; the target results.
 

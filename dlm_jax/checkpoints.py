@@ -112,21 +112,15 @@ def load_hf(
     )
     with progress:
         for path, spec in specs.items():
-            own = [slot for slot in slots if slot.path == path]
-
-            @functools.cache  # Devices that hold the same part share one reading.
-            def read(*index: tuple[int, int], own=own) -> np.ndarray:
-                slices = [slice(start, stop) for start, stop in index]
-                part = _aligned_empty([stop - start for start, stop in index], dtype)
-                for slot in own:
-                    hf_format.read_into(found.tensors[slot.name], slot, slices, part)
-                return part
-
+            own = {s: found.tensors[s.name] for s in slots if s.path == path}
+            # Devices that hold the same part share one reading.
+            read = functools.cache(functools.partial(_read_part, own, dtype))
             sharding = placements[path]
             where = sharding.addressable_devices_indices_map(spec.shape)
             parts = []
             for device, index in where.items():
-                part = read(*_bounds(index, spec.shape))
+                bounds = zip(index, spec.shape, strict=True)
+                part = read(*(place.indices(size)[:2] for place, size in bounds))
                 parts.append(jax.device_put(part, device, may_alias=True))
             params[path] = jax.make_array_from_single_device_arrays(
                 spec.shape, sharding, parts
@@ -135,13 +129,17 @@ def load_hf(
     return _merge(abstract, params)
 
 
-def _bounds(
-    index: Sequence[slice], shape: Sequence[int]
-) -> tuple[tuple[int, int], ...]:
-    """Start and stop along each axis."""
-    return tuple(
-        part.indices(size)[:2] for part, size in zip(index, shape, strict=True)
-    )
+def _read_part(
+    tensors: Mapping[hf_format.Slot, hf_format.Stored],
+    dtype: np.dtype,
+    *bounds: tuple[int, int],
+) -> np.ndarray:
+    """A part of a parameter, from start to stop along each axis."""
+    index = [slice(start, stop) for start, stop in bounds]
+    part = _aligned_empty([stop - start for start, stop in bounds], dtype)
+    for slot, tensor in tensors.items():
+        hf_format.read_into(tensor, slot, index, part)
+    return part
 
 
 def save_hf(

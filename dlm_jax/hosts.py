@@ -223,8 +223,8 @@ def merge(output: str | pathlib.Path) -> int:
 def _read(path: pathlib.Path) -> list[Mapping[str, Any]]:
     try:
         # Not by splitlines, for which characters inside of a string end a line too.
-        *lines, rest = path.read_text(encoding="utf-8").split("\n")
-        records = [json.loads(line) for line in [*lines, *filter(None, [rest])]]
+        with path.open(encoding="utf-8") as file:
+            records = [json.loads(line) for line in file]
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error})") from None
     for number, record in enumerate(records, start=1):

@@ -3,9 +3,9 @@ r"""EB-Sampler against its published claim: measures, and writes the report.
     python -m experiments.report_eb [--quick]
 
 makes experiments/reports/eb_sampler.md with its figures: accuracy against forwards on
-three tasks, EB-Sampler beside one-token decoding on the same examples, and
-the split of its error on mazes, where the truth is known. Started again it goes on
-where it was stopped; what is measured is configs/report_eb.py's.
+three tasks, EB-Sampler beside one-token decoding on the same examples, and the split of
+its error on mazes, where the truth is known. Started again it goes on where it was
+stopped; what is measured is configs/report_eb.py's.
 """
 
 import pathlib
@@ -32,7 +32,7 @@ from dlm_jax.tasks.task import Task, load
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/report_eb.py", "Points.")
-_QUICK = flags.DEFINE_bool("quick", False, "Fewer points and examples.")
+_QUICK = flags.DEFINE_bool("quick", False, "Fewer examples.")
 _TASKS = flags.DEFINE_list("tasks", None, "Default: the config's.")
 _CHECKPOINTS = flags.DEFINE_string(
     "checkpoints", None, "Directory with one for each task; default: the shipped ones."

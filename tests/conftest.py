@@ -56,6 +56,16 @@ def forget_compiled_programs() -> Iterator[None]:
         gc.collect()
 
 
+@pytest.fixture(scope="module")
+def optimized() -> Iterator[None]:
+    """Undoes what is set above, where the compiler's work is what is tested."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture
 def run_script(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

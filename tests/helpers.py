@@ -1,6 +1,10 @@
 """Models and prompts that several tests share."""
 
 import dataclasses
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -79,3 +83,39 @@ def equations(jaxpr, path=()):
         yield path, equation
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from equations(inner, (*path, equation.primitive.name))
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def start_script(name, flags, num_devices=1, **environment):
+    """Begins `python -m experiments.NAME` in a process that sees so many devices."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)]),
+        **environment,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", f"experiments.{name}", *flags],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(processes):
+    """What processes print that are to end well; none is left running."""
+    said = []
+    try:
+        for process in processes:
+            said.append(process.communicate(timeout=900)[0])
+            assert process.returncode == 0, said[-1]
+    finally:
+        for process in processes:
+            process.kill()
+    return said

@@ -3,14 +3,12 @@
 import json
 import re
 import shutil
-import socket
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx, traverse_util
+from helpers import finish, free_port, start_script
 from safetensors.numpy import save_file
 
 from dlm_jax import hf_format
@@ -85,13 +83,10 @@ def test_peak_memory_of_a_conversion(big_checkpoint, dtype, target):
 @pytest.mark.slow
 def test_no_process_of_four_holds_the_whole_model(big_checkpoint):
     directory, _ = big_checkpoint
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
     arguments = {
         "checkpoint": directory,
         "output": directory.with_name("out"),
-        "coordinator": f"localhost:{port}",
+        "coordinator": f"localhost:{free_port()}",
         "num_processes": 4,
     }
     said = run_all([{**arguments, "process_id": i} for i in range(4)])
@@ -107,18 +102,9 @@ def run_all(processes):
     running = []
     for arguments in processes:
         flags = [f"--{name}={value}" for name, value in arguments.items()]
-        command = [sys.executable, "-m", "experiments.convert", *flags]
-        running.append(
-            subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
-    said = []
-    for process in running:
-        out, err = process.communicate(timeout=900)
-        assert process.returncode == 0, err
-        print(out)
-        said.append(out)
+        running.append(start_script("convert", flags))
+    said = finish(running)
+    print(*said)
     return said
 
 

@@ -34,14 +34,6 @@ def lowered(num_layers):
     )
 
 
-@pytest.fixture
-def optimized():
-    """Undoes what conftest.py does: here, the compiler's work is what is tested."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_compile_time_from_2_to_32_layers():

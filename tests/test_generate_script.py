@@ -134,6 +134,17 @@ def test_chat_template_is_used_unless_refused(run_script, chat_model, tmp_path):
         assert read(output)[0]["tokens"] == expected.tolist()
 
 
+def test_infill_without_a_blank_is_refused(run_script, chat_model, tmp_path):
+    status, out, err = run_script(
+        *("generate", f"--checkpoint={chat_model}", "--infill", "--prompt=ab"),
+        f"--output={tmp_path / 'out.jsonl'}",
+    )
+    assert (status, out) == (1, "")
+    assert err.startswith("error: prompt 0 has no blank to fill")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_infill_keeps_the_text(run_script, chat_model, tmp_path):
     output = tmp_path / "out.jsonl"
     status, _, _ = run_script(

@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import checkpoint_files as files_of
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import finish, free_port, start_script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,36 +16,6 @@ from dlm_jax import checkpoints, files, hosts, zoo
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import sudoku
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
-def popen(command, num_devices, **environment):
-    """A process that sees so many devices and this project."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-        "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)]),
-        **environment,
-    }
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def finish(processes):
-    """Waits for processes that are to end well; none is left running."""
-    try:
-        for process in processes:
-            said, _ = process.communicate(timeout=600)
-            assert process.returncode == 0, said.decode()
-    finally:
-        for process in processes:
-            process.kill()
 
 
 def record(index, sampler="saber"):
@@ -197,9 +164,8 @@ def test_two_processes_convert_a_checkpoint_together(tmp_path):
     port = free_port()
 
     def start(name, *flags):
-        command = [sys.executable, "-m", "experiments.convert", *flags]
-        command += [f"--checkpoint={directory}", f"--output={tmp_path / name}"]
-        return popen(command, num_devices=2)
+        flags += (f"--checkpoint={directory}", f"--output={tmp_path / name}")
+        return start_script("convert", flags, num_devices=2)
 
     processes = [start("alone")]
     for number in range(2):
@@ -233,13 +199,13 @@ def test_two_processes_of_four_devices_give_what_one_process_gives(tmp_path):
     port = free_port()
 
     def start(name, *flags):
-        command = [sys.executable, "-m", "experiments.generate", *flags]
+        command = [*flags]
         command += [f"--checkpoint={tmp_path / 'model'}", "--temperature=0.5"]
         command += ["--config.num_examples=5", "--sampler=threshold(threshold=0.12)"]
         # In float64 no rounding can decide a near-tie.
         command += ["--sampler=saber", "--dtype=float64"]
         command += [f"--output={tmp_path / name}"]
-        return popen(command, num_devices=4, JAX_ENABLE_X64="true")
+        return start_script("generate", command, num_devices=4, JAX_ENABLE_X64="true")
 
     pair = [
         start(

@@ -21,12 +21,7 @@ from dlm_jax.types import Options, Prompts
 VOCAB_SIZE, SLICE = 126464, 4096
 
 
-@pytest.fixture(scope="module", autouse=True)
-def optimized():
-    """Undoes what conftest.py does: here, the compiler's work is what is tested."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+pytestmark = pytest.mark.usefixtures("optimized")
 
 
 @functools.cache

@@ -15,6 +15,8 @@ def get_config() -> ConfigDict:
         {
             # Shipped model that is used without --checkpoint.
             "zoo": "sudoku",
+            # Of its task; test has 500 puzzles.
+            "split": "test",
             # Gains are over the first one: a token a step.
             "samplers": ("low_confidence", "threshold", "entropy_bound", "saber"),
             "batch_sizes": (1, 32),

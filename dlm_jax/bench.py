@@ -35,6 +35,7 @@ class Result:
       compile_seconds: before the first run, not part of any time below.
       seconds: of ours, for all rows, at each pair.
       reference_seconds: of the other; None if there was none.
+      forward_seconds: of a forward alone, beside each of ours.
       num_steps: NFE of each row.
       num_forwards: of the whole batch, until the last row is done.
       num_tokens: that were generated in all; EOS and prompts are not counted.
@@ -47,6 +48,7 @@ class Result:
     compile_seconds: float
     seconds: Float[np.ndarray, "p"]
     reference_seconds: Float[np.ndarray, "p"] | None
+    forward_seconds: Float[np.ndarray, "p"]
     num_steps: Int[np.ndarray, "n"]
     num_forwards: int
     num_tokens: int
@@ -100,6 +102,7 @@ def race(
     prompts: Prompts,
     options: Options,
     *,
+    forward: Callable[[], float],
     num_pairs: int,
     seed: int = 0,
     reference: Fill | None = None,
@@ -115,6 +118,8 @@ def race(
       samplers: by spec.
       prompts: all rows; those beyond options.num_slots wait in the queue.
       options: gen_length must hold the blanks of every row.
+      forward: times a forward, in seconds; called before and after every run of ours,
+        for a machine's speed drifts between runs.
       num_pairs: rounds.
       seed: of the random keys.
       reference: another way to fill the rows.
@@ -138,6 +143,13 @@ def race(
     def is_token(tokens: np.ndarray) -> np.ndarray:
         return prompts.is_blank & (tokens != parallel.denoiser.eos_id)
 
+    def seconds_of(way: Callable[[str], object], spec: str) -> float:
+        start = time.perf_counter()
+        way(spec)
+        seconds = time.perf_counter() - start
+        on_run()
+        return seconds
+
     ways = [ours]
     if reference is not None:
         ways.append(lambda spec: reference(samplers[spec], prompts, keys))
@@ -145,22 +157,25 @@ def race(
     for spec, sampler in samplers.items():
         compile_seconds[spec] = parallel.compile(sampler, prompts, keys, options)
         outputs[spec] = [way(spec) for way in ways]
-    seconds = {spec: np.zeros((len(ways), num_pairs)) for spec in samplers}
+    seconds, their_seconds, forward_seconds = (
+        {spec: np.zeros(num_pairs) for spec in samplers} for _ in range(3)
+    )
     for pair in range(num_pairs):
         for spec in samplers:
-            for i, way in enumerate(ways):
-                start = time.perf_counter()
-                way(spec)
-                seconds[spec][i, pair] = time.perf_counter() - start
-                on_run()
+            before = forward()
+            seconds[spec][pair] = seconds_of(ours, spec)
+            forward_seconds[spec][pair] = (before + forward()) / 2
+            for theirs in ways[1:]:
+                their_seconds[spec][pair] = seconds_of(theirs, spec)
     return [
         Result(
             sampler=spec,
             length=prompts.tokens.shape[1],
             batch_size=min(num_slots * parallel.num_groups, num_rows),
             compile_seconds=compile_seconds[spec],
-            seconds=seconds[spec][0],
-            reference_seconds=None if reference is None else seconds[spec][1],
+            seconds=seconds[spec],
+            reference_seconds=None if reference is None else their_seconds[spec],
+            forward_seconds=forward_seconds[spec],
             num_steps=outputs[spec][0][1],
             num_forwards=num_forwards[spec],
             num_tokens=int(is_token(outputs[spec][0][0]).sum()),

@@ -5,8 +5,9 @@ forwards alone; those are timed here, in a loop of their own at the same shape.
 """
 
 import dataclasses
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from dlm_jax.models.llada import LLaDAConfig
 from dlm_jax.types import Denoiser, Options, Prompts, Sampler, View
 
 # A single call is too short to be timed; what is timed takes at least this long.
-_SECONDS = 0.3
+_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +57,17 @@ def synthetic(
     return Prompts(tokens.astype(np.int32), is_blank.copy(), np.ones_like(is_blank))
 
 
-def time_forward(
-    denoiser: Denoiser, params: PyTree, shape: Shape, repeats: int = 3
-) -> float:
-    """Seconds of a forward, without head and sampler: the median of runs of many.
+def forward_timer(
+    denoiser: Denoiser, params: PyTree, shape: Shape
+) -> Callable[[], float]:
+    """A function that gives the seconds of a forward, without head and sampler.
+
+    Each call runs as many forwards as fill half a second, one after the other.
 
     Args:
       denoiser: the model.
       params: its parameters, on one device.
       shape: of the batch.
-      repeats: runs, after one that is not timed.
     """
     b, length = shape.batch_size, shape.length
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (b, length))
@@ -84,14 +86,14 @@ def time_forward(
 
     compiled = jax.jit(run).lower(params, jnp.int32(1)).compile()
 
-    def seconds_of(num: int) -> float:
+    def seconds_each(num: int) -> float:
         start = time.perf_counter()
         jax.block_until_ready(compiled(params, jnp.int32(num)))
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / num
 
-    seconds_of(1)
-    num = max(2, int(np.ceil(_SECONDS / seconds_of(1))))
-    return float(np.median([seconds_of(num) / num for _ in range(repeats)]))
+    seconds_each(1)
+    num = max(2, int(np.ceil(_SECONDS / seconds_each(1))))
+    return functools.partial(seconds_each, num)
 
 
 def region_size(
@@ -134,18 +136,16 @@ def records(
     shape: Shape,
     *,
     regions: Mapping[str, int],
-    forward_seconds: float,
     peak: float,
     memory: Mapping[str, int],
 ) -> list[dict[str, Any]]:
     """What a step of each sampler costs, beside what `bench.records` says of it.
 
     Args:
-      results: of one race on one device, at this shape.
+      results: of one race on one device, at this shape, its forwards timed.
       config: the model.
       shape: of its forwards.
       regions: positions that the head is applied to, by sampler, see `region_size`.
-      forward_seconds: of one, see `time_forward`.
       peak: see `matmul_peak`.
       memory: bytes of each sampler's compiled loop.
     """
@@ -153,13 +153,15 @@ def records(
     for result in results:
         region = regions[result.sampler]
         flops = roofline.forward(config, shape.batch_size, shape.length, region).flops
-        step = float(np.median(result.seconds)) / result.num_forwards
+        steps = result.seconds / result.num_forwards
+        step = float(np.median(steps))
         found.append(
             {
                 "region": region,
-                "forward_ms": 1e3 * forward_seconds,
+                "forward_ms": 1e3 * float(np.median(result.forward_seconds)),
                 "step_ms": 1e3 * step,
-                "beyond_forward": step / forward_seconds - 1,
+                # Of neighbours, for a machine's speed drifts.
+                "beyond_forward": float(np.median(steps / result.forward_seconds)) - 1,
                 "flops_per_second": flops / step,
                 "of_peak": flops / step / peak,
                 "megabytes": memory[result.sampler] / 1e6,

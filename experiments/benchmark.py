@@ -127,6 +127,7 @@ def main(argv: Sequence[str]) -> None:
             prompts, options = workload(batch_size, gen_length)
             num_slots = parallel.num_slots(batch_size)
             options = dataclasses.replace(options, num_slots=num_slots)
+            shape = steps.Shape(num_slots, prompts.tokens.shape[1], options.gen_length)
             reference = None
             if fill_of is not None:
                 reference = bench.in_batches(fill_of(options), batch_size)
@@ -135,6 +136,7 @@ def main(argv: Sequence[str]) -> None:
                 num_pairs=config.num_pairs,
                 seed=config.seed,
                 reference=reference,
+                forward=steps.forward_timer(denoiser, params, shape),
                 on_run=progress.update,
             )
             races = bench.records(
@@ -148,14 +150,12 @@ def main(argv: Sequence[str]) -> None:
                 for call in calls.values():
                     with jax.profiler.trace(_PROFILE.value):
                         parallel(*call)
-            shape = steps.Shape(num_slots, prompts.tokens.shape[1], options.gen_length)
             costs = steps.records(
                 *(results, model.config, shape),
                 regions={
                     spec: steps.region_size(denoiser, rule, prompts, options)
                     for spec, rule in rules.items()
                 },
-                forward_seconds=steps.time_forward(denoiser, params, shape),
                 peak=peak,
                 memory={spec: parallel.memory(*call) for spec, call in calls.items()},
             )
@@ -178,7 +178,7 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
 
         def examples(batch_size: int, _: int) -> tuple[Prompts, Options]:
             num_rows = config.rows_per_slot * batch_size
-            rows = task.encode(codec, task.examples("test", num_rows))
+            rows = task.encode(codec, task.examples(config.split, num_rows))
             length = max(row.tokens.size for row in rows)
             return batching.pad(rows, length), Options(batching.gen_length(rows, None))
 

@@ -47,7 +47,10 @@ def race(parallel, specs, num_slots=1, num_pairs=2, **options):
     rules = {spec: samplers.parse(spec) for spec in specs}
     slots = Options(60, num_slots=num_slots)
     return bench.race(
-        parallel, rules, prompts_of(2), slots, num_pairs=num_pairs, **options
+        *(parallel, rules, prompts_of(2), slots),
+        forward=float,
+        num_pairs=num_pairs,
+        **options,
     )
 
 
@@ -124,7 +127,9 @@ def test_slots_of_all_devices_are_counted(parallel):
     groups.side_effect = parallel
     options = Options(60, num_slots=2)
     rules = {"saber": samplers.parse("saber")}
-    (result,) = bench.race(groups, rules, prompts_of(5), options, num_pairs=1)
+    (result,) = bench.race(
+        groups, rules, prompts_of(5), options, forward=float, num_pairs=1
+    )
     assert result.batch_size == 4
 
 
@@ -137,6 +142,7 @@ def test_records_are_medians_of_neighbours():
             compile_seconds=1.0,
             seconds=np.array(seconds),
             reference_seconds=np.array(reference),
+            forward_seconds=np.ones(3),
             num_steps=np.array(num_steps),
             num_forwards=num_forwards,
             num_tokens=30,
@@ -189,6 +195,7 @@ def test_the_queue_changes_no_row(parallel):
     options = Options(60, num_slots=2)
     results = bench.race(
         *(parallel, rules, prompts_of(5), options),
+        forward=float,
         num_pairs=1,
         seed=3,
         reference=bench.in_batches(bench.without_queue(parallel, options), 2),
@@ -253,11 +260,46 @@ def test_random_prompts_are_functions_of_their_seed():
     assert (other.tokens != prompts.tokens).any()
 
 
+def test_forwards_are_timed_around_every_run(parallel):
+    clock = iter([1.0, 3.0, 2.0, 6.0])
+    rules = {"saber": samplers.parse("saber")}
+    options = Options(60, num_slots=2)
+    (result,) = bench.race(
+        *(parallel, rules, prompts_of(2), options),
+        forward=clock.__next__,
+        num_pairs=2,
+    )
+    assert result.forward_seconds.tolist() == [2.0, 4.0]
+
+
+def test_a_step_is_compared_with_forwards_beside_it():
+    result = bench.Result(
+        *("saber", 16, 2, 1.0),
+        seconds=np.array([11.0, 24.0, 33.0]),
+        reference_seconds=None,
+        forward_seconds=np.array([1.0, 2.0, 3.0]),
+        num_steps=np.array([10, 10]),
+        num_forwards=10,
+        num_tokens=8,
+        num_equal=None,
+    )
+    (record,) = steps.records(
+        *([result], tiny(), steps.Shape(2, 16, 8)),
+        regions={"saber": 8},
+        peak=1e9,
+        memory={"saber": 2_000_000},
+    )
+    # Ratios of 1.1, 1.2 and 1.1, where that of the medians is 1.2.
+    assert record["beyond_forward"] == pytest.approx(0.1)
+    assert (record["step_ms"], record["forward_ms"]) == (2400, 2000)
+    assert record["megabytes"] == 2
+
+
 def test_a_forward_is_timed_by_itself():
     model = LLaDA(tiny(), rngs=nnx.Rngs(0))
     denoiser, params = as_denoiser(model)
     short, long = (
-        steps.time_forward(denoiser, params, steps.Shape(2, length, 4), repeats=1)
+        steps.forward_timer(denoiser, params, steps.Shape(2, length, 4))()
         for length in (8, 256)
     )
     assert 0 < short < long
@@ -270,6 +312,7 @@ def test_a_forward_is_timed_by_itself():
         ("--samplers=margin", "there is no eager version of Margin"),
         ("--batch_sizes=0", "batch_sizes (0) must be at least 1"),
         ("--batch_sizes=100", "num (800) must be at most 500"),
+        ("--config.split=sum", "split (sum) must be one of"),
         ("--num_pairs=0", "num_pairs (0) must be at least 1"),
         ("--rows_per_slot=0", "rows_per_slot (0) must be at least 1"),
         ("--output=.", "output (.) already exists"),

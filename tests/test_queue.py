@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import DATA, TableDenoiser, infilling_of, prompts_of, stack
+from helpers import DATA, TableDenoiser, infilling_of, prompts_of, stack, take_rows
 
-from dlm_jax import checkpoints, generate, models, samplers
+from dlm_jax import batching, checkpoints, generate, models, samplers, zoo
 from dlm_jax.errors import InputError
+from dlm_jax.tasks import sudoku
+from dlm_jax.tasks.task import load
 from dlm_jax.types import Options
 
 GEN_LENGTH = 12
@@ -65,6 +67,43 @@ def test_rows_are_as_without_a_queue_and_no_slot_stays_idle(spec, num_slots):
         order = np.argsort(-prompts.is_blank.sum(axis=1), kind="stable")
         ends = np.cumsum(nfe[order])[:-1]
         np.testing.assert_array_equal(queued.last_iteration[order][:-1], ends)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("spec", ["entropy_bound", "saber"])
+def test_512_rows_in_32_slots(spec):
+    with jax.enable_x64(True):
+        task = sudoku.Sudoku()
+        model, codec = load(task, zoo.path("sudoku"), "float64")
+        denoiser, params = models.as_denoiser(model)
+        puzzles = task.encode(codec, task.examples("test", 384))
+        width = max(row.tokens.size for row in puzzles)
+        lengths = np.random.default_rng(0).integers(2, width - 40, 128)
+        kinds = {"vocab_size": len(codec.tokenizer), "width": width}
+        prompts = stack(
+            [batching.pad(puzzles, width)]
+            + [prompts_of([n], 24 + n % 17, **kinds) for n in lengths]
+        )
+        prompts = take_rows(prompts, np.random.default_rng(1).permutation(512))
+        options = Options(64, block_length=16)
+        keys = generate.row_keys(0, np.arange(512))
+
+        def run(num_slots):
+            return jax.device_get(
+                generate.generate(
+                    *(denoiser, params, samplers.parse(spec), prompts, keys),
+                    dataclasses.replace(options, num_slots=num_slots),
+                )
+            )
+
+        alone, queued = run(1), run(32)
+    np.testing.assert_array_equal(queued.num_steps, alone.num_steps)
+    np.testing.assert_array_equal(queued.tokens, alone.tokens)
+    nfe = queued.num_steps
+    iterations, bound = queued.last_iteration.max(), nfe.sum() / 32 + nfe.max()
+    assert iterations <= bound
+    print(f"{spec}: {iterations} iterations, at most {bound:.1f}; NFE {nfe.mean():.2f}")
 
 
 @flax.struct.dataclass

@@ -142,7 +142,7 @@ def records(
     """What a step of each sampler costs, beside what `bench.records` says of it.
 
     Args:
-      results: of one race on one device, at this shape, its forwards timed.
+      results: of one race on one device, at this shape.
       config: the model.
       shape: of its forwards.
       regions: positions that the head is applied to, by sampler, see `region_size`.

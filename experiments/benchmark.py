@@ -12,9 +12,9 @@ PyTorch's place, which shows what the queue is worth; --reference=none nothing. 
 rows per second of both loops, the median ratio of neighbouring runs and the rows with
 equal tokens and NFE; each sampler's gain over the first one, in seconds and in NFE; and
 what a step costs beside the model's forward, and its share of the matrix-product peak
-that is measured here. Rows are held-out examples of the config's task, or random tokens
-if --gen_lengths or a preset (random weights) is asked for: such answers and NFE mean
-nothing. --profile writes a trace of one run of each sampler for XProf.
+that is measured here. Rows are examples of the config's task and split, or random
+tokens if --gen_lengths or a preset (random weights) is asked for: such answers and NFE
+mean nothing. --profile writes a trace of one run of each sampler for XProf.
 """
 
 import dataclasses

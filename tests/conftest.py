@@ -56,7 +56,7 @@ def forget_compiled_programs() -> Iterator[None]:
         gc.collect()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimized() -> Iterator[None]:
     """Undoes what is set above, where the compiler's work is what is tested."""
     import jax

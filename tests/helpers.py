@@ -1,4 +1,4 @@
-"""Models and prompts that several tests share."""
+"""Models, prompts and processes that several tests share."""
 
 import dataclasses
 import os
@@ -113,7 +113,7 @@ def finish(processes):
     said = []
     try:
         for process in processes:
-            said.append(process.communicate(timeout=900)[0])
+            said.append(process.communicate(timeout=600)[0])
             assert process.returncode == 0, said[-1]
     finally:
         for process in processes:

@@ -99,11 +99,12 @@ def test_no_process_of_four_holds_the_whole_model(big_checkpoint):
 
 def run_all(processes):
     """What conversions print that run at the same time."""
-    running = []
-    for arguments in processes:
-        flags = [f"--{name}={value}" for name, value in arguments.items()]
-        running.append(start_script("convert", flags))
-    said = finish(running)
+    said = finish(
+        [
+            start_script("convert", [f"--{name}={value}" for name, value in p.items()])
+            for p in processes
+        ]
+    )
     print(*said)
     return said
 

@@ -199,13 +199,11 @@ def test_two_processes_of_four_devices_give_what_one_process_gives(tmp_path):
     port = free_port()
 
     def start(name, *flags):
-        command = [*flags]
-        command += [f"--checkpoint={tmp_path / 'model'}", "--temperature=0.5"]
-        command += ["--config.num_examples=5", "--sampler=threshold(threshold=0.12)"]
+        flags += (f"--checkpoint={tmp_path / 'model'}", "--temperature=0.5")
+        flags += ("--config.num_examples=5", "--sampler=threshold(threshold=0.12)")
         # In float64 no rounding can decide a near-tie.
-        command += ["--sampler=saber", "--dtype=float64"]
-        command += [f"--output={tmp_path / name}"]
-        return start_script("generate", command, num_devices=4, JAX_ENABLE_X64="true")
+        flags += ("--sampler=saber", "--dtype=float64", f"--output={tmp_path / name}")
+        return start_script("generate", flags, num_devices=4, JAX_ENABLE_X64="true")
 
     pair = [
         start(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import finish, free_port, start_script
+from helpers import ALL_SPECS, finish, free_port, start_script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -191,7 +191,15 @@ def test_two_processes_convert_a_checkpoint_together(tmp_path):
     assert len(chunks) >= 4
 
 
-def test_two_processes_of_four_devices_give_what_one_process_gives(tmp_path):
+@pytest.mark.parametrize(
+    "specs",
+    [
+        ("threshold(threshold=0.12)", "saber"),
+        pytest.param(ALL_SPECS, marks=pytest.mark.slow),
+    ],
+    ids=["two", "all"],
+)
+def test_two_processes_of_four_devices_give_what_one_process_gives(tmp_path, specs):
     shape = {"d_model": 16, "n_heads": 4, "n_layers": 1, "mlp_hidden_size": 16}
     model = LLaDA(sudoku.Sudoku().model_config(**shape), rngs=nnx.Rngs(0))
     companions = checkpoints.companions(zoo.path("sudoku"))
@@ -200,9 +208,9 @@ def test_two_processes_of_four_devices_give_what_one_process_gives(tmp_path):
 
     def start(name, *flags):
         flags += (f"--checkpoint={tmp_path / 'model'}", "--temperature=0.5")
-        flags += ("--config.num_examples=5", "--sampler=threshold(threshold=0.12)")
+        flags += ("--config.num_examples=5", *(f"--sampler={s}" for s in specs))
         # In float64 no rounding can decide a near-tie.
-        flags += ("--sampler=saber", "--dtype=float64", f"--output={tmp_path / name}")
+        flags += ("--dtype=float64", f"--output={tmp_path / name}")
         return start_script("generate", flags, num_devices=4, JAX_ENABLE_X64="true")
 
     pair = [
@@ -222,7 +230,7 @@ def test_two_processes_of_four_devices_give_what_one_process_gives(tmp_path):
         [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         for name in ("pair.jsonl", "alone.jsonl")
     )
-    assert len(ours) == len(plain) == 10
+    assert len(ours) == len(plain) == 5 * len(specs)
     for one, other in zip(ours, plain, strict=True):
         del one["batch_seconds"], other["batch_seconds"]
         assert one == other

@@ -5,19 +5,22 @@ A B A B, and a ratio is the median of the ratios of neighbours.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float, Int, Key, PyTree
 
+from dlm_jax import generate, row
 from dlm_jax.errors import InputError
-from dlm_jax.generate import row_keys
 from dlm_jax.parallel import Parallel
+from dlm_jax.queue import Job
+from dlm_jax.row import Row
 from dlm_jax.tables import markdown
-from dlm_jax.types import ABSENT, Options, Prompts, Sampler
+from dlm_jax.types import ABSENT, Denoiser, Options, Prompts, Sampler
 
 # Fills rows by their random keys: tokens [n, l], and the forwards each row took part
 # in, [n].
@@ -96,6 +99,45 @@ def without_queue(parallel: Parallel, options: Options) -> Fill:
     return fill
 
 
+def host_driven(denoiser: Denoiser, params: PyTree, options: Options) -> Fill:
+    """The step of our loop, compiled, called from Python until no row is left.
+
+    The host waits for every step, to see which rows are done.
+
+    Args:
+      denoiser: the model.
+      params: its parameters, on one device.
+      options: as those of the race; all rows of a batch start at once.
+    """
+
+    @jax.jit
+    def begin(
+        sampler: Sampler,
+        prompts: Prompts,
+        keys: Key[jax.Array, "n"],
+        options: Options,
+    ) -> tuple[Job, Row]:
+        start = functools.partial(row.start, denoiser, options)
+        frames, rows = jax.vmap(start)(sampler, prompts)
+        return Job(sampler, keys, frames), rows
+
+    step = jax.jit(functools.partial(generate.iteration, denoiser))
+
+    def fill(
+        sampler: Sampler, prompts: Prompts, keys: Key[jax.Array, "n"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        sampler, prompts, own = generate.prepare(denoiser, sampler, prompts, options)
+        jobs, rows = begin(sampler, prompts, keys, own)
+        b, length = prompts.tokens.shape
+        num_forwards = 1 if own.guidance is None else 2
+        cache = denoiser.init_cache(params, num_forwards * b, length)
+        while not np.all(rows.is_done):
+            rows, cache = step(params, own, jobs, rows, cache)
+        return np.asarray(rows.tokens), np.asarray(rows.step)
+
+    return fill
+
+
 def race(
     parallel: Parallel,
     samplers: Mapping[str, Sampler],
@@ -132,7 +174,7 @@ def race(
         raise InputError(f"num_pairs ({num_pairs}) must be at least 1")
     num_rows = len(prompts.tokens)
     num_slots = options.num_slots or num_rows
-    keys = row_keys(seed, np.arange(num_rows))
+    keys = generate.row_keys(seed, np.arange(num_rows))
     num_forwards = {}
 
     def ours(spec: str) -> tuple[np.ndarray, np.ndarray]:

@@ -46,12 +46,13 @@ def fill(
     if not np.all(prompts.is_valid):
         raise InputError("the eager loop takes rows without padding")
     rule = _rule(sampler)
+    device = next(model.parameters()).device
     with torch.inference_mode():
-        is_blank = torch.tensor(np.asarray(prompts.is_blank))
-        tokens = torch.tensor(np.asarray(prompts.tokens), dtype=torch.long)
+        is_blank = torch.tensor(np.asarray(prompts.is_blank), device=device)
+        tokens = torch.tensor(np.asarray(prompts.tokens, np.int64), device=device)
         tokens = tokens.masked_fill(is_blank, mask_id)
         is_mask = is_blank
-        num_steps = torch.zeros(len(tokens), dtype=torch.long)
+        num_steps = torch.zeros_like(tokens[:, 0])
         while is_mask.any():
             num_steps += is_mask.any(dim=1)
             log_probs = model(tokens).logits.float().log_softmax(dim=-1)
@@ -63,7 +64,7 @@ def fill(
             if remask is not None:
                 tokens = tokens.masked_fill(remask, mask_id)
             is_mask = is_blank & (tokens == mask_id)
-    return tokens.numpy(), num_steps.numpy()
+    return tokens.cpu().numpy(), num_steps.cpu().numpy()
 
 
 def _rule(sampler: Sampler) -> _Rule:
@@ -89,7 +90,8 @@ def _top_k(score: torch.Tensor, allowed: torch.Tensor, k: Any) -> torch.Tensor:
     score = score.masked_fill(~allowed, -torch.inf)
     order = score.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order)
-    rank.scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+    ranks = torch.arange(order.shape[1], device=order.device)
+    rank.scatter_(1, order, ranks.expand_as(order))
     return allowed & (rank < k)
 
 

@@ -162,6 +162,8 @@ class TorchLLaDA(torch.nn.Module):
 def load_llada(directory: str | pathlib.Path) -> TorchLLaDA:
     """Loads a LLaDA checkpoint in Hugging Face format, one file or shards.
 
+    The model is put on a GPU if there is one.
+
     Raises:
       InputError: if a file is missing or the weights are not the config's.
     """
@@ -182,7 +184,8 @@ def load_llada(directory: str | pathlib.Path) -> TorchLLaDA:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{directory}: {' '.join(str(error).split())}") from None
-    return model.to(next(iter(weights.values())).dtype).eval()
+    model = model.to(next(iter(weights.values())).dtype)
+    return model.to(_device()).eval()
 
 
 def load_transformers(directory: str | pathlib.Path) -> torch.nn.Module:
@@ -204,7 +207,11 @@ def load_transformers(directory: str | pathlib.Path) -> torch.nn.Module:
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{directory}: {' '.join(str(error).split())}") from None
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(_device()).eval()
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def resolve(spec: str) -> Callable[..., Any]:

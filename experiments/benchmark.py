@@ -7,14 +7,16 @@ r"""Times the compiled loop against a plain eager PyTorch loop, pair by pair.
         --reference=none --prompt_length=256 --gen_lengths=256 --batch_sizes=8
 
 Same weights, same rows, run in turn: ours with a queue in front of its slots, PyTorch
-in batches of as many rows. --reference=batches has our own loop without its queue in
-PyTorch's place, which shows what the queue is worth; --reference=none nothing. Prints
-rows per second of both loops, the median ratio of neighbouring runs and the rows with
-equal tokens and NFE; each sampler's gain over the first one, in seconds and in NFE; and
-what a step costs beside the model's forward, and its share of the matrix-product peak
-that is measured here. Rows are examples of the config's task and split, or random
-tokens if --gen_lengths or a preset (random weights) is asked for: such answers and NFE
-mean nothing. --profile writes a trace of one run of each sampler for XProf.
+in batches of as many rows (on a GPU if it sees one). --reference=batches has our own
+loop without its queue in PyTorch's place, which shows what the queue is worth;
+--reference=host our own step, compiled, called from Python; --reference=none nothing.
+Prints rows per second of both loops, the median ratio of neighbouring runs and the rows
+with equal tokens and NFE; each sampler's gain over the first one, in seconds and in
+NFE; and what a step costs beside the model's forward, and its share of the
+matrix-product peak that is measured here. Rows are examples of the config's task and
+split, or random tokens if --gen_lengths or a preset (random weights) is asked for: such
+answers and NFE mean nothing. --profile writes a trace of one run of each sampler for
+XProf.
 """
 
 import dataclasses
@@ -22,6 +24,7 @@ import functools
 import os
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 
 import jax
@@ -61,8 +64,9 @@ _DTYPE = flags.DEFINE_enum(
 _REFERENCE = flags.DEFINE_enum(
     "reference",
     "torch",
-    ["torch", "batches", "none"],
-    "Eager PyTorch in batches, our own loop in batches, or nothing beside ours.",
+    ["torch", "host", "batches", "none"],
+    "In batches beside our queue: eager PyTorch, our step driven from Python, our own "
+    "loop; or nothing.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write; must not exist.")
 _PROFILE = flags.DEFINE_string("profile", None, "Directory for traces of one run each.")
@@ -108,12 +112,17 @@ def main(argv: Sequence[str]) -> None:
     if config.seed < 0:
         raise InputError(f"seed ({config.seed}) must be at least 0")
     rules = samplers.parse_all(config.samplers)
+    start = time.perf_counter()
     model, gen_lengths, workload = _subject(config)
+    jax.block_until_ready(nnx.state(model))
+    seconds = time.perf_counter() - start
     denoiser, params = as_denoiser(model)
     parallel = DataParallel(denoiser, params)
     fill_of, num_threads = None, None
     if _REFERENCE.value == "torch":
         fill_of, num_threads = _torch_loop(model)
+    elif _REFERENCE.value == "host":
+        fill_of = functools.partial(bench.host_driven, denoiser, params)
     elif _REFERENCE.value == "batches":
         fill_of = functools.partial(bench.without_queue, parallel)
     peak = steps.matmul_peak(params["wte"].dtype)
@@ -163,7 +172,8 @@ def main(argv: Sequence[str]) -> None:
     if _OUTPUT.value:
         files.write_jsonl(_OUTPUT.value, records)
     print(bench.tables(records), bench.table(records, steps.COLUMNS), sep="\n\n")
-    print(f"\nMatrix products reach {peak / 1e12:.3f} TFLOP/s here.")
+    print(f"\nThe weights were there after {seconds:.1f} s.", end=" ")
+    print(f"Matrix products reach {peak / 1e12:.3f} TFLOP/s here.")
 
 
 def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:

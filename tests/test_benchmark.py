@@ -66,13 +66,16 @@ def race(parallel, specs, num_slots=1, num_pairs=2, **options):
     ],
 )
 def test_eager_loop_fills_as_ours_does(spec, checkpoint, parallel):
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     from dlm_jax import eager, reference
 
     model = reference.load_llada(checkpoint)
 
     def fill(sampler, prompts, keys):
-        return eager.fill(model, sampler, prompts, sudoku.MASK_ID)
+        # Tensors that the loop makes must lie where the model does; by default, these
+        # would lie nowhere.
+        with torch.device("meta"):
+            return eager.fill(model, sampler, prompts, sudoku.MASK_ID)
 
     (result,) = race(parallel, [spec], num_slots=2, num_pairs=1, reference=fill)
     assert result.num_equal == 2
@@ -203,6 +206,22 @@ def test_the_queue_changes_no_row(parallel):
     assert [result.num_equal for result in results] == [5, 5]
 
 
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+def test_a_loop_driven_from_python_fills_as_the_compiled_one(parallel, guidance):
+    specs = ["random", "saber"]
+    rules = {spec: samplers.parse(spec) for spec in specs}
+    options = Options(60, 20, temperature=0.5, guidance=guidance, num_slots=2)
+    params = jax.tree.map(lambda x: x[0], parallel._params)
+    fill = bench.host_driven(parallel.denoiser, params, options)
+    results = bench.race(
+        *(parallel, rules, prompts_of(5), options),
+        forward=float,
+        num_pairs=1,
+        reference=bench.in_batches(fill, 2),
+    )
+    assert [result.num_equal for result in results] == [5, 5]
+
+
 def test_script_writes_and_prints(run_script, checkpoint, tmp_path):
     output = tmp_path / "out.jsonl"
     status, out, err = run_script(
@@ -237,7 +256,7 @@ def test_a_preset_runs_on_random_prompts_of_all_lengths(run_script, tmp_path):
     output = tmp_path / "out.jsonl"
     status, _, err = run_script(
         "benchmark",
-        *("--preset=tiny", "--reference=none", "--samplers=threshold(threshold=0.0)"),
+        *("--preset=tiny", "--reference=host", "--samplers=threshold(threshold=0.0)"),
         *("--prompt_length=5", "--gen_lengths=8", "--gen_lengths=12"),
         *("--block_length=4", "--batch_sizes=2", "--rows_per_slot=1", "--num_pairs=1"),
         *(f"--output={output}", f"--profile={tmp_path / 'trace'}"),
@@ -247,6 +266,7 @@ def test_a_preset_runs_on_random_prompts_of_all_lengths(run_script, tmp_path):
     assert [record["length"] for record in records] == [13, 17]
     # One forward for each block.
     assert [record["nfe"] for record in records] == [2, 3]
+    assert [record["num_equal"] for record in records] == [2, 2]
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 

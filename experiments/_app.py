@@ -94,6 +94,9 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
+        if (told := _told_by_file(error)) is not None:
+            _print(str(told))
+            sys.exit(1)
         names = [argument.partition("=")[0] for argument in sys.argv[1:]]
         overrides = [name for name in names if name.startswith("--config.")]
         # What fails in the config file itself is its defect, and keeps its traceback
@@ -119,6 +122,18 @@ def _one_line() -> Iterator[None]:
     else:
         return
     sys.exit(1)
+
+
+def _told_by_file(error: BaseException | None) -> InputError | None:
+    """What a config file says of its argument (`FILE:ARGUMENT`), if that is the cause.
+
+    ml_collections raises it again with its traceback as the text.
+    """
+    found = None
+    while error is not None:
+        found = error if isinstance(error, InputError) else found
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def _print(message: str) -> None:

@@ -16,12 +16,22 @@ def get_config():
 """
 
 
+CHOOSY = """
+from dlm_jax.errors import InputError
+
+
+def get_config(size):
+    raise InputError(f"size ({size}) must be 3")
+"""
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Runs a script with a config file: status, what main saw, stderr."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good.py").write_text(CONFIG)
     (tmp_path / "faulty.py").write_text("def get_config():\n    return {}.absent\n")
+    (tmp_path / "choosy.py").write_text(CHOOSY)
 
     def run(*arguments):
         app.define_help_flags()
@@ -59,6 +69,8 @@ def test_overrides_reach_main(run):
         (["--config=none.py"], "--config cannot be read: [Errno 2] No such file"),
         (["--config=none.py", "--config.x=1"], "--config cannot be read: [Errno 2] No"),
         (["--config.num_examples=5", "--config=good.py"], "--config"),
+        (["--config=choosy.py:4"], "error: size (4) must be 3"),
+        (["--config=choosy.py:4", "--config.x=1"], "error: size (4) must be 3"),
         (["--confg=good.py"], "Unknown command line flag 'confg'"),
         (["stray"], "unexpected arguments: stray"),
     ],

@@ -13,10 +13,10 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "num_examples": {
-                "sudoku": 200,
-                "maze": 300,
-                "countdown": 500,
+                "countdown": 1000,
                 "program": 500,
+                "maze": 500,
+                "sudoku": 500,
             },
             "samplers": (
                 "random",

@@ -2,7 +2,8 @@
 
 Work is cut into calls of a fixed number of rows. A call's records are appended at once
 when it is done; a run that was killed drops what is incomplete and repeats only that,
-with the very rows, keys and batches it would have had.
+with the very rows, keys and batches it would have had. Samplers take turns, call by
+call: a machine's speed drifts, and neighbours are compared.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -126,13 +128,14 @@ def run(
       plan: how.
       todo: the samplers and seeds.
       num_examples: the first ones of the split.
-      directory: gets `manifest.json` and `records.jsonl`; more samplers, seeds and
-        examples may be added to what it holds.
+      directory: gets `records.jsonl` and `manifest.json`, which says what they are of
+        and lists the runs that made them; more samplers, seeds and examples may be
+        added to what it holds. Nothing is written before the first call is done.
       about: of the checkpoint; must be the same when a directory is continued.
       on_records: called with the records of every call, those that were there first.
 
     Returns:
-      The records of todo, in the order of calls: `sampler`, `seed`, `index`, `name`,
+      The records of todo, lane by lane: `sampler`, `seed`, `index`, `name`,
       `is_correct`, `reason`, `nfe`, `num_tokens` (at blanks, up to EOS), `is_complete`,
       `text`; `seconds` and `compile_seconds`, the row's share of its call's; `place` in
       the call, and the call's rows.
@@ -141,8 +144,12 @@ def run(
       InputError: if the directory holds another evaluation, or an argument does not
         fit.
     """
-    if num_examples < 1:
-        raise InputError(f"num_examples ({num_examples}) must be at least 1")
+    for name, value in (
+        ("num_examples", num_examples),
+        ("batch_size", plan.batch_size),
+    ):
+        if value < 1:
+            raise InputError(f"{name} ({value}) must be at least 1")
     if plan.queue_length < plan.batch_size:
         raise InputError(
             f"queue_length ({plan.queue_length}) must be at least batch_size "
@@ -159,31 +166,41 @@ def run(
         "block_length": options.block_length,
         **about,
     }
-    _check_manifest(directory, identity)
+    manifest = _Manifest(directory, identity)
     log = _Log(directory / "records.jsonl")
-    results = []
-    for lane in todo:
-        rules = {spec: samplers.parse(spec) for spec in lane.specs}
-        for call in _calls(lane, num_examples, plan.queue_length):
+    rules = {spec: samplers.parse(spec) for lane in todo for spec in lane.specs}
+
+    def ask(lane: Lane, call: Sequence[_Key]) -> list[dict[str, Any]]:
+        """The records of a call that is not in the log yet."""
+        chosen = [rows[index] for _, _, index in call]
+        filled = batching.fill(
+            parallel,
+            _stacked([rules[spec] for spec, _, _ in call]),
+            chosen,
+            options,
+            lane.seed,
+            plan.batch_size,
+            plan.queue_length,
+            ids=[index for _, _, index in call],
+        )
+        asked = [examples[index] for _, _, index in call]
+        return _judge(task, codec, call, asked, chosen, filled)
+
+    results: list[list[dict[str, Any]]] = [[] for _ in todo]
+    for calls in zip_longest(
+        *(_calls(lane, num_examples, plan.queue_length) for lane in todo)
+    ):
+        for lane, call, own in zip(todo, calls, results, strict=True):
+            if call is None:
+                continue
             records = log.find(call)
             if records is None:
-                chosen = [rows[index] for _, _, index in call]
-                filled = batching.fill(
-                    parallel,
-                    _stacked([rules[spec] for spec, _, _ in call]),
-                    chosen,
-                    options,
-                    lane.seed,
-                    plan.batch_size,
-                    plan.queue_length,
-                    ids=[index for _, _, index in call],
-                )
-                asked = [examples[index] for _, _, index in call]
-                records = _judge(task, codec, call, asked, chosen, filled)
+                records = ask(lane, call)
+                manifest.begin(todo, num_examples)
                 log.append(records)
-            results += records
+            own += records
             on_records(records)
-    return results
+    return [record for own in results for record in own]
 
 
 def _judge(
@@ -235,21 +252,60 @@ def _stacked(rules: Sequence[Sampler]) -> Sampler:
     return jax.tree.map(lambda *values: np.stack(values), *rules)
 
 
-def _check_manifest(directory: pathlib.Path, identity: Mapping[str, Any]) -> None:
-    """Writes what a directory's records are of, or compares it with what it says."""
-    path = directory / "manifest.json"
+class _Manifest:
+    """What a directory's records are of, and the runs that made them."""
+
+    def __init__(self, directory: pathlib.Path, identity: Mapping[str, Any]):
+        """Compares what is to be evaluated with what the directory holds.
+
+        Raises:
+          InputError: naming what differs.
+        """
+        self._path = directory / "manifest.json"
+        self._content = {"identity": identity, "runs": []}
+        self._has_begun = False
+        if not self._path.exists():
+            return
+        self._content = json.loads(self._path.read_text())
+        known = self._content["identity"]
+        for name in identity | known:
+            if identity.get(name) != known.get(name):
+                raise InputError(
+                    f"{name} ({identity.get(name)}) must be {known.get(name)}, as in "
+                    f"the evaluation that {directory} holds"
+                )
+
+    def begin(self, todo: Sequence[Lane], num_examples: int) -> None:
+        """Adds this run, once it is about to add its first records."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        self._content["runs"].append(
+            {
+                "samplers": sorted({spec for lane in todo for spec in lane.specs}),
+                "seeds": sorted({lane.seed for lane in todo}),
+                "num_examples": num_examples,
+                "environment": provenance.environment(),
+            }
+        )
+        with files.staged(self._path, may_exist=True) as partial:
+            partial.write_text(json.dumps(self._content, indent=2) + "\n")
+
+
+def environments(directory: str | os.PathLike) -> list[dict[str, Any]]:
+    """Where a directory's records were made, see `provenance.environment`; each once.
+
+    Raises:
+      InputError: if it holds no evaluation.
+    """
+    path = pathlib.Path(directory) / "manifest.json"
     if not path.exists():
-        manifest = {"identity": identity, "environment": provenance.environment()}
-        with files.staged(path) as partial:
-            partial.write_text(json.dumps(manifest, indent=2) + "\n")
-        return
-    known = json.loads(path.read_text())["identity"]
-    for name in identity | known:
-        if identity.get(name) != known.get(name):
-            raise InputError(
-                f"{name} ({identity.get(name)}) must be {known.get(name)}, as in the "
-                f"evaluation that {directory} holds"
-            )
+        raise InputError(f"{directory} holds no evaluation: no manifest.json in it")
+    found = []
+    for run in json.loads(path.read_text())["runs"]:
+        if run["environment"] not in found:
+            found.append(run["environment"])
+    return found
 
 
 class _Log:

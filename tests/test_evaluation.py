@@ -1,5 +1,6 @@
 """Evaluation: what is judged and counted, and that a stop changes nothing."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -168,6 +169,7 @@ def test_table_counts(tmp_path):
     [
         ({"plan": evaluation.Plan(temperature=0.5, batch_size=2)}, "temperature"),
         ({"num": 0}, r"num_examples \(0\) must be at least 1"),
+        ({"plan": evaluation.Plan(batch_size=0)}, r"batch_size \(0\) must be at least"),
         ({"specs": ("saber", "saber(n=2)")}, "must be given once"),
         ({"seeds": (0, 1, 0)}, r"seeds \(0, 1, 0\) must differ"),
         ({"plan": evaluation.Plan(example_seed=-1)}, r"examples \(-1\) must be at"),
@@ -181,6 +183,35 @@ def test_bad_input_is_named(model, whole, changes, message):
     with pytest.raises(InputError, match=message):
         run(model, directory, **changes)
     assert sorted(p.stat().st_size for p in directory.iterdir()) == before
+
+
+@pytest.mark.parametrize("changes", [{"temperature": -1.0}, {"batch_size": -2}])
+def test_bad_input_leaves_a_new_directory_as_it_was(model, tmp_path, changes):
+    bad = dataclasses.replace(PLAN, **changes)
+    with pytest.raises(InputError, match=next(iter(changes))):
+        run(model, tmp_path, plan=bad)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_lists_the_runs_that_added_records(model, tmp_path):
+    run(model, tmp_path, SPECS[:1], num=4)
+    run(model, tmp_path, SPECS[:1], num=4)  # Adds nothing.
+    run(model, tmp_path, SPECS[1:], num=3, seeds=(0, 1))
+    runs = json.loads((tmp_path / "manifest.json").read_text())["runs"]
+    specs = [samplers.to_spec(samplers.parse(spec)) for spec in SPECS]
+    listed = [(r["samplers"], r["seeds"], r["num_examples"]) for r in runs]
+    assert listed == [(specs[:1], [0], 4), (sorted(specs[1:]), [0, 1], 3)]
+    (environment,) = evaluation.environments(tmp_path)
+    assert environment == runs[0]["environment"] == runs[1]["environment"]
+    assert environment["jax"] == jax.__version__
+
+
+def test_samplers_take_turns(whole):
+    directory, _ = whole
+    places = [(r["sampler"], r["index"]) for r in evaluation.read_records(directory)]
+    specs = [samplers.to_spec(samplers.parse(spec)) for spec in SPECS]
+    first = [(spec, i) for spec in specs for i in range(4)]
+    assert places == first + [(spec, i) for spec in specs for i in range(4, 6)]
 
 
 def _script(checkpoint, workdir):

@@ -2,21 +2,25 @@
 
     python -m experiments.sweep --task=sudoku --workdir=runs/sweep/sudoku
 
-draws accuracy against forwards for the samplers of both papers.
+draws accuracy against forwards for every sampler of the registry.
 """
 
 from ml_collections import ConfigDict
 
-_K = (1, 2, 3, 4, 6, 8, 12, 16)
+# Few: one token a step costs as much as a whole curve of an adaptive sampler.
+_K = (1, 3, 8, 16)
 _GAMMA = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_THRESHOLD = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+_FACTOR = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0)
 _PROXIES = ("entropy", "confidence", "margin")
+_ORDERS = ("low_confidence", "entropy", "margin", "random", "left_to_right")
 
 
 def get_config() -> ConfigDict:
     """Defaults of the flags of the same names, and the curves."""
     curves = {
         f"{name}, k tokens a step": tuple(f"{name}(schedule=fixed(k={k}))" for k in _K)
-        for name in ("low_confidence", "entropy", "margin")
+        for name in _ORDERS
     }
     curves |= {
         f"entropy_bound, {proxy}": tuple(
@@ -24,14 +28,19 @@ def get_config() -> ConfigDict:
         )
         for proxy in _PROXIES
     }
-    curves["threshold"] = tuple(
-        f"threshold(threshold={threshold})"
-        for threshold in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
-    )
-    curves["saber"] = tuple(f"saber(n={n})" for n in (1, 2, 4, 8, 16))
+    curves["threshold"] = tuple(f"threshold(threshold={t})" for t in _THRESHOLD)
+    curves |= {
+        name: tuple(f"{name}(factor={factor})" for factor in _FACTOR)
+        for name in ("factor", "factor_released")
+    }
+    curves["saber, n"] = tuple(f"saber(n={n})" for n in (1, 2, 4, 8, 16))
+    # A sampler may stand once only: n 4 with mu 8 is on the curve above.
+    curves["saber, mu at n 4"] = tuple(f"saber(n=4, mu={mu})" for mu in (2, 4, 16, 32))
+    curves["saber_released, n"] = tuple(f"saber_released(n={n})" for n in (2, 4, 8))
     return ConfigDict(
         {
-            # Each is one program: its specs differ in traced numbers only.
+            # Each is one program, as its specs differ in traced numbers only; but for
+            # saber_released, whose n is static.
             "curves": curves,
             "split": "valid",
             "num_examples": 1000,

@@ -9,14 +9,23 @@ import numpy as np
 from dlm_jax.errors import InputError
 
 # Okabe and Ito's colours, which most forms of colour blindness tell apart; markers and
-# dashes tell them apart in grey as well.
+# dashes tell them apart in grey as well. The three lengths have no common factor, so
+# that styles come again after 360 lines only (of bands, without markers, after 40).
 _COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
     *("#E69F00", "#56B4E9", "#000000", "#999933"),
 )
-_MARKERS = "osD^vPX*"
-_DASHES = ("-", "--", "-.", ":")
+_MARKERS = "osD^vPX*<"
+_DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 _COLUMN_WIDTH = 3.4  # inches
+
+
+def _style(i: int) -> dict[str, Any]:
+    """Colour and dashes of the i-th line of a figure."""
+    return {
+        "color": _COLOURS[i % len(_COLOURS)],
+        "linestyle": _DASHES[i % len(_DASHES)],
+    }
 
 
 def load_pyplot() -> Any:
@@ -58,6 +67,7 @@ def curves(
     y_label: str,
     title: str,
     is_log: bool = False,
+    front: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Draws lines with intervals, the legend below the axes.
 
@@ -71,33 +81,49 @@ def curves(
       y_label: with its unit.
       title: of the axes.
       is_log: the abscissa is logarithmic.
+      front: points of the best of all lines, drawn as steps behind them: what is to be
+        had up to each abscissa.
 
     Raises:
       InputError: if matplotlib is not installed.
     """
     pyplot = load_pyplot()
-    num_rows = -(-len(points) // 2)
-    height = 2.3 + 0.17 * num_rows
+    num_entries = len(points) + bool(front)
+    height = 2.3 + 0.17 * -(-num_entries // 2)
     figure, axes = pyplot.subplots(
         figsize=(_COLUMN_WIDTH, height), layout="constrained"
     )
+    handles = {}
     for i, (name, line) in enumerate(points.items()):
         line = sorted(line, key=lambda point: point[x])
         xs, ys = (np.array([point[name] for point in line]) for name in (x, y))
         style = {
-            "color": _COLOURS[i % len(_COLOURS)],
+            **_style(i),
             "marker": _MARKERS[i % len(_MARKERS)],
-            "linestyle": _DASHES[i % len(_DASHES)],
             "markersize": 3,
             "linewidth": 1,
-            "label": name,
         }
         if f"{y}_low" in line[0]:
             ends = [[point[f"{y}_{end}"] for point in line] for end in ("low", "high")]
             errors = np.abs(np.array(ends) - ys)
-            axes.errorbar(xs, ys, errors, elinewidth=0.5, capsize=1, **style)
+            # The legend gets the line only: bars would hide its dashes and marker.
+            handles[name], *_ = axes.errorbar(
+                *(xs, ys, errors), elinewidth=0.5, capsize=1, **style
+            )
         else:
-            axes.plot(xs, ys, **style)
+            (handles[name],) = axes.plot(xs, ys, **style)
+    if front:
+        line = sorted(front, key=lambda point: point[x])
+        xs, ys = ([point[name] for point in line] for name in (x, y))
+        # What the last point gives is to be had for all that is dearer, too.
+        xs.append(max(point[x] for line in points.values() for point in line))
+        (handles["front of all"],) = axes.step(
+            *(xs, [*ys, ys[-1]]),
+            where="post",
+            color="#333333",
+            linewidth=0.8,
+            zorder=1,
+        )
     if is_log:
         axes.set_xscale("log")
         # Plain numbers, at 1, 2 and 5 of each power of ten.
@@ -106,7 +132,14 @@ def curves(
         axes.xaxis.set_minor_formatter("")
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.set_title(title, fontsize=8)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=6, frameon=False)
+    figure.legend(
+        *(handles.values(), handles),
+        loc="outside lower center",
+        ncols=2,
+        fontsize=6,
+        frameon=False,
+        handlelength=3.2,
+    )
     figure.savefig(path)
     pyplot.close(figure)
 
@@ -146,10 +179,7 @@ def bands(
         for i, (name, line) in enumerate(lines.items()):
             # One legend for all panels.
             label = name if axes is all_axes[0, 0] else None
-            style = {
-                "color": _COLOURS[i % len(_COLOURS)],
-                "linestyle": _DASHES[i % len(_DASHES)],
-            }
+            style = _style(i)
             xs = [point[x] for point in line]
             ys = [point[panel["y"]] for point in line]
             axes.plot(xs, ys, linewidth=1, label=label, **style)

@@ -45,10 +45,16 @@ def points(
                 }
             )
     everything = [point for line in made.values() for point in line]
-    front = statistics.pareto_front(*_columns(everything))
+    best = statistics.pareto_front(*_columns(everything))
     for i, point in enumerate(everything):
-        point["is_pareto"] = i in front
+        point["is_pareto"] = i in best
     return made
+
+
+def front(made: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """The points of the common front, by forwards."""
+    line = [point for line in made.values() for point in line if point["is_pareto"]]
+    return sorted(line, key=lambda point: point["nfe"])
 
 
 def _columns(line: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
@@ -73,8 +79,13 @@ def areas(made: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
 def write_csv(
     path: str | os.PathLike, made: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> None:
-    """Writes one line per point."""
-    rows = [{"curve": name, **point} for name, line in made.items() for point in line]
+    """Writes one line per point; `area` is its curve's, `area_of_all` the front's."""
+    area = areas(made)
+    rows = [
+        {"curve": name, **point, "area": area[name], "area_of_all": area["all"]}
+        for name, line in made.items()
+        for point in line
+    ]
     with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

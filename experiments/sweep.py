@@ -73,6 +73,7 @@ def main(argv: Sequence[str]) -> None:
         y_label="accuracy",
         title=f"{task.name}, {config.num_examples} examples, 95 % intervals",
         is_log=True,
+        front=sweeps.front(made),
     )
     print(sweeps.table(made))
     print(f"Wrote {workdir / 'sweep.csv'} and {workdir / 'sweep.png'}")

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from configs import sweep
 from dlm_jax import samplers, statistics, sweeps
 from dlm_jax.evaluation import Summary
 
@@ -43,6 +44,9 @@ def test_points_stand_in_their_curves_with_intervals(made):
     # Both others cost as much or more, and are right less often.
     is_pareto = [point["is_pareto"] for line in made.values() for point in line]
     assert is_pareto == [True, True, False, False]
+    # By forwards, whatever the order of the points.
+    assert sweeps.front({"bound": made["bound"][::-1]}) == made["bound"]
+    assert sweeps.front(made) == made["bound"]
 
 
 def test_areas_are_means_over_the_logarithm_of_the_budget(made):
@@ -78,3 +82,13 @@ def test_csv_has_a_line_for_each_point(made, tmp_path):
         (name, spec) for name, specs in CURVES.items() for spec in specs
     ]
     assert [float(row["nfe"]) for row in rows] == [2.0, 4.0, 16.0, 4.0]
+    areas = [float(row["area"]) for row in rows]
+    assert areas == pytest.approx([0.6, 0.6, 0.25, 0.25])
+    assert [float(row["area_of_all"]) for row in rows] == pytest.approx([0.6] * 4)
+
+
+def test_config_has_every_sampler_and_none_twice():
+    curves = sweep.get_config().curves
+    rules = samplers.parse_all(spec for line in curves.values() for spec in line)
+    assert {type(rule) for rule in rules.values()} == set(samplers.SAMPLERS.values())
+    assert {rule.mu for rule in rules.values() if hasattr(rule, "mu")} > {8.0}

@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
             "samplers": (
                 "low_confidence",
                 "low_confidence(schedule=fixed(k=2))",
+                "random",
+                "left_to_right",
                 "margin",
                 "entropy",
                 "threshold(threshold=0.9)",
@@ -26,6 +28,15 @@ def get_config() -> ConfigDict:
                 "entropy_bound",
                 "saber",
                 "saber_released",
+            ),
+            # Rules that look at the model, over whose mean a gain is claimed.
+            "others": (
+                "low_confidence",
+                "margin",
+                "entropy",
+                "threshold(threshold=0.9)",
+                "factor",
+                "entropy_bound",
             ),
             "ablations": (
                 "saber(backtracking=False)",

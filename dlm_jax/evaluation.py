@@ -262,7 +262,7 @@ class _Manifest:
           InputError: naming what differs.
         """
         self._path = directory / "manifest.json"
-        self._content = {"identity": identity, "runs": []}
+        self._content: dict[str, Any] = {"identity": identity, "runs": []}
         self._has_begun = False
         if not self._path.exists():
             return

@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,6 +26,15 @@ def environment() -> dict[str, Any]:
         "num_cores": os.cpu_count(),
         "commit": _commit(),
     }
+
+
+def describe(environment: Mapping[str, Any]) -> str:
+    """The line of a report on what `environment` gives."""
+    return (
+        f"{environment['num_devices']} x {environment['device']}, "
+        f"{environment['num_cores']} cores, jax {environment['jax']}, commit "
+        f"{environment['commit']}"
+    )
 
 
 def _commit() -> str | None:

@@ -77,15 +77,15 @@ def pair(
     pairings = []
     for spec in specs:
         own = by_spec[_canonical(spec)]
-        difference = own.is_correct[0].astype(float) - base.is_correct[0]
+        pair_of = own.is_correct[0], base.is_correct[0]
         ratio = float(base.nfe.mean() / own.nfe.mean())
         accuracy = float(own.is_correct.mean())
         pairings.append(
             Pairing(
                 sampler=spec,
                 accuracy=accuracy,
-                comparison=statistics.compare(own.is_correct[0], base.is_correct[0]),
-                interval=statistics.bootstrap_interval(difference, confidence),
+                comparison=statistics.compare(*pair_of),
+                interval=statistics.compare(*pair_of, confidence).interval,
                 ratio=ratio,
                 is_within=accuracy >= low and ratio >= claim.min_ratio,
             )
@@ -247,7 +247,7 @@ def front_sentence(section: Section) -> str:
 def write(
     path: pathlib.Path,
     command: str,
-    environment: Mapping[str, Any],
+    machines: Sequence[str],
     setting: str,
     sections: Sequence[Section],
     splits: Mapping[str, Split],
@@ -258,7 +258,7 @@ def write(
     Args:
       path: the Markdown file.
       command: that makes it again.
-      environment: see `provenance.environment`.
+      machines: a line on each that was measured on, see `provenance.describe`.
       setting: a sentence on examples and temperature.
       sections: of the tasks.
       splits: of mazes, by spec; empty leaves that part out.
@@ -268,9 +268,10 @@ def write(
     parts = [
         "# EB-Sampler: accuracy against forwards",
         f"    {command}",
-        f"{setting} Code {environment['commit']}, JAX {environment['jax']}, "
-        f"{environment['num_devices']} x {environment['device']}. NFE is the number of "
-        "forwards that an example took part in, intervals are 95 %.",
+        f"{setting} Measured on {'; '.join(machines)}. NFE is the number of forwards "
+        "that an example took part in, intervals are 95 %; those of differences are "
+        "what the percentile bootstrap over examples and Tango's score interval hold "
+        "together.",
     ]
     for own in sections:
         parts += _task_part(path, own, claim)

@@ -152,10 +152,7 @@ def rise(watched: Watched, num_bins: int = 20) -> list[dict[str, Any]]:
       interval `mean_low`, `mean_high` (bootstrap over generations), `best` likewise of
       the most confident blank, and `num` generations.
     """
-    num_blanks = (~np.isnan(watched.confidence[:, 0])).sum(axis=1)
-    num_masks = watched.is_mask.sum(axis=2)
-    decided = 1 - num_masks / num_blanks[:, None]
-    candidates = np.where(watched.is_mask, watched.confidence, np.nan)
+    decided, candidates = _undecided(watched)
     is_seen = watched.is_mask.any(axis=2) & ~np.isnan(candidates).all(axis=2)
     bins = np.minimum((decided * num_bins).astype(int), num_bins - 1)
     points = []
@@ -175,6 +172,36 @@ def rise(watched: Watched, num_bins: int = 20) -> list[dict[str, Any]]:
             point |= {f"{name}_low": low, f"{name}_high": high}
         points.append(point)
     return points
+
+
+def slope(watched: Watched) -> tuple[float, tuple[float, float]]:
+    """How the mean confidence of undecided blanks changes while all get decided.
+
+    Args:
+      watched: the generations.
+
+    Returns:
+      The mean over generations of the least-squares slope of that confidence over the
+      fraction of decided blanks, and its 95 % interval (bootstrap over generations);
+      those of one forward have none and are left out.
+    """
+    decided, candidates = _undecided(watched)
+    slopes = []
+    for x, c in zip(decided, candidates, strict=True):
+        is_seen = ~np.isnan(c).all(axis=1)
+        if is_seen.sum() > 1:
+            y = np.nanmean(c[is_seen], axis=1)
+            slopes.append(np.polyfit(x[is_seen], y, 1)[0])
+    if not slopes:
+        return np.nan, (np.nan, np.nan)
+    return float(np.mean(slopes)), statistics.bootstrap_interval(np.array(slopes))
+
+
+def _undecided(watched: Watched) -> tuple[np.ndarray, np.ndarray]:
+    """Fraction of decided blanks [n, t]; confidences [n, t, g], NaN where decided."""
+    num_blanks = (~np.isnan(watched.confidence[:, 0])).sum(axis=1)
+    decided = 1 - watched.is_mask.sum(axis=2) / num_blanks[:, None]
+    return decided, np.where(watched.is_mask, watched.confidence, np.nan)
 
 
 def drift(watched: Watched, min_tokens: int = 50) -> list[dict[str, Any]]:
@@ -236,6 +263,37 @@ def falls(
         "ever": [_share(lowest < limit) for limit in limits],
         "at_end": [_share(last < limit) for limit in limits],
     }
+
+
+def gap(
+    watched: Watched, is_correct: Bool[np.ndarray, "n"], depth: float, seed: int = 0
+) -> tuple[float, tuple[float, float]] | None:
+    """How many more tokens lose confidence in wrong answers than in right ones.
+
+    Args:
+      watched: the generations.
+      is_correct: which of them are right.
+      depth: of a loss, at any step after the commit.
+      seed: of the bootstrap.
+
+    Returns:
+      The mean share of such tokens in wrong generations less that in right ones, and
+      its 95 % interval (bootstrap over generations of each kind); None without both.
+    """
+    if is_correct.all() or not is_correct.any():
+        return None
+    _, change = _changes(watched)
+    is_token = ~np.isnan(change).all(axis=1)
+    has_lost = np.nanmin(np.where(np.isnan(change), np.inf, change), axis=1) < -depth
+    share = (has_lost & is_token).sum(axis=1) / np.maximum(is_token.sum(axis=1), 1)
+    wrong, right = share[~is_correct], share[is_correct]
+    rng = np.random.default_rng(seed)
+    draws = [
+        rng.choice(values, (10_000, len(values))).mean(axis=1)
+        for values in (wrong, right)
+    ]
+    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
+    return float(wrong.mean() - right.mean()), (float(low), float(high))
 
 
 def _share(values: np.ndarray) -> float:

@@ -20,6 +20,8 @@ from dlm_jax.types import Denoiser
 
 # Losses of confidence that are counted; 0 stands for more than rounding.
 DEPTHS = (0.0, 0.01, 0.1, 0.5)
+# A loss that is more than noise.
+DEPTH = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Setting:
     Attributes:
       baseline: the spec that others are compared with, and that is watched.
       compared: specs of the main table.
+      others: of them, the rules over whose mean a gain is claimed.
       ablations: specs that are compared with saber.
       sweep: specs of one program; they share calls.
       num_examples: asked of every sampler.
@@ -40,6 +43,7 @@ class Setting:
 
     baseline: str
     compared: tuple[str, ...]
+    others: tuple[str, ...]
     ablations: tuple[str, ...]
     sweep: tuple[str, ...]
     num_examples: int
@@ -59,8 +63,10 @@ class Judged:
       interval: of its accuracy, 95 %.
       against: its accuracy minus the other's; of the other itself there is none.
       nfe_gain: the other's mean NFE over its own.
+      nfe_interval: of that, 95 %, paired bootstrap over examples.
       speed_up: the other's seconds over its own, and the least and greatest of any
         call; NaN where it shared calls.
+      num_calls: that were timed.
     """
 
     spec: str
@@ -68,7 +74,9 @@ class Judged:
     interval: tuple[float, float]
     against: statistics.Comparison | None
     nfe_gain: float
+    nfe_interval: tuple[float, float]
     speed_up: tuple[float, float, float]
+    num_calls: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +91,16 @@ class Measured:
       compared: samplers, compared with the baseline.
       ablations: compared with saber.
       sweep: compared with the baseline.
-      over_others: saber's accuracy minus the mean of the rules that are not Saber.
+      others: the rules over whose mean a gain is claimed.
+      over_others: saber's accuracy minus that mean.
       num_fixed: examples that are right only with backtracking.
       num_broken: examples that are right only without.
       cases: printed examples: title and text.
       rise: see `saber_analysis.rise`.
+      slope: see `saber_analysis.slope`.
       drift: see `saber_analysis.drift`.
       falls: see `saber_analysis.falls`, of right and of wrong answers.
+      gap: see `saber_analysis.gap`, of losses above DEPTH.
     """
 
     task: str
@@ -99,13 +110,16 @@ class Measured:
     compared: list[Judged]
     ablations: list[Judged]
     sweep: list[Judged]
+    others: tuple[str, ...]
     over_others: tuple[float, tuple[float, float]]
     num_fixed: int
     num_broken: int
     cases: list[tuple[str, str]]
     rise: list[dict[str, Any]]
+    slope: tuple[float, tuple[float, float]]
     drift: list[dict[str, Any]]
     falls: dict[str, dict[str, Any]]
+    gap: tuple[float, tuple[float, float]] | None
 
 
 def lanes(setting: Setting) -> list[evaluation.Lane]:
@@ -186,7 +200,6 @@ def measure(
             for first, second in pairs[: setting.num_cases]
         ]
 
-    others = [spec for spec in setting.compared if not spec.startswith("saber")]
     return Measured(
         task=task.name,
         num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -195,16 +208,19 @@ def measure(
         compared=judge(setting.compared, setting.baseline),
         ablations=judge(("saber", *setting.ablations), "saber"),
         sweep=judge(setting.sweep, setting.baseline),
-        over_others=over_others(results, "saber", others),
+        others=setting.others,
+        over_others=over_others(results, "saber", setting.others),
         num_fixed=len(fixed),
         num_broken=len(broken),
         cases=[*show("with", fixed), *show("without", broken)],
         rise=saber_analysis.rise(watched),
+        slope=saber_analysis.slope(watched),
         drift=saber_analysis.drift(watched),
         falls={
             "right": saber_analysis.falls(watched, is_correct, DEPTHS),
             "wrong": saber_analysis.falls(watched, ~is_correct, DEPTHS),
         },
+        gap=saber_analysis.gap(watched, is_correct, DEPTH),
     )
 
 
@@ -248,6 +264,7 @@ def compare(
         own = results[canonical(spec)]
         calls = _seconds(records, own.sampler)
         ratios = [base_calls[k] / calls[k] for k in calls if k in base_calls]
+        is_timed = 0 < len(ratios) == len(calls) == len(base_calls)
         total = base.seconds / own.seconds
         made.append(
             Judged(
@@ -258,12 +275,19 @@ def compare(
                 if own is base
                 else statistics.compare(own.is_correct[0], base.is_correct[0]),
                 nfe_gain=float(base.nfe.mean() / own.nfe.mean()),
+                nfe_interval=statistics.ratio_interval(base.nfe[0], own.nfe[0]),
                 speed_up=(total, min(ratios), max(ratios))
-                if len(ratios) == len(calls) == len(base_calls)
+                if is_timed
                 else (np.nan, np.nan, np.nan),
+                num_calls=len(ratios) if is_timed else 0,
             )
         )
     return made
+
+
+def find(judged: Sequence[Judged], spec: str) -> Judged | None:
+    """The one of a short spec, if it is there."""
+    return next((j for j in judged if j.spec == spec), None)
 
 
 def canonical(spec: str) -> str:

@@ -4,7 +4,8 @@ r"""EB-Sampler against its published claim: measures, and writes the report.
 
 makes experiments/reports/eb_sampler.md with its figures: accuracy against forwards on
 three tasks, EB-Sampler beside one-token decoding on the same examples, and the split of
-its error on mazes, where the truth is known. Started again it goes on where it was
+its error on mazes, where the truth is known. A quick one has an output and a workdir of
+its own. Started again it goes on where it was
 stopped; what is measured is configs/report_eb.py's.
 """
 
@@ -37,9 +38,14 @@ _TASKS = flags.DEFINE_list("tasks", None, "Default: the config's.")
 _CHECKPOINTS = flags.DEFINE_string(
     "checkpoints", None, "Directory with one for each task; default: the shipped ones."
 )
-_WORKDIR = flags.DEFINE_string("workdir", "runs/report_eb", "Of the records.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Of the records; default: runs/report_eb, of --quick .._quick."
+)
 _OUTPUT = flags.DEFINE_string(
-    "output", "experiments/reports/eb_sampler.md", "The report; is replaced."
+    "output",
+    None,
+    "The report; is replaced. Default: experiments/reports/eb_sampler.md, of --quick "
+    "eb_sampler_quick.md.",
 )
 
 
@@ -47,34 +53,37 @@ def main(argv: Sequence[str]) -> None:
     """Measures what the directory does not hold yet, and writes the report."""
     del argv
     config = _CONFIG.value
+    suffix = "_quick" if _QUICK.value else ""
     if _QUICK.value:
         config.update(config.quick)
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/report_eb{suffix}")
+    output = _OUTPUT.value or f"experiments/reports/eb_sampler{suffix}.md"
     claim = report_eb.Claim(config.min_ratio, config.margin, config.floor)
-    sections, splits = [], {}
+    sections, splits, machines = [], {}, []
     # All that can be missing is looked up before the first hour is spent.
     figures.load_pyplot()
     for task in [registry.get(name) for name in _TASKS.value or config.tasks]:
-        section, own_splits = _measure(task, config, claim)
+        section, own_splits = _measure(task, config, claim, workdir / task.name)
+        machines += evaluation.environments(workdir / task.name)
         sections.append(section)
         splits |= own_splits
     report_eb.write(
-        pathlib.Path(_OUTPUT.value),
+        pathlib.Path(output),
         " ".join(["python -m experiments.report_eb", *sys.argv[1:]]),
-        provenance.environment(),
+        list(dict.fromkeys(map(provenance.describe, machines))),
         f"The first {config.num_examples} examples of the split {config.split} at "
         f"temperature {config.temperature:g}.",
         *(sections, splits, claim),
     )
-    print(f"Wrote {_OUTPUT.value}")
+    print(f"Wrote {output}")
 
 
 def _measure(
-    task: Task, config: Any, claim: report_eb.Claim
+    task: Task, config: Any, claim: report_eb.Claim, workdir: pathlib.Path
 ) -> tuple[report_eb.Section, dict]:
     """One task: its curves, and where its truth is known the split of the error."""
     name, root = task.name, _CHECKPOINTS.value
     checkpoint = pathlib.Path(root, name) if root else zoo.path(name)
-    workdir = pathlib.Path(_WORKDIR.value) / name
     model, codec = load(task, checkpoint)
     digest = provenance.digest(checkpoint)
     about = {"checkpoint": digest, "dtype": str(model.head.dtype)}

@@ -3,7 +3,8 @@
     python -m experiments.report_saber
     python -m experiments.report_saber --quick
 
-OUTPUT is the report, with its figures beside it; records stay under WORKDIR/TASK.
+OUTPUT is the report, with its figures beside it; records stay under WORKDIR/TASK. A
+quick one has an output and a workdir of its own.
 Started again with the same arguments it goes on where it was stopped. What is compared
 stands in configs/report_saber.py.
 """
@@ -36,9 +37,14 @@ _TASKS = flags.DEFINE_list("tasks", None, "The first tests the claims.")
 _CHECKPOINTS = flags.DEFINE_string(
     "checkpoints", None, "Directory with one for each task; default: the shipped ones."
 )
-_WORKDIR = flags.DEFINE_string("workdir", "runs/report_saber", "Of the records.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Of the records; default: runs/report_saber, of --quick .._quick."
+)
 _OUTPUT = flags.DEFINE_string(
-    "output", "experiments/reports/saber.md", "The report; figures lie beside it."
+    "output",
+    None,
+    "The report; figures lie beside it. Default: experiments/reports/saber.md, of "
+    "--quick saber_quick.md.",
 )
 _OVERRIDES = {
     "num_examples": flags.DEFINE_integer("num_examples", None, "Of each task."),
@@ -53,41 +59,46 @@ def main(argv: Sequence[str]) -> None:
     """Measures every task, then writes the report."""
     del argv
     config = _CONFIG.value
+    suffix = "_quick" if _QUICK.value else ""
     if _QUICK.value:
         config.num_examples = config.num_quick
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/report_saber{suffix}")
+    output = _OUTPUT.value or f"experiments/reports/saber{suffix}.md"
     config.update({n: f.value for n, f in _OVERRIDES.items() if f.value is not None})
     # All that can be missing is looked up before the first hour is spent.
     figures.load_pyplot()
     chosen = [registry.get(name) for name in _TASKS.value or config.tasks]
     root = _CHECKPOINTS.value
     paths = [pathlib.Path(root, t.name) if root else zoo.path(t.name) for t in chosen]
-    measured, about = [], []
+    measured, about, machines = [], [], []
     for task, path in zip(chosen, paths, strict=True):
         digest = provenance.digest(path)
-        measured.append(_measure(config, task, path, digest))
+        measured.append(_measure(config, task, path, digest, workdir / task.name))
         about.append(
             f"{task.name}: split `{config.split}`, {measured[-1].num_examples} "
             f"examples, checkpoint {digest[:12]}, "
             f"{measured[-1].num_parameters / 1e6:.1f} M parameters"
         )
-    machine = provenance.environment()
-    about.append(
-        f"{machine['num_devices']} x {machine['device']}, {machine['num_cores']} "
-        f"cores, jax {machine['jax']}, commit {machine['commit']}, "
-        f"{config.batch_size} rows in flight"
+        machines += evaluation.environments(workdir / task.name)
+    about += dict.fromkeys(
+        f"{provenance.describe(machine)}, {config.batch_size} rows in flight"
+        for machine in machines
     )
     command = shlex.join(["python", "-m", "experiments.report_saber", *sys.argv[1:]])
-    saber_report.write(_OUTPUT.value, measured, command=command, about=about)
-    print(f"Wrote {_OUTPUT.value}")
+    saber_report.write(output, measured, command=command, about=about)
+    print(f"Wrote {output}")
 
 
-def _measure(config: Any, task: Any, path: Any, digest: str) -> saber_measure.Measured:
+def _measure(
+    config: Any, task: Any, path: pathlib.Path, digest: str, workdir: pathlib.Path
+) -> saber_measure.Measured:
     """Loads the model of a task, and measures it."""
     model, codec = load(task, path)
     plan = evaluation.Plan.of(config)
     setting = saber_measure.Setting(
         baseline=config.samplers[0],
         compared=tuple(config.samplers),
+        others=tuple(config.others),
         ablations=tuple(config.ablations),
         sweep=tuple(config.sweep),
         num_examples=config.num_examples,
@@ -101,7 +112,7 @@ def _measure(config: Any, task: Any, path: Any, digest: str) -> saber_measure.Me
     with tqdm(total=total, desc=task.name, disable=None) as progress:
         return saber_measure.measure(
             *(*as_denoiser(model), codec, task, setting),
-            pathlib.Path(_WORKDIR.value) / task.name,
+            workdir,
             about={"checkpoint": digest, "dtype": str(model.head.dtype)},
             on_records=lambda records: progress.update(len(records)),
         )

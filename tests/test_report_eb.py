@@ -172,11 +172,11 @@ def test_sentences_on_the_split_follow_from_intervals():
 
 def test_a_report_holds_its_numbers_and_figures(tmp_path):
     section = section_of((900, 899, 850), (50.0, 10.0, 8.0))
-    environment = {"commit": "c", "jax": "1", "num_devices": 1, "device": "cpu"}
     path = tmp_path / "reports" / "eb.md"
-    report_eb.write(path, "the command", environment, "Set.", [section], {}, CLAIM)
+    report_eb.write(path, "the command", ["a cpu"], "Set.", [section], {}, CLAIM)
     text = path.read_text()
     assert text.splitlines()[2] == "    the command"
+    assert "Set. Measured on a cpu." in text
     assert "- sudoku: **reproduced**: `entropy_bound(gamma=0.1)`" in text
     assert "90.0% right, NFE 50.00" in text
     for figure in re.findall(r"\]\((.*?\.png)\)", text):

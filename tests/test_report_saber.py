@@ -12,8 +12,8 @@ from dlm_jax import (
     checkpoints,
     evaluation,
     saber_analysis,
+    saber_claims,
     saber_measure,
-    saber_report,
     samplers,
 )
 from dlm_jax.errors import InputError
@@ -173,6 +173,22 @@ def test_drift_and_falls_count_from_the_commit(watched):
     assert none["num"] == 0
 
 
+def test_slope_is_of_each_generation_over_what_is_decided(watched):
+    slope, (low, high) = saber_analysis.slope(watched)
+    # Row 0: means 0.4, 0.4, 0.5 at 0, 1/3, 2/3 decided; row 1 has one forward only.
+    assert slope == pytest.approx(0.15)
+    assert low == high == pytest.approx(slope)
+
+
+def test_gap_is_of_shares_in_wrong_and_right_generations(watched):
+    # Row 0: one of three tokens fell by 0.1; row 1: none of one.
+    gap, interval = saber_analysis.gap(watched, np.array([False, True]), 0.05)
+    assert gap == pytest.approx(1 / 3) and interval == pytest.approx((1 / 3, 1 / 3))
+    gap, _ = saber_analysis.gap(watched, np.array([True, False]), 0.05)
+    assert gap == pytest.approx(-1 / 3)
+    assert saber_analysis.gap(watched, np.array([True, True]), 0.05) is None
+
+
 def records_of(spec, right, nfe, seconds, size):
     return [
         {
@@ -204,9 +220,10 @@ def test_compared_by_example_and_by_call():
     results = {s.sampler: s for s in evaluation.summaries(records)}
     own, other, mixed = saber_measure.compare(records, results, [a, b, c], a)
     assert own.against is None and own.spec == a and own.speed_up == (1, 1, 1)
+    assert (own.num_calls, other.num_calls, mixed.num_calls) == (2, 2, 0)
     assert (other.against.num_first_only, other.against.num_second_only) == (2, 1)
     assert other.against.difference == pytest.approx(0.25)
-    assert other.nfe_gain == 2
+    assert other.nfe_gain == 2 and other.nfe_interval == (2, 2)
     assert other.speed_up == pytest.approx((3, 2, 4))
     assert np.isnan(mixed.speed_up).all() and mixed.nfe_gain == 4
     fixed, broken = saber_measure.cases(records, b, a)
@@ -229,9 +246,9 @@ def test_compared_by_example_and_by_call():
     ],
 )
 def test_verdict_follows_from_the_interval(low, high, expected):
-    assert saber_report.verdict(low, high, 0, 0.019) == expected
+    assert saber_claims.verdict(low, high, 0, 0.019) == expected
     # The same of a ratio, where nothing is 1.
-    assert saber_report.verdict(1 + low, 1 + high, 1, 1.019) == expected
+    assert saber_claims.verdict(1 + low, 1 + high, 1, 1.019) == expected
 
 
 @pytest.mark.parametrize(
@@ -241,7 +258,7 @@ def test_an_interval_that_the_exact_test_does_not_confirm_is_no_claim(
     p_value, expected
 ):
     measured = 0.1, (0.01, 0.2)
-    said = saber_report._accuracy_claim("Accuracy", 0.02, measured, p_value, 0.5)
+    said = saber_claims._accuracy_claim("Accuracy", 0.02, measured, p_value, 0.5)
     assert expected in said and "+10.0 (+1.0 to +20.0)" in said
 
 
@@ -250,7 +267,8 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict({
         "tasks": ("sudoku",),
-        "samplers": ("low_confidence", "saber"),
+        "samplers": ("low_confidence", "margin", "saber"),
+        "others": ("low_confidence", "margin"),
         "ablations": ("saber(backtracking=False)",),
         "sweep": ("saber(n=2)", "saber(n=4)"),
         "num_examples": 9, "num_quick": 4, "num_watched": 2, "num_cases": 1,
@@ -277,7 +295,7 @@ def test_script_writes_the_report_and_goes_on_where_it_was(tmp_path, run_script)
     report = (tmp_path / "reports" / "saber.md").read_text()
     log = tmp_path / "runs" / "sudoku" / "records.jsonl"
     records = evaluation.read_records(log.parent)
-    assert len(records) == 4 * 4
+    assert len(records) == 5 * 4
     for name in ("saber_confidence.png", "saber_drift.png"):
         assert name in report
         image = (tmp_path / "reports" / name).read_bytes()
@@ -285,7 +303,11 @@ def test_script_writes_the_report_and_goes_on_where_it_was(tmp_path, run_script)
     # A random model solves nothing, with or without Saber.
     assert "0 of 4" in report
     claim = next(x for x in report.splitlines() if x.startswith("- Accuracy over `low"))
-    assert "measured +0.0 (+0.0 to +0.0)" in claim and "**not reproduced**" in claim
+    assert "measured +0.0 (-49.0 to +49.0)" in claim and "**unclear" in claim
+    # One call has no range, from which nothing can be said.
+    assert "in a single call: **unclear**" in report
+    assert "the mean of `low_confidence`, `margin`: published" in report
+    assert "Rules that take the very forwards of the first" in report
     mean = np.mean([r["nfe"] for r in records if r["sampler"].startswith("low_")])
     assert f"| {mean:.2f} |" in report
     size = log.stat().st_size
@@ -293,6 +315,22 @@ def test_script_writes_the_report_and_goes_on_where_it_was(tmp_path, run_script)
     assert log.stat().st_size == size
     again = (tmp_path / "reports" / "saber.md").read_text()
     assert again == report
+
+
+def test_a_quick_report_leaves_the_whole_one_alone(tmp_path, run_script, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = small_model()
+    files = TASK.tokenizer().save_pretrained(tmp_path / "tokenizer")
+    checkpoints.save_hf(model, tmp_path / "models" / "sudoku", files)
+    (tmp_path / "config.py").write_text(CONFIG)
+    arguments = ["--config=config.py", "--checkpoints=models", "--num_watched=1"]
+    assert run_script("report_saber", *arguments)[0] == 0
+    whole = (tmp_path / "experiments/reports/saber.md").read_text()
+    assert "9 examples" in whole and "range of 3 calls" in whole
+    assert run_script("report_saber", *arguments, "--quick")[0] == 0
+    assert (tmp_path / "experiments/reports/saber.md").read_text() == whole
+    quick = (tmp_path / "experiments/reports/saber_quick.md").read_text()
+    assert "4 examples" in quick and "saber_quick_drift.png" in quick
 
 
 def test_script_names_a_missing_model(tmp_path, run_script):

@@ -41,6 +41,73 @@ def test_bootstrap_agrees_with_scipy():
     np.testing.assert_allclose(statistics.bootstrap_interval(values), theirs, atol=0.02)
 
 
+@pytest.mark.parametrize("is_right", [False, True])
+def test_runs_that_all_agree_are_as_one(is_right):
+    once, again = np.full((1, 60), is_right), np.full((3, 60), is_right)
+    interval = statistics.accuracy_interval(again)
+    assert interval == statistics.accuracy_interval(once)
+    assert interval[1] - interval[0] > 0.05
+
+
+def test_a_ratio_of_means_is_paired():
+    below = np.random.default_rng(3).exponential(size=90)
+    np.testing.assert_allclose(statistics.ratio_interval(3 * below, below), (3, 3))
+    above = np.random.default_rng(4).exponential(size=90)
+    theirs = stats.bootstrap(
+        (above, below),
+        lambda x, y, axis: x.mean(axis=axis) / y.mean(axis=axis),
+        paired=True,
+        method="percentile",
+        rng=np.random.default_rng(2),
+    ).confidence_interval
+    ours = statistics.ratio_interval(above, below)
+    np.testing.assert_allclose(ours, theirs, atol=0.04)
+
+
+@pytest.mark.parametrize(("b", "c", "n"), [(1, 7, 40), (12, 3, 100), (0, 4, 30)])
+@pytest.mark.parametrize("confidence", [0.9, 0.99])
+def test_score_interval_ends_where_the_score_test_begins_to_reject(b, c, n, confidence):
+    z = stats.norm.ppf((1 + confidence) / 2)
+    for end in statistics.score_interval(b, c, n, confidence):
+        # The likelihood of the share q that only the second has right, by a grid.
+        q = np.linspace(max(0, -end), (1 - end) / 2, 1_000_001)[1:-1]
+        likelihood = b * np.log(q + end) + (n - b - c) * np.log(1 - 2 * q - end)
+        likelihood += c * np.log(q)
+        best = q[likelihood.argmax()]
+        variance = n * (2 * best + end - end**2)
+        assert abs(b - c - n * end) / np.sqrt(variance) == pytest.approx(z, rel=1e-3)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 100))
+def test_score_interval_is_antisymmetric_and_holds_the_difference(b, c, rest):
+    n = b + c + rest
+    if not n:
+        return
+    low, high = statistics.score_interval(b, c, n)
+    assert -1 <= low <= (b - c) / n <= high <= 1
+    assert statistics.score_interval(c, b, n) == pytest.approx((-high, -low))
+
+
+def test_no_unequal_pair_leaves_a_width():
+    z = stats.norm.ppf(0.975)
+    expected = z**2 / (100 + z**2)
+    interval = statistics.score_interval(0, 0, 100)
+    assert interval == pytest.approx((-expected, expected), rel=1e-6)
+    same = np.arange(100) < 74
+    assert statistics.compare(same, same).interval == pytest.approx(interval)
+
+
+def test_a_score_interval_covers_what_it_says():
+    n, shares = 100, (0.12, 0.05, 0.83)
+    truth = shares[0] - shares[1]
+    covered = 0.0
+    for b, c in itertools.product(range(31), range(21)):
+        low, high = statistics.score_interval(b, c, n)
+        if low <= truth <= high:
+            covered += stats.multinomial.pmf((b, c, n - b - c), n, shares)
+    assert covered == pytest.approx(0.95, abs=0.01)
+
+
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (3, 9), (5, 5), (0, 6)])
 def test_mcnemar_is_exact(b, c):
     first = np.array([1] * b + [0] * c + [1] * 7 + [0] * 4, bool)

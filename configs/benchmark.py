@@ -23,9 +23,10 @@ def get_config() -> ConfigDict:
             # Held-out puzzles per run: 8 at batch size 1, 256 at 32.
             "rows_per_slot": 8,
             "num_pairs": 3,
-            # Of random prompts; without a block_length, one block.
+            # Of random prompts.
             "prompt_length": 64,
             "gen_length": 64,
+            # Without one, an answer is one block.
             "block_length": config_dict.placeholder(int),
             "seed": 0,
         }

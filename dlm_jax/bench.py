@@ -16,11 +16,11 @@ from jaxtyping import Float, Int, Key, PyTree
 
 from dlm_jax import generate, row
 from dlm_jax.errors import InputError
-from dlm_jax.parallel import Parallel
+from dlm_jax.parallel import DataParallel, Parallel, without_axis
 from dlm_jax.queue import Job
 from dlm_jax.row import Row
 from dlm_jax.tables import markdown
-from dlm_jax.types import ABSENT, Denoiser, Options, Prompts, Sampler
+from dlm_jax.types import ABSENT, Options, Prompts, Sampler
 
 # Fills rows by their random keys: tokens [n, l], and the forwards each row took part
 # in, [n].
@@ -99,16 +99,16 @@ def without_queue(parallel: Parallel, options: Options) -> Fill:
     return fill
 
 
-def host_driven(denoiser: Denoiser, params: PyTree, options: Options) -> Fill:
+def host_driven(parallel: DataParallel, options: Options) -> Fill:
     """The step of our loop, compiled, called from Python until no row is left.
 
     The host waits for every step, to see which rows are done.
 
     Args:
-      denoiser: the model.
-      params: its parameters, on one device.
+      parallel: the model, run on the first device.
       options: as those of the race; all rows of a batch start at once.
     """
+    denoiser, shard = parallel.denoiser, parallel.first_shard()
 
     @jax.jit
     def begin(
@@ -121,7 +121,16 @@ def host_driven(denoiser: Denoiser, params: PyTree, options: Options) -> Fill:
         frames, rows = jax.vmap(start)(sampler, prompts)
         return Job(sampler, keys, frames), rows
 
-    step = jax.jit(functools.partial(generate.iteration, denoiser))
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def init_cache(shard: PyTree, batch_size: int, length: int) -> PyTree:
+        return denoiser.init_cache(without_axis(shard), batch_size, length)
+
+    @jax.jit
+    def step(
+        shard: PyTree, options: Options, jobs: Job, rows: Row, cache: PyTree
+    ) -> tuple[Row, PyTree]:
+        params = without_axis(shard)
+        return generate.iteration(denoiser, params, options, jobs, rows, cache)
 
     def fill(
         sampler: Sampler, prompts: Prompts, keys: Key[jax.Array, "n"]
@@ -130,9 +139,9 @@ def host_driven(denoiser: Denoiser, params: PyTree, options: Options) -> Fill:
         jobs, rows = begin(sampler, prompts, keys, own)
         b, length = prompts.tokens.shape
         num_forwards = 1 if own.guidance is None else 2
-        cache = denoiser.init_cache(params, num_forwards * b, length)
+        cache = init_cache(shard, num_forwards * b, length)
         while not np.all(rows.is_done):
-            rows, cache = step(params, own, jobs, rows, cache)
+            rows, cache = step(shard, own, jobs, rows, cache)
         return np.asarray(rows.tokens), np.asarray(rows.step)
 
     return fill
@@ -287,6 +296,7 @@ _SPEED = (
     ("ours, rows/s", "rows_per_second", ".2f"),
     ("reference, rows/s", "reference_rows_per_second", ".2f"),
     ("ratio", "ratio", ".2f"),
+    ("of each pair", "ratios", ".2f"),
     ("ours, tokens/s", "tokens_per_second", ".0f"),
     ("rows", "num_rows", "d"),
     ("equal rows", "num_equal", "d"),
@@ -316,9 +326,15 @@ def table(
 
     Args:
       records: what to print, a line each.
-      columns: heading, key of a record, format; absent keys are left out.
+      columns: heading, key of a record, format; absent keys are left out, and of a
+        list every value is printed.
     """
     columns = [column for column in columns if column[1] in records[0]]
     rows = [[title for title, _, _ in columns]]
-    rows += [[format(r[key], kind) for _, key, kind in columns] for r in records]
+    rows += [[_cell(r[key], kind) for _, key, kind in columns] for r in records]
     return markdown(rows)
+
+
+def _cell(value: Any, kind: str) -> str:
+    values = value if isinstance(value, list) else [value]
+    return " ".join(format(x, kind) for x in values)

@@ -2,8 +2,8 @@
 
 Written the way such loops are written today: the whole batch goes through the model,
 the head is applied to every position, and tensor operations decide until no mask is
-left. One block, temperature 0. The rules are those of `dlm_jax.samplers`, written a
-second time and for a batch, so the two check each other. Needs PyTorch.
+left. Temperature 0. The rules are those of `dlm_jax.samplers`, written a second time
+and for a batch, so the two check each other. Needs PyTorch.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,17 @@ from dlm_jax.samplers.threshold import Threshold
 from dlm_jax.schedules import Fixed
 from dlm_jax.types import Prompts, Sampler
 
-# (tokens, is_mask, is_blank, best token's probability, all [b, l]; log-probabilities
-# [b, l, v]) -> what to commit, what to take back.
+# (tokens, is_eligible, is_committed, best token's probability, all [b, l];
+# log-probabilities [b, l, v]) -> what to commit, what to take back.
 _Rule = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
 def fill(
-    model: torch.nn.Module, sampler: Sampler, prompts: Prompts, mask_id: int
+    model: torch.nn.Module,
+    sampler: Sampler,
+    prompts: Prompts,
+    mask_id: int,
+    block_length: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fills the blanks of a batch without padding.
 
@@ -36,15 +40,20 @@ def fill(
         entropy as error proxy, or saber without ablations.
       prompts: every position valid.
       mask_id: the mask token.
+      block_length: blanks of a block; no position is committed before those of earlier
+        blocks. By default the answer is one block.
 
     Returns:
       The filled rows int [b, l], and the forwards that each row took part in, int [b].
 
     Raises:
-      InputError: if there is no eager version of the sampler, or rows are padded.
+      InputError: if there is no eager version of the sampler, rows are padded, or
+        blocks are empty.
     """
     if not np.all(prompts.is_valid):
         raise InputError("the eager loop takes rows without padding")
+    if block_length is not None and block_length < 1:
+        raise InputError(f"block_length ({block_length}) must be at least 1")
     rule = _rule(sampler)
     device = next(model.parameters()).device
     with torch.inference_mode():
@@ -53,13 +62,26 @@ def fill(
         tokens = tokens.masked_fill(is_blank, mask_id)
         is_mask = is_blank
         num_steps = torch.zeros_like(tokens[:, 0])
+        block_of = None
+        if block_length is not None:  # Blocks count blanks, not columns.
+            block_of = (is_blank.cumsum(dim=1) - 1) // block_length
+        active = torch.zeros_like(tokens[:, :1])
         while is_mask.any():
             num_steps += is_mask.any(dim=1)
+            is_eligible = is_mask
+            if block_of is not None:
+                # Never back: a token may have been taken back from a block before.
+                first = block_of.gather(1, is_mask.int().argmax(dim=1, keepdim=True))
+                active = torch.maximum(active, first)
+                is_eligible = is_mask & (block_of <= active)
             log_probs = model(tokens).logits.float().log_softmax(dim=-1)
             candidates = log_probs.clone()
             candidates[..., mask_id] = -torch.inf
             best, best_token = candidates.max(dim=-1)
-            commit, remask = rule(tokens, is_mask, is_blank, best.exp(), log_probs)
+            is_committed = is_blank & ~is_mask
+            commit, remask = rule(
+                tokens, is_eligible, is_committed, best.exp(), log_probs
+            )
             tokens = torch.where(commit, best_token, tokens)
             if remask is not None:
                 tokens = tokens.masked_fill(remask, mask_id)
@@ -104,35 +126,34 @@ def _best(score: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
 def _low_confidence(schedule: Fixed) -> _Rule:
     k = max(int(schedule.k), 1)
 
-    def step(tokens, is_mask, is_blank, confidence, log_probs):
+    def step(tokens, is_eligible, is_committed, confidence, log_probs):
         if k == 1:
-            return _best(confidence, is_mask), None
-        return _top_k(confidence, is_mask, k), None
+            return _best(confidence, is_eligible), None
+        return _top_k(confidence, is_eligible, k), None
 
     return step
 
 
 def _threshold(sampler: Threshold) -> _Rule:
-    def step(tokens, is_mask, is_blank, confidence, log_probs):
-        passed = is_mask & (confidence >= sampler.threshold)
-        return passed | (
-            _best(confidence, is_mask) & ~passed.any(1, keepdim=True)
-        ), None
+    def step(tokens, is_eligible, is_committed, confidence, log_probs):
+        passed = is_eligible & (confidence >= sampler.threshold)
+        best = _best(confidence, is_eligible) & ~passed.any(1, keepdim=True)
+        return passed | best, None
 
     return step
 
 
 def _entropy_bound(sampler: EntropyBound) -> _Rule:
-    def step(tokens, is_mask, is_blank, confidence, log_probs):
+    def step(tokens, is_eligible, is_committed, confidence, log_probs):
         entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
-        ranked, order = entropy.masked_fill(~is_mask, torch.inf).sort(
-            dim=1, stable=True
-        )
+        entropy = entropy.masked_fill(~is_eligible, torch.inf)
+        ranked, order = entropy.sort(dim=1, stable=True)
         # Ascending, so the maximum of a prefix is its last entry.
         rest = torch.zeros_like(ranked)
         rest[:, 1:] = ranked[:, :-1].cumsum(dim=1)
         taken = rest <= sampler.gamma
-        return torch.zeros_like(is_mask).scatter_(1, order, taken) & is_mask, None
+        taken = torch.zeros_like(is_eligible).scatter_(1, order, taken)
+        return taken & is_eligible, None
 
     return step
 
@@ -145,23 +166,23 @@ class _Saber:
         self.committed: torch.Tensor | None = None
         self.previous: torch.Tensor | None = None
 
-    def __call__(self, tokens, is_mask, is_blank, confidence, log_probs):
+    def __call__(self, tokens, is_eligible, is_committed, confidence, log_probs):
         if self.committed is None or self.previous is None:
             self.committed = self.previous = torch.zeros_like(confidence)
         held = log_probs.gather(-1, tokens[..., None])[..., 0].exp()
-        is_committed = is_blank & ~is_mask
         num_committed = is_committed.sum(dim=1)
-        highest = confidence.masked_fill(~is_mask, 0).amax(dim=1)
+        highest = confidence.masked_fill(~is_eligible, 0).amax(dim=1)
         mean = (self.committed * is_committed).sum(dim=1) / num_committed
         tau = torch.where(num_committed > 0, torch.minimum(mean, highest), highest)
 
         n = max(int(self.sampler.n), 1)
-        draft = is_mask & (confidence > tau[:, None])
+        draft = is_eligible & (confidence > tau[:, None])
         is_short = draft.sum(dim=1, keepdim=True) < n
-        draft = torch.where(is_short, _top_k(confidence, is_mask, n), draft)
+        draft = torch.where(is_short, _top_k(confidence, is_eligible, n), draft)
         num_drafted = draft.sum(dim=1, keepdim=True)
         num_back = (num_drafted / self.sampler.mu).long().clamp(min=1)
         num_back = torch.minimum(num_back, num_drafted - 1)
+        # All of them lie in the active block or before it: nothing else is committed.
         remask = _top_k(self.previous - held, is_committed, num_back)
 
         self.committed = torch.where(draft, confidence, self.committed)

@@ -59,7 +59,8 @@ def load(
     """
     if num_sharing is None:
         model = checkpoints.load(checkpoint, dtype)
-        parallel: Parallel = DataParallel(*as_denoiser(model))
+        denoiser, params = as_denoiser(model)
+        parallel: Parallel = DataParallel(denoiser, params, frees_params=True)
     else:
         config = checkpoints.read_config(checkpoint)
         specs = partition(config, num_sharing, "model")
@@ -197,6 +198,7 @@ class DataParallel(Parallel):
         denoiser: Denoiser,
         params: PyTree,
         devices: Sequence[jax.Device] | None = None,
+        frees_params: bool = False,
     ):
         """Copies the parameters to every device.
 
@@ -204,6 +206,8 @@ class DataParallel(Parallel):
           denoiser: the model.
           params: its parameters.
           devices: local devices to use; all by default.
+          frees_params: delete each array of `params` once it is copied, so that no
+            device holds the weights twice; nobody else can use them afterwards.
         """
         super().__init__()
         self.denoiser = denoiser
@@ -216,6 +220,10 @@ class DataParallel(Parallel):
 
         def replicate(weight: Array) -> Array:
             shards = [jax.device_put(weight[None], device) for device in devices]
+            if frees_params:
+                # Or the copies of all weights would be made before one is freed.
+                jax.block_until_ready(shards)
+                weight.delete()
             return jax.make_array_from_single_device_arrays(
                 (len(devices), *weight.shape), sharding, shards
             )
@@ -229,11 +237,23 @@ class DataParallel(Parallel):
             devices=devices,
         )
 
+    def first_shard(self) -> PyTree:
+        """The first device's own parameters, behind an axis of length 1; no copy.
+
+        A jitted function drops that axis for nothing, see `without_axis`.
+        """
+        return jax.tree.map(lambda x: x.addressable_shards[0].data, self._params)
+
     def _split(self, rows: HostArray) -> HostArray:
         return rows.reshape(self.num_groups, -1, *rows.shape[1:])
 
     def _join(self, rows: HostArray) -> HostArray:
         return rows.reshape(-1, *rows.shape[2:])
+
+
+def without_axis(shard: PyTree) -> PyTree:
+    """Drops the leading axis of a shard, inside a jitted function or it copies."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[1:]), shard)
 
 
 def make_mesh(

@@ -169,23 +169,26 @@ def load_llada(directory: str | pathlib.Path) -> TorchLLaDA:
     """
     directory = pathlib.Path(directory)
     _, config = hf_format.read_config(directory)
-    model = TorchLLaDA(config)
+    # Weights that are replaced need neither memory nor time to be drawn.
+    with torch.device("meta"):
+        model = TorchLLaDA(config)
     weights = {}
     paths = sorted(directory.glob("*.safetensors"))
     if not paths:
         raise InputError(f"{directory} holds no safetensors file")
     for path in paths:
-        weights |= load_file(path)
+        weights |= load_file(path, device=_device())
     prefix = "model.transformer."
     weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     if config.weight_tying and "wte.weight" in weights:
         weights.setdefault("ff_out.weight", weights["wte.weight"])
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise InputError(f"{directory}: {' '.join(str(error).split())}") from None
-    model = model.to(next(iter(weights.values())).dtype)
-    return model.to(_device()).eval()
+    if config.weight_tying:  # Assigned, they would be two parameters.
+        model.ff_out.weight = model.wte.weight
+    return model.to(next(iter(weights.values())).dtype).eval()
 
 
 def load_transformers(directory: str | pathlib.Path) -> torch.nn.Module:

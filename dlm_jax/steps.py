@@ -18,6 +18,7 @@ from jaxtyping import Array, Int, PyTree
 from dlm_jax import generate, roofline, row
 from dlm_jax.bench import Result
 from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.parallel import DataParallel, without_axis
 from dlm_jax.types import Denoiser, Options, Prompts, Sampler, View
 
 # A single call is too short to be timed; what is timed takes at least this long.
@@ -57,28 +58,28 @@ def synthetic(
     return Prompts(tokens.astype(np.int32), is_blank.copy(), np.ones_like(is_blank))
 
 
-def forward_timer(
-    denoiser: Denoiser, params: PyTree, shape: Shape
-) -> Callable[[], float]:
+def forward_timer(parallel: DataParallel, shape: Shape) -> Callable[[], float]:
     """A function that gives the seconds of a forward, without head and sampler.
 
     Each call runs as many forwards as fill half a second, one after the other.
 
     Args:
-      denoiser: the model.
-      params: its parameters, on one device.
+      parallel: the model, timed on the first device.
       shape: of the batch.
     """
+    denoiser, shard = parallel.denoiser, parallel.first_shard()
     b, length = shape.batch_size, shape.length
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (b, length))
     tokens = jnp.zeros((b, length), jnp.int32)
-    cache = denoiser.init_cache(params, b, length)
+    cache = jax.jit(lambda x: denoiser.init_cache(without_axis(x), b, length))(shard)
 
     # All that the loop's forward is given is an argument: of constants the compiler
     # would make a cheaper program, without a mask for instance.
     def run(
-        params: PyTree, num: Array, view: View, region: Array, cache: PyTree
+        shard: PyTree, num: Array, view: View, region: Array, cache: PyTree
     ) -> Int[Array, "b l"]:
+        params = without_axis(shard)
+
         def forward(_: Array, tokens: Array) -> Array:
             shown = dataclasses.replace(view, tokens=tokens)
             hidden, _ = denoiser.denoise(params, shown, region, cache)
@@ -89,11 +90,11 @@ def forward_timer(
 
     view = View(tokens, positions, jnp.ones((b, 1, length), bool))
     fixed = (view, positions[:, -shape.region :], cache)
-    compiled = jax.jit(run).lower(params, jnp.int32(1), *fixed).compile()
+    compiled = jax.jit(run).lower(shard, jnp.int32(1), *fixed).compile()
 
     def seconds_each(num: int) -> float:
         start = time.perf_counter()
-        jax.block_until_ready(compiled(params, jnp.int32(num), *fixed))
+        jax.block_until_ready(compiled(shard, jnp.int32(num), *fixed))
         return (time.perf_counter() - start) / num
 
     seconds_each(1)

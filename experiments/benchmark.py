@@ -6,26 +6,31 @@ r"""Times the compiled loop against a plain eager PyTorch loop, pair by pair.
     python -m experiments.benchmark --preset=llada_8b --dtype=bfloat16 \
         --reference=none --prompt_length=256 --gen_lengths=256 --batch_sizes=8
 
-Same weights, same rows, run in turn: ours with a queue in front of its slots, PyTorch
-in batches of as many rows (on a GPU if it sees one). --reference=batches has our own
-loop without its queue in PyTorch's place, which shows what the queue is worth;
+Same weights, rows and blocks, run in turn: ours with a queue in front of its slots,
+PyTorch in batches of as many rows (on a GPU if it sees one). --reference=batches has
+our own loop without its queue in PyTorch's place, which shows what the queue is worth;
 --reference=host our own step, compiled, called from Python; --reference=none nothing.
-Prints rows per second of both loops, the median ratio of neighbouring runs and the rows
-with equal tokens and NFE; each sampler's gain over the first one, in seconds and in
-NFE; and what a step costs beside the model's forward, and its share of the
-matrix-product peak that is measured here. Rows are examples of the config's task and
-split, or random tokens if --gen_lengths or a preset (random weights) is asked for: such
-answers and NFE mean nothing. --profile writes a trace of one run of each sampler for
-XProf.
+PyTorch and Python drive one device: beside them ours has the first one only, otherwise
+all of them.
+
+Prints rows per second of both loops, the ratios of neighbouring runs and their median,
+and the rows with equal tokens and NFE; each sampler's gain over the first one, in
+seconds and in NFE; and what a step costs beside the model's forward, and its share of
+the matrix-product peak that is measured here. Rows are examples of the config's task
+and split, or random tokens if --gen_lengths or a preset (random weights) is asked for:
+such answers and NFE mean nothing. --profile writes traces for XProf, one run of each
+sampler and shape in a directory of its own, and prints which is which.
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -69,7 +74,9 @@ _REFERENCE = flags.DEFINE_enum(
     "loop; or nothing.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write; must not exist.")
-_PROFILE = flags.DEFINE_string("profile", None, "Directory for traces of one run each.")
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "Directory for a trace of each sampler and shape; must not exist."
+)
 _GEN_LENGTHS = flags.DEFINE_multi_integer(
     "gen_lengths", [], "Tokens that continue random prompts; may be repeated."
 )
@@ -79,9 +86,7 @@ _OVERRIDES = [
     ),
     flags.DEFINE_multi_integer("batch_sizes", None, "May be repeated."),
     flags.DEFINE_integer("prompt_length", None, "Of random prompts."),
-    flags.DEFINE_integer(
-        "block_length", None, "Of random prompts; default: one block."
-    ),
+    flags.DEFINE_integer("block_length", None, "Blanks of a block; default: all."),
     flags.DEFINE_integer("rows_per_slot", None, "Rows per run and row of a batch."),
     flags.DEFINE_integer("num_pairs", None, "Runs of each loop."),
     flags.DEFINE_integer("seed", None, "Of the random keys, weights and prompts."),
@@ -99,33 +104,31 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     config = _CONFIG.value
     config.update({f.name: f.value for f in _OVERRIDES if f.value is not None})
-    for path in filter(None, (_OUTPUT.value, _PROFILE.value)):
-        files.check_output(path)
-    for name, values in (
-        ("batch_sizes", config.batch_sizes),
-        ("gen_lengths", _GEN_LENGTHS.value or [1]),
-        ("rows_per_slot", [config.rows_per_slot]),
-        ("num_pairs", [config.num_pairs]),
-    ):
-        if min(values) < 1:
-            raise InputError(f"{name} ({min(values)}) must be at least 1")
-    if config.seed < 0:
-        raise InputError(f"seed ({config.seed}) must be at least 0")
+    _check(config)
     rules = samplers.parse_all(config.samplers)
+    if _REFERENCE.value == "torch":
+        # JAX's first use of a GPU would otherwise take three quarters of it, and leave
+        # PyTorch too little for the weights.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     start = time.perf_counter()
     model, gen_lengths, workload = _subject(config)
     jax.block_until_ready(nnx.state(model))
     seconds = time.perf_counter() - start
-    denoiser, params = as_denoiser(model)
-    parallel = DataParallel(denoiser, params)
+    shape_of_model, dtype = model.config, model.wte.dtype
     fill_of, num_threads = None, None
     if _REFERENCE.value == "torch":
         fill_of, num_threads = _torch_loop(model)
-    elif _REFERENCE.value == "host":
-        fill_of = functools.partial(bench.host_driven, denoiser, params)
+    devices = jax.local_devices()
+    if _REFERENCE.value in ("torch", "host"):
+        devices = devices[:1]
+    denoiser, params = as_denoiser(model)
+    # From here on `model` and `params` are empty: a device holds the weights once.
+    parallel = DataParallel(denoiser, params, devices, frees_params=True)
+    if _REFERENCE.value == "host":
+        fill_of = functools.partial(bench.host_driven, parallel)
     elif _REFERENCE.value == "batches":
         fill_of = functools.partial(bench.without_queue, parallel)
-    peak = steps.matmul_peak(params["wte"].dtype)
+    peak = steps.matmul_peak(dtype)
     shapes = [(b, g) for g in gen_lengths for b in config.batch_sizes]
     num_ways = 1 if fill_of is None else 2
     num_runs = len(shapes) * len(rules) * num_ways * config.num_pairs
@@ -145,22 +148,21 @@ def main(argv: Sequence[str]) -> None:
                 num_pairs=config.num_pairs,
                 seed=config.seed,
                 reference=reference,
-                forward=steps.forward_timer(denoiser, params, shape),
+                forward=steps.forward_timer(parallel, shape),
                 on_run=progress.update,
             )
             races = bench.records(
-                results, num_cores=os.cpu_count(), reference_threads=num_threads
+                results,
+                num_cores=os.cpu_count(),
+                num_devices=parallel.num_groups,
+                reference_threads=num_threads,
             )
             keys = generate.row_keys(config.seed, np.arange(len(prompts.tokens)))
             calls = {
                 spec: (rule, prompts, keys, options) for spec, rule in rules.items()
             }
-            if _PROFILE.value:
-                for call in calls.values():
-                    with jax.profiler.trace(_PROFILE.value):
-                        parallel(*call)
             costs = steps.records(
-                *(results, model.config, shape),
+                *(results, shape_of_model, shape),
                 regions={
                     spec: steps.region_size(denoiser, rule, prompts, options)
                     for spec, rule in rules.items()
@@ -168,12 +170,48 @@ def main(argv: Sequence[str]) -> None:
                 peak=peak,
                 memory={spec: parallel.memory(*call) for spec, call in calls.items()},
             )
-            records += [{**r, **c} for r, c in zip(races, costs, strict=True)]
+            found = [{**r, **c} for r, c in zip(races, costs, strict=True)]
+            records += found
+            if _PROFILE.value:
+                name = f"{_PROFILE.value}/batch{batch_size}_length{shape.length}"
+                traced = zip(found, calls.values(), strict=True)
+                for number, (record, call) in enumerate(traced, start=1):
+                    record["trace"] = f"{name}_sampler{number}"
+                    with jax.profiler.trace(record["trace"]):
+                        parallel(*call)
     if _OUTPUT.value:
         files.write_jsonl(_OUTPUT.value, records)
     print(bench.tables(records), bench.table(records, steps.COLUMNS), sep="\n\n")
     print(f"\nThe weights were there after {seconds:.1f} s.", end=" ")
     print(f"Matrix products reach {peak / 1e12:.3f} TFLOP/s here.")
+    for record in records if _PROFILE.value else ():
+        print(f"{record['trace']} is of {record['sampler']}.")
+
+
+def _check(config: ConfigDict) -> None:
+    """Refuses, before any work is done, what cannot be measured."""
+    for path in filter(None, (_OUTPUT.value, _PROFILE.value)):
+        files.check_output(path)
+    blocks = [] if config.block_length is None else [config.block_length]
+    for name, values, least in (
+        ("batch_sizes", config.batch_sizes, 1),
+        ("gen_lengths", _GEN_LENGTHS.value, 1),
+        ("block_length", blocks, 1),
+        ("rows_per_slot", [config.rows_per_slot], 1),
+        ("num_pairs", [config.num_pairs], 1),
+        ("prompt_length", [config.prompt_length], 0),
+        ("seed", [config.seed], 0),
+    ):
+        if min(values, default=least) < least:
+            raise InputError(f"{name} ({min(values)}) must be at least {least}")
+    # Examples fill whole blocks whatever their length.
+    random = _GEN_LENGTHS.value or ([config.gen_length] if _PRESET.value else [])
+    for gen_length, block_length in itertools.product(random, blocks):
+        if gen_length % block_length:
+            raise InputError(
+                f"gen_lengths ({gen_length}) must be a multiple of block_length "
+                f"({block_length})"
+            )
 
 
 def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
@@ -190,7 +228,8 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
             num_rows = config.rows_per_slot * batch_size
             rows = task.encode(codec, task.examples(config.split, num_rows))
             length = max(row.tokens.size for row in rows)
-            return batching.pad(rows, length), Options(batching.gen_length(rows, None))
+            gen_length = batching.gen_length(rows, config.block_length)
+            return batching.pad(rows, length), Options(gen_length, config.block_length)
 
         return model, [task.gen_length], examples
     if preset:
@@ -217,16 +256,31 @@ def _torch_loop(model: LLaDA) -> tuple[Callable[[Options], bench.Fill], int]:
         from dlm_jax import eager, reference
     except ModuleNotFoundError as error:
         raise InputError(f"--reference=torch needs PyTorch: {error}") from None
-    with tempfile.TemporaryDirectory() as directory:
+
+    @contextlib.contextmanager
+    def in_memory() -> Iterator[None]:
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError as error:
+            raise InputError(
+                f"--reference=torch does not fit beside our loop: {error}"
+            ) from None
+
+    with tempfile.TemporaryDirectory() as directory, in_memory():
         checkpoints.save_hf(model, pathlib.Path(directory) / "model")
         twin = reference.load_llada(pathlib.Path(directory) / "model")
+    mask_id = twin.config.mask_token_id
 
-    def fill(
-        sampler: Sampler, prompts: Prompts, keys: jax.Array
-    ) -> tuple[np.ndarray, np.ndarray]:
-        return eager.fill(twin, sampler, prompts, twin.config.mask_token_id)
+    def fill_of(options: Options) -> bench.Fill:
+        def fill(
+            sampler: Sampler, prompts: Prompts, keys: jax.Array
+        ) -> tuple[np.ndarray, np.ndarray]:
+            with in_memory():
+                return eager.fill(twin, sampler, prompts, mask_id, options.block_length)
 
-    return lambda options: fill, torch.get_num_threads()
+        return fill
+
+    return fill_of, torch.get_num_threads()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
-"""Converts a checkpoint: Hugging Face to Orbax, or back.
+r"""Converts a checkpoint: Hugging Face to Orbax, or back.
 
     python -m experiments.convert --checkpoint=LLaDA-8B-Instruct --output=llada-bf16 \
         --dtype=bfloat16
     python -m experiments.convert --checkpoint=llada-bf16 --output=llada-hf --format=hf
 
 Both formats are recognised by what is in the directory. Tokenizer files come along.
+Random weights of a shape stand in for a checkpoint where only time is to be measured:
+
+    python -m experiments.convert --preset=llada_8b --dtype=bfloat16 --format=hf \
+        --output=random-hf
+
 Several hosts that see the same files share the work, and none holds the whole model:
 
     python -m experiments.convert ... --coordinator=HOST:PORT --num_processes=N \
@@ -23,7 +28,7 @@ from flax import nnx
 
 from dlm_jax import checkpoints, files, hosts
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import partition
+from dlm_jax.models.llada import PRESETS, LLaDA, partition
 from dlm_jax.parallel import make_mesh, shardings
 from experiments import _app
 
@@ -33,14 +38,16 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
     "Directory to read, in Hugging Face or Orbax format.",
-    required=True,
+)
+_PRESET = flags.DEFINE_enum(
+    "preset", None, sorted(PRESETS), "Random weights of this shape, no checkpoint."
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Directory to write; must not exist.", required=True
 )
 _FORMAT = flags.DEFINE_enum("format", "orbax", list(_SAVERS), "Format to write.")
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["bfloat16", "float32"], "Of the parameters; default: as stored."
+    "dtype", None, ["bfloat16", "float32"], "Default: as stored; float32 of a preset."
 )
 _START = _app.define_hosts()
 
@@ -52,19 +59,29 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     host = _START()
     files.check_output(_OUTPUT.value)
+    given = [x for x in (_CHECKPOINT.value, _PRESET.value) if x is not None]
+    if len(given) != 1:
+        raise InputError("one of checkpoint and preset must be given")
+    (source,) = given
     placements = None
     if host.count > 1:
+        if _PRESET.value is not None:
+            raise InputError(f"preset ({source}) is written by one process")
         if _FORMAT.value != "orbax":
             raise InputError(f"format ({_FORMAT.value}) is written by one process")
         devices = jax.devices()
-        config = checkpoints.read_config(_CHECKPOINT.value)
+        config = checkpoints.read_config(source)
         specs = partition(config, len(devices), "model")
         # Before they read, for some take longer than others.
         hosts.meet("begun")
         placements = shardings(specs, make_mesh(len(devices), devices))
     start = time.perf_counter()
-    model = checkpoints.load(_CHECKPOINT.value, _DTYPE.value, placements)
-    extra_files = checkpoints.companions(_CHECKPOINT.value)
+    if _PRESET.value is not None:
+        shape, dtype = PRESETS[source](), _DTYPE.value or "float32"
+        model, extra_files = LLaDA(shape, rngs=nnx.Rngs(0), dtype=dtype), ()
+    else:
+        model = checkpoints.load(source, _DTYPE.value, placements)
+        extra_files = checkpoints.companions(source)
     _SAVERS[_FORMAT.value](model, _OUTPUT.value, extra_files)
     seconds = time.perf_counter() - start
     params = jax.tree.leaves(nnx.state(model))

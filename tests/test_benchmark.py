@@ -1,18 +1,21 @@
 """The benchmark: its eager loop finds what ours finds, its arithmetic, its script."""
 
 import json
+import subprocess
+import sys
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from helpers import DATA
 
-from dlm_jax import batching, bench, checkpoints, samplers, steps, text
+from dlm_jax import batching, bench, checkpoints, generate, samplers, steps, text
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA, tiny
-from dlm_jax.parallel import DataParallel
+from dlm_jax.parallel import DataParallel, without_axis
 from dlm_jax.tasks import sudoku
 from dlm_jax.types import Options
 
@@ -43,17 +46,19 @@ def prompts_of(num):
     return batching.pad(SUDOKU.encode(codec, SUDOKU.examples("test", num)), 90)
 
 
-def race(parallel, specs, num_slots=1, num_pairs=2, **options):
+def race(parallel, specs, num_slots=1, num_pairs=2, block_length=None, **options):
     rules = {spec: samplers.parse(spec) for spec in specs}
-    slots = Options(60, num_slots=num_slots)
+    loop = Options(60, block_length, num_slots=num_slots)
     return bench.race(
-        *(parallel, rules, prompts_of(2), slots),
+        *(parallel, rules, prompts_of(2), loop),
         forward=float,
         num_pairs=num_pairs,
         **options,
     )
 
 
+# Blocks of 12 blanks, of which the last is not full.
+@pytest.mark.parametrize("block_length", [None, 12])
 @pytest.mark.parametrize(
     "spec",
     [
@@ -65,7 +70,7 @@ def race(parallel, specs, num_slots=1, num_pairs=2, **options):
         "saber(n=4, mu=2)",
     ],
 )
-def test_eager_loop_fills_as_ours_does(spec, checkpoint, parallel):
+def test_eager_loop_fills_as_ours_does(spec, block_length, checkpoint, parallel):
     torch = pytest.importorskip("torch")
     from dlm_jax import eager, reference
 
@@ -75,9 +80,12 @@ def test_eager_loop_fills_as_ours_does(spec, checkpoint, parallel):
         # Tensors that the loop makes must lie where the model does; by default, these
         # would lie nowhere.
         with torch.device("meta"):
-            return eager.fill(model, sampler, prompts, sudoku.MASK_ID)
+            return eager.fill(model, sampler, prompts, sudoku.MASK_ID, block_length)
 
-    (result,) = race(parallel, [spec], num_slots=2, num_pairs=1, reference=fill)
+    (result,) = race(
+        *(parallel, [spec], 2, 1, block_length),
+        reference=fill,
+    )
     assert result.num_equal == 2
     blanks = prompts_of(2).is_blank.sum(axis=1)
     # A rule that commits one token a step would show nothing but the order.
@@ -168,7 +176,7 @@ def test_records_are_medians_of_neighbours():
     speed, gains = bench.tables([first, second]).split("\n\n")
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in speed.splitlines()]
     assert cells[2] == [
-        *("one", "90", "2", "1.00", "1.00", "2.00"),
+        *("one", "90", "2", "1.00", "1.00", "2.00", "2.00 3.00 1.00"),
         "15",
         "2",
         "2",
@@ -211,8 +219,7 @@ def test_a_loop_driven_from_python_fills_as_the_compiled_one(parallel, guidance)
     specs = ["random", "saber"]
     rules = {spec: samplers.parse(spec) for spec in specs}
     options = Options(60, 20, temperature=0.5, guidance=guidance, num_slots=2)
-    params = jax.tree.map(lambda x: x[0], parallel._params)
-    fill = bench.host_driven(parallel.denoiser, params, options)
+    fill = bench.host_driven(parallel, options)
     results = bench.race(
         *(parallel, rules, prompts_of(5), options),
         forward=float,
@@ -252,11 +259,15 @@ def test_script_writes_and_prints(run_script, checkpoint, tmp_path):
         assert 0 < record["of_peak"] < 1
 
 
-def test_a_preset_runs_on_random_prompts_of_all_lengths(run_script, tmp_path):
+@pytest.mark.parametrize("other", ["host", "torch"])
+def test_a_preset_runs_on_random_prompts_of_all_lengths(other, run_script, tmp_path):
+    if other == "torch":
+        pytest.importorskip("torch")
     output = tmp_path / "out.jsonl"
-    status, _, err = run_script(
+    status, out, err = run_script(
         "benchmark",
-        *("--preset=tiny", "--reference=host", "--samplers=threshold(threshold=0.0)"),
+        *("--preset=tiny", f"--reference={other}", "--seed=1"),
+        "--samplers=threshold(threshold=0.0)",
         *("--prompt_length=5", "--gen_lengths=8", "--gen_lengths=12"),
         *("--block_length=4", "--batch_sizes=2", "--rows_per_slot=1", "--num_pairs=1"),
         *(f"--output={output}", f"--profile={tmp_path / 'trace'}"),
@@ -267,7 +278,39 @@ def test_a_preset_runs_on_random_prompts_of_all_lengths(run_script, tmp_path):
     # One forward for each block.
     assert [record["nfe"] for record in records] == [2, 3]
     assert [record["num_equal"] for record in records] == [2, 2]
-    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+    for record in records:
+        name = tmp_path / f"trace/batch2_length{record['length']}_sampler1"
+        assert record["trace"] == str(name)
+        assert len(list(name.rglob("*.xplane.pb"))) == 1
+        assert f"{name} is of threshold(threshold=0.0).\n" in out
+        assert record["num_devices"] == 1
+        assert f"{record['ratios'][0]:.2f} |" in out
+
+
+def test_too_little_memory_for_torch_is_one_line(run_script, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from dlm_jax import eager
+
+    def fill(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(eager, "fill", fill)
+    status, out, err = run_script(
+        *("benchmark", "--preset=tiny", "--gen_lengths=4", "--prompt_length=0"),
+        *("--samplers=threshold", "--batch_sizes=1", "--num_pairs=1"),
+    )
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "--reference=torch does not fit beside our loop: CUDA out of mem" in err
+
+
+def test_nothing_takes_a_device_before_the_script_says_how_much_of_it():
+    child = """
+from experiments import benchmark
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+"""
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_random_prompts_are_functions_of_their_seed():
@@ -316,13 +359,34 @@ def test_a_step_is_compared_with_forwards_beside_it():
 
 
 def test_a_forward_is_timed_by_itself():
-    model = LLaDA(tiny(), rngs=nnx.Rngs(0))
-    denoiser, params = as_denoiser(model)
+    parallel = DataParallel(*as_denoiser(LLaDA(tiny(), rngs=nnx.Rngs(0))))
     short, long = (
-        steps.forward_timer(denoiser, params, steps.Shape(2, length, 4))()
+        steps.forward_timer(parallel, steps.Shape(2, length, 4))()
         for length in (8, 256)
     )
     assert 0 < short < long
+
+
+def test_weights_that_are_given_up_are_held_once(parallel):
+    kept = jax.tree.map(jnp.array, without_axis(parallel.first_shard()))
+    given = jax.tree.map(jnp.copy, kept)
+    call = (
+        samplers.parse("threshold"),
+        prompts_of(1),
+        generate.row_keys(0, np.arange(1)),
+    )
+    results = [
+        DataParallel(parallel.denoiser, params, frees_params=is_given)(
+            *call, Options(60)
+        )
+        for params, is_given in ((kept, False), (given, True))
+    ]
+    np.testing.assert_array_equal(results[0].tokens, results[1].tokens)
+    assert not any(weight.is_deleted() for weight in jax.tree.leaves(kept))
+    assert all(weight.is_deleted() for weight in jax.tree.leaves(given))
+    held = jax.tree.leaves(parallel._params)[0].addressable_shards[0].data
+    shared = jax.tree.leaves(parallel.first_shard())[0]
+    assert held.unsafe_buffer_pointer() == shared.unsafe_buffer_pointer()
 
 
 @pytest.mark.parametrize(
@@ -337,6 +401,12 @@ def test_a_forward_is_timed_by_itself():
         ("--rows_per_slot=0", "rows_per_slot (0) must be at least 1"),
         ("--output=.", "output (.) already exists"),
         ("--gen_lengths=0", "gen_lengths (0) must be at least 1"),
+        ("--prompt_length=-100", "prompt_length (-100) must be at least 0"),
+        ("--block_length=0", "block_length (0) must be at least 1"),
+        (
+            "--gen_lengths=8 --block_length=3",
+            "gen_lengths (8) must be a multiple of block_length (3)",
+        ),
         ("--preset=tiny", "preset and checkpoint cannot both be given"),
         ("--checkpoint=nowhere", "checkpoint (nowhere) is not a directory"),
         (
@@ -347,7 +417,9 @@ def test_a_forward_is_timed_by_itself():
 )
 def test_bad_input_is_one_line(flag, message, run_script, checkpoint):
     pytest.importorskip("torch")
-    status, out, err = run_script("benchmark", f"--checkpoint={checkpoint}", flag)
+    status, out, err = run_script(
+        "benchmark", f"--checkpoint={checkpoint}", *flag.split()
+    )
     assert (status, out) == (1, "")
     assert message in err
     assert err.count("\n") == 1

@@ -6,13 +6,16 @@ import subprocess
 import sys
 
 import checkpoint_files as files
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file
 
 from dlm_jax import checkpoints
 from dlm_jax.checkpoints import CheckpointError
+from dlm_jax.models.llada import tiny
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,26 @@ def test_convert_there_and_back(tmp_path, run_script):
     assert checkpoints.load(tmp_path / "d").wte[...].dtype == jnp.float32
 
 
+def test_a_random_preset_is_written_and_converted(tmp_path, run_script):
+    status, out, err = run_script(
+        *("convert", "--preset=tiny", "--dtype=bfloat16", "--format=hf"),
+        f"--output={tmp_path / 'hf'}",
+    )
+    assert (status, err) == (0, "")
+    assert "seconds" in out
+    status, _, err = run_script(
+        "convert", f"--checkpoint={tmp_path / 'hf'}", f"--output={tmp_path / 'orbax'}"
+    )
+    assert (status, err) == (0, "")
+    stored, restored = (checkpoints.load(tmp_path / x) for x in ("hf", "orbax"))
+    assert stored.config == restored.config == tiny()
+    weights, again = (jax.tree.leaves(nnx.state(x)) for x in (stored, restored))
+    for weight, same in zip(weights, again, strict=True):
+        assert weight.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(weight, same)
+    assert float(jnp.std(stored.wte[...].astype(float))) == pytest.approx(0.02, 0.05)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -127,6 +150,11 @@ def test_convert_refuses_bad_outputs(tmp_path, run_script, output, message):
         (["--checkpoint=x", "--output=y", "--fromat=hf"], "fromat"),
         (["--checkpoint=x", "--output=y", "z"], "unexpected arguments: z"),
         (["--checkpoint=x", "--output=y"], "checkpoint (x) is not a directory"),
+        (["--output=y"], "one of checkpoint and preset must be given"),
+        (
+            ["--output=y", "--checkpoint=x", "--preset=tiny"],
+            "one of checkpoint and preset must be given",
+        ),
     ],
 )
 def test_convert_refuses_bad_flags(

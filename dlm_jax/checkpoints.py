@@ -222,13 +222,23 @@ def load_orbax(
 ) -> LLaDA:
     """Loads an Orbax directory; arguments and errors are those of `load`.
 
-    Each device reads its own part of a sharded parameter.
+    Each device reads its own part of a sharded parameter. Processes do not wait for
+    each other, so that one whose reading fails leaves none behind.
     """
     directory = Path(directory)
     format_, config = hf_format.read_config(directory)
     _check_inventory(directory)
     path = directory.absolute() / _PARAMS
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    # By default Orbax ends with a collective over all processes. But nothing is written
+    # that another would have to wait for.
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=str(process),
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         stored = _flatten_dict(checkpointer.metadata(path).item_metadata.tree)
         dtype = _choose_dtype(dtype, [np.dtype(item.dtype) for item in stored.values()])
         abstract = _abstract(format_.model, config, dtype)

@@ -25,7 +25,12 @@ _Item = TypeVar("_Item")
 # Seconds, a week.
 _LONGEST_WAIT = 7 * 24 * 3600
 # What must be the same in all shards of an output.
-_COMMON = ("checkpoint", "dtype", "gen_length", "block_length", "temperature", "seed")
+_COMMON = (
+    *("num_prompts", "checkpoint", "dtype", "gen_length", "block_length"),
+    *("temperature", "seed"),
+)
+# What `merge` needs of a record, and the type that it must have.
+_FIELDS = {"index": int, "num_prompts": int, "sampler": str}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +169,8 @@ def merge(output: str | pathlib.Path) -> int:
     """Puts the shards of an output together as one process would have written it.
 
     That is sampler by sampler, in the order of the prompts, which records name by
-    `index`.
+    `index`. How many there must be, records say by `num_prompts`: of what is cut off at
+    the end of a shard, nothing else tells.
 
     Args:
       output: the file that the processes were given; is created.
@@ -194,21 +200,26 @@ def merge(output: str | pathlib.Path) -> int:
     if missing:
         raise InputError(f"{output} lacks shards: {', '.join(missing)}")
     by_sampler: dict[str, dict[int, Mapping[str, Any]]] = {}
-    first: dict[str, Any] | None = None
+    first: dict[str, Any] = {}
     for number, path in enumerate(expected):
         for record in _read(path):
             setting = {key: record[key] for key in _COMMON if key in record}
-            if first is not None and setting != first:
+            first = first or setting
+            if setting != first:
                 raise InputError(f"{path} is of another run: {setting}, not {first}")
-            first = setting
-            index = record["index"]
+            index, num_prompts = record["index"], record["num_prompts"]
+            if not 0 <= index < num_prompts:
+                raise InputError(
+                    f"{path}: index ({index}) must be from 0 to num_prompts - 1 "
+                    f"(num_prompts is {num_prompts})"
+                )
             own = by_sampler.setdefault(record["sampler"], {})
             if index % count != number or index in own:
                 raise InputError(f"{path}: prompt {index} is twice, or of another one")
             own[index] = record
     if not by_sampler:
         raise InputError(f"the shards of {output} have no records")
-    num_prompts = 1 + max(max(own) for own in by_sampler.values())
+    num_prompts = first["num_prompts"]
     for sampler, own in by_sampler.items():
         absent = sorted(set(range(num_prompts)) - set(own))
         if absent:
@@ -228,6 +239,10 @@ def _read(path: pathlib.Path) -> list[Mapping[str, Any]]:
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error})") from None
     for number, record in enumerate(records, start=1):
-        if not isinstance(record, dict) or not {"index", "sampler"} <= {*record}:
-            raise InputError(f"{path}, line {number} must have index and sampler")
+        found = record if isinstance(record, dict) else {}
+        if not all(isinstance(found.get(x), kind) for x, kind in _FIELDS.items()):
+            raise InputError(
+                f"{path}, line {number} must have {', '.join(_FIELDS)}, as the "
+                "processes write them"
+            )
     return records

@@ -93,13 +93,16 @@ def main(argv: Sequence[str]) -> None:
             f"({host.count})"
         )
     # After encoding: all processes have the same shapes, whatever their share.
-    ids = host.share(range(len(prompts)))
+    num_prompts = len(prompts)
+    ids = host.share(range(num_prompts))
     prompts, rows = host.share(prompts), host.share(rows)
     examples = host.share(examples)
     common = {
         **{"checkpoint": str(checkpoint), "dtype": str(model.dtype)},
         **{"gen_length": options.gen_length, "block_length": options.block_length},
         **{"temperature": config.temperature, "seed": config.seed},
+        # Of all processes, for `experiments.merge` to see whether something is missing.
+        "num_prompts": num_prompts,
     }
     runs = {}
     with tqdm(total=len(rules) * len(rows), unit="prompt", disable=None) as progress:

@@ -114,6 +114,7 @@ def test_answers_do_not_depend_on_the_batch(run_script, chat_model, tmp_path):
         ]
         assert [r["tokens"] for r in records] == [r["tokens"] for r in runs[0]]
         assert {record["seed"] for record in records} == {5}
+        assert {record["num_prompts"] for record in records} == {3}
 
 
 def test_chat_template_is_used_unless_refused(run_script, chat_model, tmp_path):

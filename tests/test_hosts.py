@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import checkpoint_files as files_of
 import jax
@@ -18,8 +20,11 @@ from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import sudoku
 
 
-def record(index, sampler="saber"):
-    return {"index": index, "sampler": sampler, "text": f"{sampler} of {index}"}
+def record(index, num_prompts, sampler="saber"):
+    return {
+        **{"index": index, "num_prompts": num_prompts, "sampler": sampler},
+        "text": f"{sampler} of {index}",
+    }
 
 
 def write_shards(output, count, num_prompts, specs=("saber", "random")):
@@ -27,7 +32,7 @@ def write_shards(output, count, num_prompts, specs=("saber", "random")):
         host = hosts.Host(number, count)
         ids = host.share(range(num_prompts))
         files.write_jsonl(
-            host.shard(output), [record(i, s) for s in specs for i in ids]
+            host.shard(output), [record(i, num_prompts, s) for s in specs for i in ids]
         )
 
 
@@ -51,7 +56,7 @@ def test_merged_shards_are_what_one_process_writes(tmp_path, count, num_prompts)
 
 def test_shards_with_any_character_are_merged(tmp_path):
     text = "one\u2028two\u2029three\x85four\x0bfive"
-    records = [{**record(index), "text": text} for index in range(2)]
+    records = [{**record(index, 2), "text": text} for index in range(2)]
     for index in range(2):
         shard = hosts.Host(index, 2).shard(tmp_path / "a.jsonl")
         files.write_jsonl(shard, records[index : index + 1])
@@ -78,6 +83,12 @@ def cut_a_line(shards):
     shards[1].write_text("".join(shards[1].read_text().splitlines(True)[1:]))
 
 
+def cut_the_last_prompt(shards):
+    # Prompt 6 of 7, with all samplers: what is left is as of a run of 6 prompts.
+    lines = shards[0].read_text().splitlines(True)
+    shards[0].write_text("".join(x for x in lines if json.loads(x)["index"] != 6))
+
+
 def cut_within_a_line(shards):
     shards[0].write_text(shards[0].read_text()[:-9])
 
@@ -87,13 +98,30 @@ def empty(shards):
         shard.write_text("")
 
 
+def change(shard, **fields):
+    lines = [json.loads(line) for line in shard.read_text().splitlines()]
+    shard.write_text("".join(f"{json.dumps({**x, **fields})}\n" for x in lines))
+
+
 def set_another_seed(shards):
-    lines = [json.loads(line) for line in shards[1].read_text().splitlines()]
-    shards[1].write_text("".join(f"{json.dumps({**x, 'seed': 1})}\n" for x in lines))
+    change(shards[1], seed=1)
+
+
+def set_more_prompts(shards):
+    change(shards[2], num_prompts=8)
+
+
+def set_fewer_prompts(shards):
+    for shard in shards:
+        change(shard, num_prompts=6)
 
 
 def of_something_else(shards):
     shards[0].write_text('{"text": ""}\n')
+
+
+def of_an_earlier_version(shards):
+    shards[0].write_text('{"index": 0, "sampler": "saber"}\n')
 
 
 def add_of_another_run(shards):
@@ -108,10 +136,17 @@ def add_of_another_run(shards):
         (double, r"a\.jsonl\.00001-of-00003: prompt 0 is twice, or of another one"),
         (repeat, r"a\.jsonl\.00002-of-00003: prompt 2 is twice"),
         (cut_a_line, r"lacks prompts of saber: 1$"),
+        (cut_the_last_prompt, r"lacks prompts of saber: 6$"),
         (cut_within_a_line, r"a\.jsonl\.00000-of-00003 is damaged"),
         (empty, r"the shards of .*a\.jsonl have no records"),
         (set_another_seed, r"a\.jsonl\.00001-of-00003 is of another run: .*'seed': 1"),
-        (of_something_else, r"a\.jsonl\.00000-of-00003, line 1 must have index"),
+        (set_more_prompts, r"00002-of-00003 is of another run: .*'num_prompts': 8"),
+        (
+            set_fewer_prompts,
+            r"00000-of-00003: index \(6\) must be from 0 to num_prompts",
+        ),
+        (of_something_else, r"a\.jsonl\.00000-of-00003, line 1 must have index, num_"),
+        (of_an_earlier_version, r"00000-of-00003, line 1 must have index, num_prompts"),
         (add_of_another_run, r"has shards of different runs: a\.jsonl\.0000"),
     ],
 )
@@ -191,27 +226,53 @@ def test_two_processes_convert_a_checkpoint_together(tmp_path):
     assert len(chunks) >= 4
 
 
+def test_a_process_loads_while_the_other_does_not(tmp_path):
+    model = LLaDA(files_of.CONFIG, rngs=nnx.Rngs(0))
+    checkpoints.save_orbax(model, tmp_path / "model")
+    program = (
+        "import sys; from dlm_jax import checkpoints, hosts\n"
+        f"host = hosts.start('localhost:{free_port()}', 2, int(sys.argv[1]))\n"
+        f"if host.index: checkpoints.load({str(tmp_path / 'model')!r}); print('loaded')"
+    )
+    # Process 0 is at its end at once, where it waits. Would the other wait for it to
+    # load, too, it would fail after half a minute.
+    loading, _ = finish(
+        [
+            subprocess.Popen(
+                [sys.executable, "-c", program, str(number)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for number in (1, 0)
+        ]
+    )
+    assert "loaded" in loading
+
+
 @pytest.mark.parametrize(
-    "specs",
+    ("save", "specs"),
     [
-        ("threshold(threshold=0.12)", "saber"),
-        pytest.param(ALL_SPECS, marks=pytest.mark.slow),
+        (checkpoints.save_orbax, ("threshold(threshold=0.12)", "saber")),
+        pytest.param(checkpoints.save_hf, ALL_SPECS, marks=pytest.mark.slow),
     ],
-    ids=["two", "all"],
+    ids=["two-orbax", "all-hf"],
 )
-def test_two_processes_of_four_devices_give_what_one_process_gives(tmp_path, specs):
+def test_two_processes_of_four_devices_give_what_one_device_gives(
+    tmp_path, save, specs
+):
     shape = {"d_model": 16, "n_heads": 4, "n_layers": 1, "mlp_hidden_size": 16}
     model = LLaDA(sudoku.Sudoku().model_config(**shape), rngs=nnx.Rngs(0))
     companions = checkpoints.companions(zoo.path("sudoku"))
-    checkpoints.save_hf(model, tmp_path / "model", companions)
+    save(model, tmp_path / "model", companions)
     port = free_port()
 
-    def start(name, *flags):
+    def start(name, *flags, num_devices=4):
         flags += (f"--checkpoint={tmp_path / 'model'}", "--temperature=0.5")
         flags += ("--config.num_examples=5", *(f"--sampler={s}" for s in specs))
         # In float64 no rounding can decide a near-tie.
         flags += ("--dtype=float64", f"--output={tmp_path / name}")
-        return start_script("generate", flags, num_devices=4, JAX_ENABLE_X64="true")
+        return start_script("generate", flags, num_devices, JAX_ENABLE_X64="true")
 
     pair = [
         start(
@@ -222,7 +283,7 @@ def test_two_processes_of_four_devices_give_what_one_process_gives(tmp_path, spe
         )
         for number in range(2)
     ]
-    finish([*pair, start("alone.jsonl")])
+    finish([*pair, start("alone.jsonl", num_devices=1)])
     shards = sorted(path.name for path in tmp_path.glob("pair*"))
     assert shards == [f"pair.jsonl.0000{i}-of-00002" for i in range(2)]
     hosts.merge(tmp_path / "pair.jsonl")
@@ -234,5 +295,6 @@ def test_two_processes_of_four_devices_give_what_one_process_gives(tmp_path, spe
     for one, other in zip(ours, plain, strict=True):
         del one["batch_seconds"], other["batch_seconds"]
         assert one == other
+        assert one["num_prompts"] == 5
     # Rows differ, so that a wrong share or key would be seen.
     assert len({str(one["tokens"]) for one in ours}) > 5

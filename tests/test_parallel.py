@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -23,10 +24,40 @@ from dlm_jax.types import Options
 # Seven rows, which no number of devices here divides.
 LENGTHS = (1, 9, 4, 6, 9, 2, 5)
 SPECS = ("saber", "entropy_bound(gamma=1.0)", "low_confidence")
-COLLECTIVES = re.compile(
-    r"= \(?\w+\[([\d,]*)\]\S* (all-\w+|collective-\w+|reduce-scatter)\("
-    r".*replica_groups=(\{\{.*?\}\}|\[\S+?<=\[\d+\])"
+OPCODES = (
+    *("all-reduce", "all-gather", "all-to-all", "reduce-scatter"),
+    *("collective-permute", "collective-broadcast", "ragged-all-to-all"),
 )
+# An instruction: what it gives, an opcode, whether it only begins the work.
+COLLECTIVE = re.compile(rf"= (\S.*?) ({'|'.join(OPCODES)})(?:-start)?\(")
+
+
+def collectives_of(program):
+    """The collectives in the text of a compiled program.
+
+    Returns:
+      For each its opcode, the shapes of what it gives (of one that is begun, what it
+      takes is among them) and its groups of devices; None if these are spelled in a way
+      that is not known here, such as {}, which is all devices.
+    """
+    found = []
+    for line in program.splitlines():
+        if instruction := COLLECTIVE.search(line):
+            result, opcode = instruction.groups()
+            dims = re.findall(r"\w\[([^\]]*)\]", result)
+            shapes = [[int(size) for size in re.findall(r"\d+", d)] for d in dims]
+            found.append([opcode, shapes, groups_of(line)])
+    return found
+
+
+def groups_of(line):
+    if explicit := re.search(r"replica_groups=(\{\{[\d,{} ]*\}\})", line):
+        return json.loads(explicit[1].replace("{", "[").replace("}", "]"))
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[(\d+)\](?!T)", line):
+        num_groups, size, num_devices = map(int, iota.groups())
+        if num_groups * size == num_devices:
+            return np.arange(num_devices).reshape(num_groups, size).tolist()
+    return None
 
 
 def small_model(dtype="float64"):
@@ -54,22 +85,67 @@ def run_all(specs, num_sharing=None):
       num_sharing: devices that share the weights; None for `DataParallel`.
 
     Returns:
-      Results, number of groups and collectives: (shape, name, groups of devices).
+      Results and collectives by spec, number of groups, and what `placements` finds.
     """
     runner = runner_of(small_model(), num_sharing)
     prompts = prompts_of(LENGTHS, 8)
     keys = generate.row_keys(5, np.arange(len(LENGTHS)))
     options = Options(gen_length=8, block_length=4, temperature=0.7)
-    results = {}
+    results, collectives = {}, {}
     for spec in specs:
-        result = runner(samplers.parse(spec), prompts, keys, options)
+        arguments = (samplers.parse(spec), prompts, keys, options)
+        result = runner(*arguments)
         results[spec] = [result.tokens.tolist(), result.num_steps.tolist()]
-    collectives = [
-        found
-        for compiled in runner._compiled.values()
-        for found in COLLECTIVES.findall(compiled.as_text())
+        *_, compiled = runner._compiled.values()
+        collectives[spec] = collectives_of(compiled.as_text())
+    return results, collectives, runner.num_groups, placements(runner, *arguments)
+
+
+def placements(runner, *arguments):
+    """Whether calls take weights from where they lie, and whether that would be seen.
+
+    Returns:
+      What `is_in_place` says of the runner as it is, with weights that lie on its first
+      device, and with weights that are placed anew before each call.
+    """
+    placed = runner._params
+    found = [is_in_place(runner, *arguments)]
+    runner._params = jax.tree.map(lambda x: jax.device_put(np.asarray(x)), placed)
+    found.append(is_in_place(runner, *arguments))
+    runner._params = placed
+    prepare = runner._prepare
+
+    def place_anew(*arguments):
+        runner._params = jax.tree.map(jnp.copy, runner._params)
+        return prepare(*arguments)
+
+    runner._prepare = place_anew
+    return [*found, is_in_place(runner, *arguments)]
+
+
+def is_in_place(runner, *arguments):
+    """Of weights in calls after the first.
+
+    Returns:
+      Whether they lie as the compiled program takes them, and whether they still are
+      where they were before two calls.
+    """
+
+    def addresses():
+        shards = [x.addressable_shards for x in jax.tree.leaves(runner._params)]
+        return [[part.data.unsafe_buffer_pointer() for part in x] for x in shards]
+
+    # Held, for memory that is given back could be given out again.
+    held, before = jax.tree.leaves(runner._params), addresses()
+    *_, compiled = runner._compiled.values()
+    wanted = jax.tree.leaves(compiled.input_shardings[0][0])
+    lies_right = [
+        weight.sharding.is_equivalent_to(sharding, weight.ndim)
+        for weight, sharding in zip(held, wanted, strict=True)
     ]
-    return results, runner.num_groups, collectives
+    for _ in range(2):
+        runner(*arguments)
+    return [all(lies_right), addresses() == before]
 
 
 def record_all(specs, num_sharing, directory):
@@ -93,12 +169,13 @@ def record_all(specs, num_sharing, directory):
             traces.save(trace, directory)
 
 
-def elsewhere(num_devices, function, *arguments, is_wide=True):
+def elsewhere(num_devices, function, *arguments, is_wide=True, is_optimized=False):
     """What a function of this file gives in a process with that many devices."""
     environment = {
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
         "JAX_ENABLE_X64": str(is_wide),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(not is_optimized),
         "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)]),
     }
     call = f"t.{function.__name__}(*{arguments!r})"
@@ -110,18 +187,127 @@ def elsewhere(num_devices, function, *arguments, is_wide=True):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def check_collectives(collectives, num_groups, num_sharing):
+def check_collectives(by_spec, num_groups, num_sharing):
     """Weights are shared within a group only, and no vocabulary is put together."""
-    num_devices = num_groups * num_sharing
-    groups = np.arange(num_devices).reshape(num_groups, num_sharing).tolist()
-    spelled = "{" + ",".join("{" + ",".join(map(str, g)) + "}" for g in groups) + "}"
-    short = f"[{num_groups},{num_sharing}]<=[{num_devices}]"
-    assert {name for _, name, _ in collectives} == {"all-reduce", "all-gather"}
-    vocabulary = llada.tiny().embedding_size
-    for shape, _, found in collectives:
-        assert found in (spelled, short)
-        sizes = {int(size) for size in shape.split(",")}
-        assert not sizes & {vocabulary, vocabulary // num_sharing}
+    groups = np.arange(num_groups * num_sharing).reshape(num_groups, -1).tolist()
+    config = llada.tiny()
+    vocabulary = {config.embedding_size, config.embedding_size // num_sharing}
+    rows = -(-len(LENGTHS) // num_groups)
+    for spec, collectives in by_spec.items():
+        # Samplers that revise look at all slots, the others at the active block.
+        region = {"saber": 8, "saber_released": 10}.get(spec, 4)
+        largest = {
+            # A statistic of every position, from every device of the group.
+            "all-gather": num_sharing * rows * region,
+            # The hidden states.
+            "all-reduce": rows * (max(LENGTHS) + 8) * config.d_model,
+        }
+        assert {opcode for opcode, *_ in collectives} == set(largest)
+        for opcode, shapes, found in collectives:
+            assert found == groups
+            for shape in shapes:
+                assert np.prod(shape) <= largest[opcode]
+                assert not vocabulary & {*shape}
+
+
+# What `placements` finds on several devices, if weights are placed once.
+IN_PLACE = [[True, True], [False, True], [True, False]]
+PAIRS, ALL = [[0, 1], [2, 3]], [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "ROOT %a.1 = f32[4]{0} all-reduce(%p), replica_groups={}, to_apply=%sum",
+            ["all-reduce", [[4]], None],
+        ),
+        (
+            "a = f32[] all-reduce(p), channel_id=1, replica_groups={{0,1},{2,3}}, x={}",
+            ["all-reduce", [[]], PAIRS],
+        ),
+        (
+            "%a = (f32[2,3]{1,0:T(8,128)}, /*index=1*/f64[5]{0}) all-reduce(%p, %q), "
+            "replica_groups={{0,1,2,3}}",
+            ["all-reduce", [[2, 3], [5]], ALL],
+        ),
+        (
+            "%a = f32[4]{0:S(1)} all-reduce-start(%p), replica_groups=[2,2]<=[4]",
+            ["all-reduce", [[4]], PAIRS],
+        ),
+        (
+            "%a = (f32[4]{0}, f32[2,4]{1,0}) all-gather-start(%p), dimensions={0}, "
+            "replica_groups=[1,4]<=[4]",
+            ["all-gather", [[4], [2, 4]], ALL],
+        ),
+        (
+            "%a = s32[2,4] all-gather(%p), replica_groups=[2,2]<=[2,2]T(1,0)",
+            ["all-gather", [[2, 4]], None],
+        ),
+        (
+            "%a = s32[2,4] all-gather(%p), replica_groups=[2,2]<=[4]T(0)",
+            ["all-gather", [[2, 4]], None],
+        ),
+        (
+            "%a = s32[2,4] all-gather(%p), replica_groups=mesh['x'=2,'y'=2] {'y'}",
+            ["all-gather", [[2, 4]], None],
+        ),
+        (
+            "%a = (f32[1,2], f32[1,2]) all-to-all(%p), replica_groups={{0,1},{2,3}}",
+            ["all-to-all", [[1, 2], [1, 2]], PAIRS],
+        ),
+        (
+            "%a = f32[<=8] ragged-all-to-all(%p), replica_groups={{0,1},{2,3}}",
+            ["ragged-all-to-all", [[8]], PAIRS],
+        ),
+        (
+            "%a = f32[4]{0} reduce-scatter(%p), replica_groups={{0,1},{2,3}}",
+            ["reduce-scatter", [[4]], PAIRS],
+        ),
+        (
+            "%a = pred[3] collective-permute(%p), source_target_pairs={{0,1},{1,0}}",
+            ["collective-permute", [[3]], None],
+        ),
+        (
+            "%a = ((f32[3]), (f32[3]), u32[]) collective-permute-start(%p), x={{0,1}}",
+            ["collective-permute", [[3], [3], []], None],
+        ),
+        (
+            "%a = f32[3] collective-broadcast(%p), replica_groups={{0,1},{2,3}}",
+            ["collective-broadcast", [[3]], PAIRS],
+        ),
+    ],
+)
+def test_every_spelling_of_a_collective_is_found(line, expected):
+    # Around it what is none: the end of one that was begun, a name, a use of a name.
+    others = [
+        "ENTRY %main (p: f32[4]) -> f32[4] {",
+        "%all-gather.2 = f32[4]{0} all-gather-done(%all-gather.1)",
+        '%b = f32[4]{0} copy(%all-reduce.1), metadata={op_name="jit(f)/all-gather"}',
+    ]
+    assert collectives_of("\n  ".join([*others, line, *others])) == [expected]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        # All devices; as one of them; the wrong pairs.
+        ["all-reduce", [[4]], None],
+        ["all-reduce", [[4]], ALL],
+        ["all-gather", [[2, 4]], [[0, 2], [1, 3]]],
+        # Logits of a device's part of the vocabulary, as they are and flattened.
+        ["all-gather", [[2, 1, 160]], PAIRS],
+        ["all-gather", [[4], [2 * 4 * 4 * 160]], PAIRS],
+        ["all-reduce", [[4 * 4 * 320]], PAIRS],
+        ["collective-permute", [[3]], None],
+        ["all-to-all", [[2, 4]], PAIRS],
+    ],
+)
+def test_a_wrong_collective_is_refused(bad):
+    good = [["all-reduce", [[4, 17, 64]], PAIRS], ["all-gather", [[2, 4, 4]], PAIRS]]
+    check_collectives({"random": good}, 2, 2)
+    with pytest.raises(AssertionError):
+        check_collectives({"random": [*good, bad]}, 2, 2)
 
 
 @pytest.fixture(scope="module")
@@ -131,29 +317,48 @@ def on_one_device():
 
 
 def test_three_devices_give_what_one_gives(on_one_device):
-    results, num_groups, collectives = elsewhere(3, run_all, SPECS)
-    assert (num_groups, collectives) == (3, [])
-    assert on_one_device == (results, 1, [])
+    results, collectives, num_groups, in_place = elsewhere(3, run_all, SPECS)
+    assert (num_groups, collectives) == (3, {spec: [] for spec in SPECS})
+    assert on_one_device[:3] == (results, collectives, 1)
+    assert in_place == IN_PLACE
     # Else nothing would be compared but one answer.
     assert len({str(tokens) for tokens, _ in results.values()}) == len(SPECS)
 
 
 def test_two_groups_of_two_devices_give_what_one_gives(on_one_device):
-    results, num_groups, collectives = elsewhere(4, run_all, SPECS, 2)
+    results, collectives, num_groups, in_place = elsewhere(4, run_all, SPECS, 2)
     assert num_groups == 2
     assert results == on_one_device[0]
     check_collectives(collectives, 2, 2)
+    assert in_place == IN_PLACE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_devices", "num_sharing"), [(4, 2), (3, None)])
+def test_optimized_programs_give_it_too(on_one_device, num_devices, num_sharing):
+    specs = SPECS[:1]
+    results, collectives, *_ = elsewhere(
+        *(num_devices, run_all, specs, num_sharing), is_optimized=True
+    )
+    assert results == {spec: on_one_device[0][spec] for spec in specs}
+    if num_sharing is None:
+        assert collectives == {spec: [] for spec in specs}
+    else:
+        check_collectives(collectives, num_devices // num_sharing, num_sharing)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_sharing", [None, 1, 2, 4])
 def test_eight_devices_give_what_one_gives_with_every_sampler(num_sharing):
-    results, num_groups, collectives = elsewhere(8, run_all, ALL_SPECS, num_sharing)
+    results, collectives, num_groups, in_place = elsewhere(
+        8, run_all, ALL_SPECS, num_sharing
+    )
     with jax.enable_x64(True):
         assert results == run_all(ALL_SPECS)[0]
     assert num_groups == 8 // (num_sharing or 1)
+    assert in_place == IN_PLACE
     if num_sharing is None:
-        assert collectives == []
+        assert collectives == {spec: [] for spec in ALL_SPECS}
     else:
         check_collectives(collectives, num_groups, num_sharing)
 

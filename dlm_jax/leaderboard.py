@@ -1,8 +1,8 @@
 """A table of samplers on the shipped models, kept in a file and added to.
 
 The file has a line per task and sampler. What stands there is not measured again, so a
-new sampler costs its own evaluation and no more; a line was made with one checkpoint,
-and no line of another may join it.
+new sampler costs its own evaluation and no more; the lines of a task were made in one
+setting, and no line of another may join them.
 """
 
 import csv
@@ -20,6 +20,27 @@ from dlm_jax.tables import markdown
 
 
 @dataclasses.dataclass(frozen=True)
+class Setting:
+    """What the samplers of a task have in common, or they cannot be compared.
+
+    Attributes:
+      checkpoint: digest of the model, see `provenance.digest`.
+      num_examples: that every sampler is asked, the first ones.
+      split: of the task's examples.
+      example_seed: of the examples.
+      seed: of the random keys.
+      temperature: 0 takes the most probable token.
+    """
+
+    checkpoint: str
+    num_examples: int
+    split: str
+    example_seed: int
+    seed: int
+    temperature: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Entry:
     """A sampler on a task.
 
@@ -27,42 +48,47 @@ class Entry:
       task: its name.
       sampler: the canonical spec.
       right: examples that it has right.
-      num: examples that it was asked.
       nfe: mean forwards of an example.
-      checkpoint: digest of the model, see `provenance.digest`.
       commit: of the code; '+' if files differed, empty if unknown.
+      setting: in which it was asked; in the file, a column for each of its fields.
     """
 
     task: str
     sampler: str
     right: int
-    num: int
     nfe: float
-    checkpoint: str
     commit: str
+    setting: Setting
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Entry))
+_SETTING = tuple(field.name for field in dataclasses.fields(Setting))
+_COLUMNS = ("task", "sampler", "right", "nfe", "commit", *_SETTING)
 
 
 def read(path: str | os.PathLike) -> list[Entry]:
     """The entries of a file; none if it does not exist.
 
     Raises:
-      InputError: naming the line that is not an entry, or stands there twice.
+      InputError: naming the line that is not an entry, or stands there twice; or the
+        task that is there in two settings.
     """
     path = pathlib.Path(path)
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != _FIELDS:
-            raise InputError(f"{path} must have the columns {', '.join(_FIELDS)}")
+        if tuple(reader.fieldnames or ()) != _COLUMNS:
+            raise InputError(f"{path} must have the columns {', '.join(_COLUMNS)}")
         entries = [_entry(path, reader.line_num, row) for row in reader]
     keys = [(entry.task, entry.sampler) for entry in entries]
     for task, spec in keys:
         if keys.count((task, spec)) > 1:
             raise InputError(f"{path} has {spec} on {task} twice")
+    for entry in entries:
+        try:
+            _check_setting(entries, entry.task, entry.setting)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     return entries
 
 
@@ -72,10 +98,16 @@ def _entry(path: pathlib.Path, number: int, row: Mapping[str, str]) -> Entry:
             task=row["task"],
             sampler=row["sampler"],
             right=int(row["right"]),
-            num=int(row["num"]),
             nfe=float(row["nfe"]),
-            checkpoint=row["checkpoint"],
             commit=row["commit"],
+            setting=Setting(
+                checkpoint=row["checkpoint"],
+                num_examples=int(row["num_examples"]),
+                split=row["split"],
+                example_seed=int(row["example_seed"]),
+                seed=int(row["seed"]),
+                temperature=float(row["temperature"]),
+            ),
         )
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}, line {number}: {error}") from None
@@ -87,10 +119,11 @@ def write(path: str | os.PathLike, entries: Iterable[Entry]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         writer.writeheader()
         for entry in sorted(entries, key=lambda e: (e.task, e.sampler)):
-            writer.writerow(dataclasses.asdict(entry))
+            own, setting = dataclasses.asdict(entry), vars(entry.setting)
+            writer.writerow({name: (own | setting)[name] for name in _COLUMNS})
     partial.replace(path)
 
 
@@ -98,8 +131,7 @@ def missing(
     entries: Sequence[Entry],
     task: str,
     specs: Sequence[str],
-    num_examples: int,
-    checkpoint: str,
+    setting: Setting,
 ) -> list[str]:
     """The canonical specs that are not on the board of a task.
 
@@ -107,32 +139,35 @@ def missing(
       entries: of the board.
       task: its name.
       specs: who is to be on it.
-      num_examples: that every sampler is asked.
-      checkpoint: digest of the model at hand.
+      setting: in which they are to be asked.
 
     Raises:
-      InputError: if what stands there was made with another checkpoint, or another
-        number of examples, or a spec is not one.
+      InputError: if the task stands there in another setting, naming what differs, or
+        a spec is not one.
     """
-    own = [entry for entry in entries if entry.task == task]
-    for entry in own:
-        if entry.checkpoint != checkpoint:
-            raise InputError(
-                f"checkpoint of {task} ({checkpoint[:12]}) must be "
-                f"{entry.checkpoint[:12]}, with which the leaderboard was made"
-            )
-        if entry.num != num_examples:
-            raise InputError(
-                f"num_examples of {task} ({num_examples}) must be {entry.num}, as on "
-                "the leaderboard"
-            )
+    _check_setting(entries, task, setting)
     wanted = [samplers.to_spec(samplers.parse(spec)) for spec in specs]
-    known = {entry.sampler for entry in own}
+    known = {entry.sampler for entry in entries if entry.task == task}
     return [spec for spec in dict.fromkeys(wanted) if spec not in known]
 
 
+def _check_setting(entries: Sequence[Entry], task: str, setting: Setting) -> None:
+    for entry in entries:
+        for name in _SETTING if entry.task == task else ():
+            value, known = getattr(setting, name), getattr(entry.setting, name)
+            if value != known:
+                # Digests are long; pages show as much of them.
+                raise InputError(
+                    f"{name} of {task} ({value!s:.12}) must be {known!s:.12}, as on "
+                    "the leaderboard"
+                )
+
+
 def entries_of(
-    task: str, results: Sequence[Summary], checkpoint: str, commit: str | None
+    task: str,
+    results: Sequence[Summary],
+    commit: str | None,
+    setting: Setting,
 ) -> list[Entry]:
     """What samplers did, as entries."""
     return [
@@ -140,10 +175,9 @@ def entries_of(
             task=task,
             sampler=result.sampler,
             right=int(result.is_correct.sum()),
-            num=result.is_correct.size,
             nfe=round(float(result.nfe.mean()), 4),
-            checkpoint=checkpoint,
             commit=commit or "",
+            setting=setting,
         )
         for result in results
     ]
@@ -154,20 +188,20 @@ def table(entries: Sequence[Entry]) -> str:
 
     The front is of the samplers that none equals in accuracy with fewer forwards.
     """
-    entries = sorted(entries, key=lambda e: (-e.right / e.num, e.nfe, e.sampler))
+    entries = sorted(entries, key=lambda e: (-_accuracy(e), e.nfe, e.sampler))
     front = statistics.pareto_front(
-        [entry.nfe for entry in entries], [entry.right / entry.num for entry in entries]
+        [entry.nfe for entry in entries], [_accuracy(entry) for entry in entries]
     )
     head = ["sampler", "right", "accuracy", "95 % interval", "NFE", "front", "commit"]
     rows = [head]
     for i, entry in enumerate(entries):
-        is_correct = np.arange(entry.num)[None] < entry.right
-        low, high = statistics.accuracy_interval(is_correct)
+        num = entry.setting.num_examples
+        low, high = statistics.accuracy_interval(np.arange(num)[None] < entry.right)
         rows.append(
             [
                 f"`{samplers.short_spec(samplers.parse(entry.sampler))}`",
-                f"{entry.right} of {entry.num}",
-                f"{entry.right / entry.num:.1%}",
+                f"{entry.right} of {num}",
+                f"{_accuracy(entry):.1%}",
                 f"{low:.1%} to {high:.1%}",
                 f"{entry.nfe:.2f}",
                 "yes" if i in front else "",
@@ -177,26 +211,38 @@ def table(entries: Sequence[Entry]) -> str:
     return markdown(rows)
 
 
+def _accuracy(entry: Entry) -> float:
+    return entry.right / entry.setting.num_examples
+
+
 def _short(commit: str) -> str:
     return commit[:7] + "+" * commit.endswith("+")
 
 
-def page(entries: Sequence[Entry], command: str, setting: str) -> str:
+def _sentence(setting: Setting) -> str:
+    return (
+        f"Checkpoint {setting.checkpoint:.12}, the first {setting.num_examples} "
+        f"examples of the split `{setting.split}` (example seed "
+        f"{setting.example_seed}), seed {setting.seed}, temperature "
+        f"{setting.temperature:g}."
+    )
+
+
+def page(entries: Sequence[Entry], command: str) -> str:
     """The whole board in Markdown.
 
     Args:
       entries: of all tasks.
       command: that adds a sampler.
-      setting: a sentence on how all of them were asked.
     """
     lines = ["# Samplers on the shipped models", "", f"    {command}", ""]
     lines += [
-        f"adds a sampler. {setting} NFE is the mean number of forwards of an example; "
-        "intervals are Wilson's; `front` marks samplers that no other equals in both "
-        "accuracy and forwards."
+        "adds a sampler. All samplers of a task were asked the same examples in the "
+        "same setting. NFE is the mean number of forwards of an example; intervals are "
+        "Wilson's; `front` marks samplers that no other equals in both accuracy and "
+        "forwards."
     ]
     for task in sorted({entry.task for entry in entries}):
         own = [entry for entry in entries if entry.task == task]
-        lines += ["", f"## {task}", "", f"Checkpoint {own[0].checkpoint[:12]}.", ""]
-        lines += [table(own)]
+        lines += ["", f"## {task}", "", _sentence(own[0].setting), "", table(own)]
     return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import evaluation, provenance, tables, tasks, zoo
+from dlm_jax import evaluation, provenance, samplers, tables, tasks, zoo
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/evaluate.py", "Defaults.")
@@ -57,16 +57,17 @@ def main(argv: Sequence[str]) -> None:
         "dtype": str(model.dtype),
     }
 
-    num_right = num_done = 0
+    done: dict[tuple[str, int], list[bool]] = {}
     total = len(todo) * config.num_examples
     with tqdm(total=total, unit="example", disable=None) as progress:
 
         def show(records: list[dict[str, Any]]) -> None:
-            nonlocal num_right, num_done
-            num_done += len(records)
-            num_right += sum(record["is_correct"] for record in records)
-            progress.set_description(records[0]["sampler"].split("(")[0])
-            progress.set_postfix(right=f"{num_right / num_done:.1%}")
+            # A call is of one sampler and one seed.
+            spec, seed = records[0]["sampler"], records[0]["seed"]
+            own = done.setdefault((spec, seed), [])
+            own += [record["is_correct"] for record in records]
+            progress.set_description(samplers.short_spec(samplers.parse(spec)))
+            progress.set_postfix(seed=seed, right=f"{sum(own) / len(own):.1%}")
             progress.update(len(records))
 
         records = evaluation.run(

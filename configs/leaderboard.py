@@ -14,9 +14,9 @@ def get_config() -> ConfigDict:
         {
             "num_examples": {
                 "countdown": 1000,
-                "program": 500,
-                "maze": 500,
-                "sudoku": 500,
+                "program": 400,
+                "maze": 400,
+                "sudoku": 200,
             },
             "samplers": (
                 "random",

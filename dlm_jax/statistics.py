@@ -36,13 +36,7 @@ def bootstrap_interval(
     values: Float[np.ndarray, "n"], confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
     """The percentile-bootstrap interval of a mean over examples."""
-    rng = np.random.default_rng(seed)
-    n = len(values)
-    # How often each example is drawn; a resample's mean is then one product.
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=_NUM_RESAMPLES)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(counts @ values / n, [tail, 1 - tail])
-    return float(low), float(high)
+    return ratio_interval(values, np.ones(len(values)), confidence, seed)
 
 
 def ratio_interval(
@@ -54,6 +48,7 @@ def ratio_interval(
     """The percentile-bootstrap interval of mean(above) / mean(below), paired."""
     rng = np.random.default_rng(seed)
     n = len(above)
+    # How often each example is drawn; a resample's sum is then one product.
     counts = rng.multinomial(n, np.full(n, 1 / n), size=_NUM_RESAMPLES)
     tail = (1 - confidence) / 2
     ratios = (counts @ above) / (counts @ below)

@@ -14,9 +14,9 @@ def get_config() -> ConfigDict:
         {
             "num_examples": {
                 "countdown": 1000,
-                "program": 400,
-                "maze": 400,
-                "sudoku": 200,
+                "program": 1000,
+                "maze": 1000,
+                "sudoku": 1000,
             },
             "samplers": (
                 "random",

@@ -186,21 +186,20 @@ def run(
         asked = [examples[index] for _, _, index in call]
         return _judge(task, codec, call, asked, chosen, filled)
 
-    results: list[list[dict[str, Any]]] = [[] for _ in todo]
-    for calls in zip_longest(
-        *(_calls(lane, num_examples, plan.queue_length) for lane in todo)
-    ):
-        for lane, call, own in zip(todo, calls, results, strict=True):
+    keys = [_keys(lane, num_examples) for lane in todo]
+    for own in keys:
+        if known := log.find(own):
+            on_records(known)
+    calls = [_calls(log.missing(own), plan.queue_length) for own in keys]
+    for turn in zip_longest(*calls):
+        for lane, call in zip(todo, turn, strict=True):
             if call is None:
                 continue
-            records = log.find(call)
-            if records is None:
-                records = ask(lane, call)
-                manifest.begin(todo, num_examples)
-                log.append(records)
-            own += records
+            records = ask(lane, call)
+            manifest.begin(todo, num_examples)
+            log.append(records)
             on_records(records)
-    return [record for own in results for record in own]
+    return [record for own in keys for record in log.find(own)]
 
 
 def _judge(
@@ -240,9 +239,12 @@ def _judge(
 _Key = tuple[str, int, int]
 
 
-def _calls(lane: Lane, num_examples: int, queue_length: int) -> Iterator[list[_Key]]:
-    """The lane's rows as (spec, seed, example), call by call."""
-    keys = [(s, lane.seed, i) for i in range(num_examples) for s in lane.specs]
+def _keys(lane: Lane, num_examples: int) -> list[_Key]:
+    """The lane's rows as (spec, seed, example)."""
+    return [(s, lane.seed, i) for i in range(num_examples) for s in lane.specs]
+
+
+def _calls(keys: Sequence[_Key], queue_length: int) -> Iterator[Sequence[_Key]]:
     for start in range(0, len(keys), queue_length):
         yield keys[start : start + queue_length]
 
@@ -320,10 +322,13 @@ class _Log:
             with path.open("r+b") as file:
                 file.truncate(end)
 
-    def find(self, call: Sequence[_Key]) -> list[dict[str, Any]] | None:
-        """The records of a call, or None if one is missing."""
-        found = [self._records[key] for key in call if key in self._records]
-        return found if len(found) == len(call) else None
+    def find(self, keys: Sequence[_Key]) -> list[dict[str, Any]]:
+        """The records that are there, in the order of their keys."""
+        return [self._records[key] for key in keys if key in self._records]
+
+    def missing(self, keys: Sequence[_Key]) -> list[_Key]:
+        """Those of the keys that have no record."""
+        return [key for key in keys if key not in self._records]
 
     def append(self, records: list[dict[str, Any]]) -> None:
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
@@ -364,8 +369,7 @@ def read_records(directory: str | os.PathLike) -> list[dict[str, Any]]:
     if not path.exists():
         raise InputError(f"{directory} holds no evaluation: no records.jsonl in it")
     records, _ = _whole_calls(path.read_bytes())
-    # An example that was asked again with more of them stands there twice.
-    return list({_key(record): record for record in records}.values())
+    return records
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,12 +56,23 @@ def model(checkpoint):
     return DataParallel(*as_denoiser(model)), codec
 
 
-def run(model, directory, specs=SPECS, num=6, plan=PLAN, is_mixed=False, seeds=(0,)):
+def run(
+    model,
+    directory,
+    specs=SPECS,
+    num=6,
+    plan=PLAN,
+    is_mixed=False,
+    seeds=(0,),
+    on_records=lambda records: None,
+):
     parallel, codec = model
     todo = evaluation.lanes(specs, seeds, is_mixed)
     about = {"checkpoint": "x"}
     records = evaluation.run(
-        parallel, codec, Arbitrary(), plan, todo, num, directory, about=about
+        *(parallel, codec, Arbitrary(), plan, todo, num, directory),
+        about=about,
+        on_records=on_records,
     )
     times = ("seconds", "compile_seconds")
     return [{k: v for k, v in r.items() if k not in times} for r in records]
@@ -204,6 +215,20 @@ def test_the_manifest_lists_the_runs_that_added_records(model, tmp_path):
     (environment,) = evaluation.environments(tmp_path)
     assert environment == runs[0]["environment"] == runs[1]["environment"]
     assert environment["jax"] == jax.__version__
+
+
+def test_more_examples_ask_for_those_only(model, tmp_path, whole):
+    """3 are there, so the second run's calls begin in the middle of a whole run's."""
+    run(model, tmp_path, SPECS[:1], num=3)
+    shown = []
+    records = run(model, tmp_path, SPECS[:1], num=6, on_records=shown.append)
+    assert [len(some) for some in shown] == [3, 3]
+    assert [r["index"] for r in evaluation.read_records(tmp_path)] == [*range(6)]
+    _, expected = whole
+    names = ("sampler", "index", "is_correct", "nfe", "text")
+    assert [[r[n] for n in names] for r in records] == [
+        [r[n] for n in names] for r in expected[:6]
+    ]
 
 
 def test_samplers_take_turns(whole):

@@ -91,13 +91,17 @@ def test_symmetries_keep_validity_uniqueness_and_fingerprint(made, seed):
     assert len(set(before)) == len(before)
 
 
-def test_test_split_is_what_its_seed_makes():
-    puzzles = puzzles_of("test", 500)
+def test_test_split_is_what_its_seeds_make():
+    puzzles = puzzles_of("test", 1000)
     _, solutions = sudoku_puzzles.solve(puzzles)
-    made, made_solutions = sudoku_puzzles.random_puzzles(np.random.default_rng(3), 500)
+    halves = [
+        sudoku_puzzles.random_puzzles(np.random.default_rng(seed), 500)
+        for seed in (3, 4)
+    ]
+    made, made_solutions = map(np.concatenate, zip(*halves, strict=True))
     np.testing.assert_array_equal(puzzles, made)
     np.testing.assert_array_equal(solutions, made_solutions)
-    assert len(set(sudoku_puzzles.fingerprints(solutions))) == 500
+    assert len(set(sudoku_puzzles.fingerprints(solutions))) == 1000
 
 
 def test_training_grids_that_are_held_out_are_refused():
@@ -209,7 +213,7 @@ def test_prompts_mark_the_blanks_and_answers_are_judged(made):
     [
         (lambda: sudoku.parse("12"), "must be 81 digits"),
         (lambda: puzzles_of("train", 1), "split (train) must be one of"),
-        (lambda: puzzles_of("test", 501), "num (501) must be at most 500"),
+        (lambda: puzzles_of("test", 1001), "num (1001) must be at most 1000"),
     ],
 )
 def test_bad_input_is_one_line(call, message):

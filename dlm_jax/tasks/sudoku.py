@@ -83,7 +83,7 @@ HARD_PUZZLES = {
 class Sudoku(CharacterTask):
     """Infilling of 9x9 grids.
 
-    The splits are 'test' (500 puzzles of 26 to 36 clues, in file order), 'hard'
+    The splits are 'test' (1,000 puzzles of 26 to 36 clues, in file order), 'hard'
     (published ones, in the order of HARD_PUZZLES) and 'valid' (new ones for each seed).
     No test puzzle is a training one under any symmetry. An example's truth is its
     puzzle, int8 [81], 0 where blank.
@@ -191,7 +191,7 @@ def check_disjoint(solutions: Int[np.ndarray, "n 81"]) -> None:
     Raises:
       InputError: with the number of such grids.
     """
-    held_out = [_test_split(500, 0)[2], _hard_split(len(HARD_PUZZLES), 0)[2]]
+    held_out = [_test_split(1000, 0)[2], _hard_split(len(HARD_PUZZLES), 0)[2]]
     keys = sudoku_puzzles.fingerprints(np.concatenate(held_out))
     num = len(set(keys) & set(sudoku_puzzles.fingerprints(solutions)))
     if num:

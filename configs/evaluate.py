@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
             "example_seed": 0,
             "temperature": 0.0,
             "batch_size": 32,
-            # Rows of one call; what a kill loses at most.
+            # Rows of one call: slots stand idle only at its end. Samplers take turns,
+            # call by call.
             "queue_length": 256,
         }
     )

@@ -111,13 +111,15 @@ class Answer:
       tokens: int32 [n]; without padding.
       num_steps: NFE, forwards that the row took part in.
       is_complete: no blank is left.
-      seconds: wall time of the call that the row was in, compiling excluded.
+      seconds: its share of its call's wall time, compiling excluded.
+      compile_seconds: its share of compiling.
     """
 
     tokens: Int32[np.ndarray, "n"]
     num_steps: int
     is_complete: bool
     seconds: float
+    compile_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +147,7 @@ def fill(
     queue_length: int | None = None,
     ids: Sequence[int] | None = None,
     on_answers: Callable[[dict[int, Answer]], object] = lambda answers: None,
+    period: float = 2.0,
 ) -> Run:
     """Generates for any number of prompts.
 
@@ -161,7 +164,9 @@ def fill(
       queue_length: rows of one call, of which all but batch_size wait; 8 * batch_size
         by default. The longer, the less time slots stand idle at a call's end.
       ids: of the prompts; their places by default.
-      on_answers: called after every call with its answers by the prompts' places.
+      on_answers: called with new answers by the prompts' places, each once, while
+        others are still in flight.
+      period: seconds between two times that answers are handed over.
 
     Raises:
       InputError: naming the argument that does not fit.
@@ -186,22 +191,33 @@ def fill(
         rules = jax.tree.map(lambda x, i=places: x[i], sampler)
         keys = row_keys(seed, key_ids[places])
         arguments = rules, group.prompts, keys, options
-        compile_total += parallel.compile(*arguments)
-        start = time.perf_counter()
-        filled = parallel(*arguments)
-        seconds = time.perf_counter() - start
-        total += seconds
-        (real,) = np.nonzero(group.ids >= 0)
-        tokens = np.asarray(filled.tokens)
-        new = {}
-        for i in real:
-            index = int(group.ids[i])
-            new[index] = Answer(
-                tokens=tokens[i, : rows[index].tokens.size],
-                num_steps=int(filled.num_steps[i]),
-                is_complete=bool(filled.is_complete[i]),
-                seconds=seconds,
-            )
-        answers |= new
-        on_answers(new)
+        compile_seconds = parallel.compile(*arguments)
+        compile_total += compile_seconds
+        num_real = int((group.ids >= 0).sum())
+        stream = parallel.stream(*arguments, period)
+        seconds = 0.0
+        while True:
+            start = time.perf_counter()
+            handed = next(stream, None)
+            elapsed = time.perf_counter() - start
+            total += elapsed
+            if handed is None:
+                break
+            seconds += elapsed
+            at, filled = handed
+            real = [i for i, place in enumerate(at) if group.ids[place] >= 0]
+            new = {}
+            for i in real:
+                index = int(group.ids[at[i]])
+                new[index] = Answer(
+                    tokens=np.asarray(filled.tokens[i, : rows[index].tokens.size]),
+                    num_steps=int(filled.num_steps[i]),
+                    is_complete=bool(filled.is_complete[i]),
+                    seconds=seconds / len(real),
+                    compile_seconds=compile_seconds / num_real,
+                )
+            if new:
+                seconds = 0.0
+                answers |= new
+                on_answers(new)
     return Run([answers[i] for i in range(len(rows))], total, compile_total)

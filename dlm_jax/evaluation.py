@@ -1,13 +1,11 @@
 """Samplers on a task's examples: every answer judged and written down, resumable.
 
-Work is cut into calls of a fixed number of rows. A call's records are appended at once
-when it is done; a run that was killed drops what is incomplete and repeats only that,
-with the very rows, keys and batches it would have had. Samplers take turns, call by
-call: a machine's speed drifts, and neighbours are compared.
+Work is cut into calls of a fixed number of rows. Records are appended while a call
+runs, so that a run that was killed repeats only rows that were in flight. Samplers take
+turns, call by call: a machine's speed drifts, and neighbours are compared.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +17,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from dlm_jax import batching, files, provenance, samplers
+from dlm_jax import batching, samplers
 from dlm_jax.errors import InputError
+from dlm_jax.evaluation_files import Key, Log, Manifest
 from dlm_jax.parallel import Loaded, Parallel
 from dlm_jax.parallel import load as load_parallel
 from dlm_jax.tasks.task import Example, Task, load_codec
@@ -130,9 +129,10 @@ def run(
       num_examples: the first ones of the split.
       directory: gets `records.jsonl` and `manifest.json`, which says what they are of
         and lists the runs that made them; more samplers, seeds and examples may be
-        added to what it holds. Nothing is written before the first call is done.
+        added to what it holds. Nothing is written before the first rows are done.
       about: of the checkpoint; must be the same when a directory is continued.
-      on_records: called with the records of every call, those that were there first.
+      on_records: called with new records of a lane as they come, and before with those
+        that were there.
 
     Returns:
       The records of todo, lane by lane: `sampler`, `seed`, `index`, `name`,
@@ -166,85 +166,100 @@ def run(
         "block_length": options.block_length,
         **about,
     }
-    manifest = _Manifest(directory, identity)
-    log = _Log(directory / "records.jsonl")
+    manifest = Manifest(directory, identity)
+    log = Log(directory / "records.jsonl")
     rules = {spec: samplers.parse(spec) for lane in todo for spec in lane.specs}
 
-    def ask(lane: Lane, call: Sequence[_Key]) -> list[dict[str, Any]]:
-        """The records of a call that is not in the log yet."""
-        chosen = [rows[index] for _, _, index in call]
-        filled = batching.fill(
+    def ask(lane: Lane, call: Sequence[Key]) -> None:
+        """Asks the rows of a call that have no record, and logs what they gave."""
+        places = [i for i, key in enumerate(call) if key not in log]
+        asked = [examples[call[i][2]] for i in places]
+        chosen = [rows[call[i][2]] for i in places]
+
+        def keep(answers: Mapping[int, batching.Answer]) -> None:
+            given = list(answers)
+            verdicts = _judge(
+                *(task, codec, [asked[i] for i in given], [chosen[i] for i in given]),
+                list(answers.values()),
+            )
+            new = [
+                _key_fields(call[places[i]])
+                | verdict
+                | {"place": [places[i], len(call)]}
+                for i, verdict in zip(given, verdicts, strict=True)
+            ]
+            manifest.begin(
+                {spec for lane in todo for spec in lane.specs},
+                {lane.seed for lane in todo},
+                num_examples,
+            )
+            log.append(new)
+            on_records(new)
+
+        batching.fill(
             parallel,
-            _stacked([rules[spec] for spec, _, _ in call]),
+            _stacked([rules[call[i][0]] for i in places]),
             chosen,
             options,
             lane.seed,
             plan.batch_size,
             plan.queue_length,
-            ids=[index for _, _, index in call],
+            ids=[call[i][2] for i in places],
+            on_answers=keep,
         )
-        asked = [examples[index] for _, _, index in call]
-        return _judge(task, codec, call, asked, chosen, filled)
 
     keys = [_keys(lane, num_examples) for lane in todo]
     for own in keys:
         if known := log.find(own):
             on_records(known)
-    calls = [_calls(log.missing(own), plan.queue_length) for own in keys]
-    for turn in zip_longest(*calls):
+    turns = zip_longest(*(_calls(own, plan.queue_length) for own in keys))
+    for turn in turns:
         for lane, call in zip(todo, turn, strict=True):
-            if call is None:
-                continue
-            records = ask(lane, call)
-            manifest.begin(todo, num_examples)
-            log.append(records)
-            on_records(records)
+            if call is not None and any(key not in log for key in call):
+                ask(lane, call)
     return [record for own in keys for record in log.find(own)]
 
 
 def _judge(
     task: Task,
     codec: Codec,
-    call: Sequence["_Key"],
     examples: Sequence[Example],
     rows: Sequence[batching.Encoded],
-    filled: batching.Run,
+    answers: Sequence[batching.Answer],
 ) -> list[dict[str, Any]]:
-    """The records of a call."""
-    answers = filled.answers
+    """What records say of answers."""
     texts = [codec.decode(row, a.tokens) for row, a in zip(rows, answers, strict=True)]
     # Judging may wait for a process that runs the answer.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         verdicts = list(pool.map(task.verdict, examples, texts))
     return [
         {
-            "sampler": call[i][0],
-            "seed": call[i][1],
-            "index": call[i][2],
-            "name": examples[i].name,
-            "is_correct": bool(verdicts[i].is_correct),
-            "reason": verdicts[i].reason,
-            "nfe": answers[i].num_steps,
-            "num_tokens": int(codec.generated(rows[i], answers[i].tokens).size),
-            "is_complete": answers[i].is_complete,
-            "text": texts[i],
-            "seconds": filled.seconds / len(call),
-            "compile_seconds": filled.compile_seconds / len(call),
-            "place": [i, len(call)],
+            "name": example.name,
+            "is_correct": bool(verdict.is_correct),
+            "reason": verdict.reason,
+            "nfe": answer.num_steps,
+            "num_tokens": int(codec.generated(row, answer.tokens).size),
+            "is_complete": answer.is_complete,
+            "text": text,
+            "seconds": answer.seconds,
+            "compile_seconds": answer.compile_seconds,
         }
-        for i in range(len(call))
+        for example, row, answer, text, verdict in zip(
+            examples, rows, answers, texts, verdicts, strict=True
+        )
     ]
 
 
-_Key = tuple[str, int, int]
+def _key_fields(key: Key) -> dict[str, Any]:
+    return dict(zip(("sampler", "seed", "index"), key, strict=True))
 
 
-def _keys(lane: Lane, num_examples: int) -> list[_Key]:
+def _keys(lane: Lane, num_examples: int) -> list[Key]:
     """The lane's rows as (spec, seed, example)."""
     return [(s, lane.seed, i) for i in range(num_examples) for s in lane.specs]
 
 
-def _calls(keys: Sequence[_Key], queue_length: int) -> Iterator[Sequence[_Key]]:
+def _calls(keys: Sequence[Key], queue_length: int) -> Iterator[Sequence[Key]]:
     for start in range(0, len(keys), queue_length):
         yield keys[start : start + queue_length]
 
@@ -252,124 +267,6 @@ def _calls(keys: Sequence[_Key], queue_length: int) -> Iterator[Sequence[_Key]]:
 def _stacked(rules: Sequence[Sampler]) -> Sampler:
     """One sampler whose numbers are arrays with a value per row."""
     return jax.tree.map(lambda *values: np.stack(values), *rules)
-
-
-class _Manifest:
-    """What a directory's records are of, and the runs that made them."""
-
-    def __init__(self, directory: pathlib.Path, identity: Mapping[str, Any]):
-        """Compares what is to be evaluated with what the directory holds.
-
-        Raises:
-          InputError: naming what differs.
-        """
-        self._path = directory / "manifest.json"
-        self._content: dict[str, Any] = {"identity": identity, "runs": []}
-        self._has_begun = False
-        if not self._path.exists():
-            return
-        self._content = json.loads(self._path.read_text())
-        known = self._content["identity"]
-        for name in identity | known:
-            if identity.get(name) != known.get(name):
-                raise InputError(
-                    f"{name} ({identity.get(name)}) must be {known.get(name)}, as in "
-                    f"the evaluation that {directory} holds"
-                )
-
-    def begin(self, todo: Sequence[Lane], num_examples: int) -> None:
-        """Adds this run, once it is about to add its first records."""
-        if self._has_begun:
-            return
-        self._has_begun = True
-        self._content["runs"].append(
-            {
-                "samplers": sorted({spec for lane in todo for spec in lane.specs}),
-                "seeds": sorted({lane.seed for lane in todo}),
-                "num_examples": num_examples,
-                "environment": provenance.environment(),
-            }
-        )
-        with files.staged(self._path, may_exist=True) as partial:
-            partial.write_text(json.dumps(self._content, indent=2) + "\n")
-
-
-def environments(directory: str | os.PathLike) -> list[dict[str, Any]]:
-    """Where a directory's records were made, see `provenance.environment`; each once.
-
-    Raises:
-      InputError: if it holds no evaluation.
-    """
-    path = pathlib.Path(directory) / "manifest.json"
-    if not path.exists():
-        raise InputError(f"{directory} holds no evaluation: no manifest.json in it")
-    found = []
-    for run in json.loads(path.read_text())["runs"]:
-        if run["environment"] not in found:
-            found.append(run["environment"])
-    return found
-
-
-class _Log:
-    """Records, one a line, of whole calls only."""
-
-    def __init__(self, path: pathlib.Path):
-        """Reads what is there, and cuts off an incomplete last call."""
-        self._path = path
-        records, end = _whole_calls(path.read_bytes() if path.exists() else b"")
-        self._records = {_key(record): record for record in records}
-        if path.exists() and end < path.stat().st_size:
-            with path.open("r+b") as file:
-                file.truncate(end)
-
-    def find(self, keys: Sequence[_Key]) -> list[dict[str, Any]]:
-        """The records that are there, in the order of their keys."""
-        return [self._records[key] for key in keys if key in self._records]
-
-    def missing(self, keys: Sequence[_Key]) -> list[_Key]:
-        """Those of the keys that have no record."""
-        return [key for key in keys if key not in self._records]
-
-    def append(self, records: list[dict[str, Any]]) -> None:
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        with self._path.open("ab") as file:
-            file.write("".join(lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        self._records |= {_key(record): record for record in records}
-
-
-def _key(record: Mapping[str, Any]) -> _Key:
-    return record["sampler"], record["seed"], record["index"]
-
-
-def _whole_calls(content: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The records of whole calls at the beginning of a log, and where they end."""
-    records, pending = [], []
-    end = position = 0
-    for line in content.splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
-        position += len(line)
-        pending.append(json.loads(line))
-        place, size = pending[-1]["place"]
-        if place + 1 == size:
-            records += pending
-            pending, end = [], position
-    return records, end
-
-
-def read_records(directory: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a directory, in the order in which they were made.
-
-    Raises:
-      InputError: if it holds no evaluation.
-    """
-    path = pathlib.Path(directory) / "records.jsonl"
-    if not path.exists():
-        raise InputError(f"{directory} holds no evaluation: no records.jsonl in it")
-    records, _ = _whole_calls(path.read_bytes())
-    return records
 
 
 @dataclasses.dataclass(frozen=True)

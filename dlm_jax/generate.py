@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from dlm_jax import queue, row
 from dlm_jax.errors import InputError
 from dlm_jax.predict import NOISE_TILE, predict
-from dlm_jax.queue import Job, Queue
+from dlm_jax.queue import Job, Queue, Todo
 from dlm_jax.row import Row
 from dlm_jax.types import (
     Denoiser,
@@ -149,28 +149,69 @@ def sample(
     Raises:
       InputError: if there is not one key per row.
     """
+    todo, carry = begin(denoiser, params, sampler, prompts, keys, options)
+    until = jnp.int32(FOREVER)
+    return finish(proceed(denoiser, params, options, todo, carry, until))
+
+
+# More iterations than any queue has.
+FOREVER = np.iinfo(np.int32).max
+
+
+def begin(
+    denoiser: Denoiser,
+    params: PyTree,
+    sampler: Sampler,
+    prompts: Prompts,
+    keys: Key[Array, "n"],
+    options: Options,
+) -> tuple[Todo, Queue]:
+    """The first rows in their slots, before any forward; traceable.
+
+    Raises:
+      InputError: if there is not one key per row.
+    """
     n, length = prompts.tokens.shape
     check_keys(keys, n)
     b = min(options.num_slots or n, n)
-    begin = functools.partial(row.start, denoiser, options)
-    frames, rows = jax.vmap(begin)(sampler, prompts)
-    jobs = Job(sampler, keys, frames)
+    start = functools.partial(row.start, denoiser, options)
+    frames, rows = jax.vmap(start)(sampler, prompts)
     # The fullest rows first: what starts last should end soon, or slots stand idle.
     # Rows without a blank need none.
     num_blanks = jnp.sum(rows.is_mask, axis=1)
-    order = jnp.argsort(jnp.where(rows.is_done, 1, -num_blanks), stable=True)
-    num_open = jnp.sum(~rows.is_done, dtype=jnp.int32)
-    num_forwards = 1 if options.guidance is None else 2
-    initial_cache = denoiser.init_cache(params, num_forwards * b, length)
+    todo = Todo(
+        jobs=Job(sampler, keys, frames),
+        order=jnp.argsort(jnp.where(rows.is_done, 1, -num_blanks), stable=True),
+        num_open=jnp.sum(~rows.is_done, dtype=jnp.int32),
+    )
+    cache = denoiser.init_cache(params, _num_forwards(options) * b, length)
+    return todo, queue.refill(queue.start(todo.jobs, rows, b, cache), todo)
+
+
+def proceed(
+    denoiser: Denoiser,
+    params: PyTree,
+    options: Options,
+    todo: Todo,
+    carry: Queue,
+    until: Int[Array, ""],
+) -> Queue:
+    """Runs a queue until all rows are done, or up to an iteration; traceable.
+
+    Stopping changes no result: going on does what would have been done.
+    """
+    n, length = carry.rows.tokens.shape
+    num_forwards = _num_forwards(options)
+    initial = denoiser.init_cache(params, num_forwards * carry.ids.shape[0], length)
 
     def refill(carry: Queue) -> Queue:
-        filled = queue.refill(carry, jobs, order, num_open)
+        filled = queue.refill(carry, todo)
         is_new = filled.ids != carry.ids
-        cache = queue.reset(is_new, carry.cache, initial_cache, num_forwards)
+        cache = queue.reset(is_new, carry.cache, initial, num_forwards)
         return dataclasses.replace(filled, cache=cache)
 
     def is_running(carry: Queue) -> Bool[Array, ""]:
-        return ~jnp.all(carry.slots.is_done)
+        return ~jnp.all(carry.slots.is_done) & (carry.iteration < until)
 
     def iterate(carry: Queue) -> Queue:
         slots, cache = iteration(
@@ -182,8 +223,16 @@ def sample(
         is_ready = jnp.any(slots.is_done & (carry.ids < n))
         return jax.lax.cond(is_ready, refill, lambda carry: carry, carry)
 
-    carry = refill(queue.start(jobs, rows, b, initial_cache))
-    carry = jax.lax.while_loop(is_running, iterate, carry)
+    return jax.lax.while_loop(is_running, iterate, carry)
+
+
+def _num_forwards(options: Options) -> int:
+    """Forwards of a row in one iteration."""
+    return 1 if options.guidance is None else 2
+
+
+def finish(carry: Queue) -> Generation:
+    """What became of the rows; of those that are not done, how they started."""
     rows = carry.rows
     return Generation(
         tokens=rows.tokens,
@@ -191,7 +240,7 @@ def sample(
         last_iteration=carry.ends,
         commit_step=rows.commit_step,
         confidence=rows.confidence,
-        is_complete=~jnp.any(rows.is_mask, axis=1),
+        is_complete=~rows.is_mask.any(axis=-1),
         has_nan=rows.has_nan,
         trajectory=rows.trajectory,
     )

@@ -9,18 +9,27 @@ itself; no collective crosses from one to another.
 import abc
 import dataclasses
 import functools
+import math
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 from dlm_jax import checkpoints
 from dlm_jax.errors import InputError
-from dlm_jax.generate import check_keys, check_tokens, prepare, sample
+from dlm_jax.generate import (
+    FOREVER,
+    begin,
+    check_keys,
+    check_tokens,
+    finish,
+    prepare,
+    proceed,
+)
 from dlm_jax.models import ModuleDenoiser, as_denoiser
 from dlm_jax.models.llada import LLaDAConfig, partition
 from dlm_jax.types import (
@@ -82,18 +91,17 @@ class Parallel(abc.ABC):
     num_groups: int
     _params: PyTree
     _vocab_size: int
-    _sample: Any  # (params, sampler, prompts, keys, options) -> Generation; jitted
+    # Jitted `generate.begin` and `proceed`, mapped over groups: what the one returns,
+    # and the other takes, has an axis of groups before all others.
+    _begin: Any  # (params, sampler, prompts, keys, options) -> todo, queue
+    _proceed: Any  # (params, options, todo, queue, until) -> queue
 
     def __init__(self):
-        self._compiled: dict[Any, jax.stages.Compiled] = {}
+        self._compiled: dict[Any, _Programs] = {}
 
     @abc.abstractmethod
     def _split(self, rows: HostArray) -> HostArray:
         """Rows, a multiple of num_groups, as the mapped program takes them."""
-
-    @abc.abstractmethod
-    def _join(self, rows: HostArray) -> HostArray:
-        """The inverse of `_split`."""
 
     def num_slots(self, batch_size: int) -> int:
         """Slots of a group, so that all together hold a batch."""
@@ -117,11 +125,66 @@ class Parallel(abc.ABC):
         Raises:
           InputError: naming the argument that does not fit.
         """
+        ((_, generation),) = self.stream(sampler, prompts, keys, options)
+        return generation
+
+    def stream(
+        self,
+        sampler: Sampler,
+        prompts: Prompts,
+        keys: Key[Array, "b"],
+        options: Options,
+        period: float = math.inf,
+    ) -> Iterator[tuple[Int[np.ndarray, "m"], Generation]]:
+        """As a call, but hands over rows while others still run.
+
+        The loop stops at iterations that are chosen so that it runs about `period`
+        seconds between two of them, and goes on where it was: what a row becomes does
+        not depend on that.
+
+        Args:
+          sampler: the rule.
+          prompts: the batch.
+          keys: one random key per row.
+          options: as of a call.
+          period: seconds; without end by default, so that all rows come together.
+
+        Yields:
+          Places of rows that are done, ascending, and those rows, on the host; every
+          row once.
+
+        Raises:
+          InputError: naming the argument that does not fit.
+        """
         arguments = self._prepare(sampler, prompts, keys, options)
-        compiled, _ = self._compile(arguments)
-        generation = jax.device_get(compiled(self._params, *arguments))
-        b = prompts.tokens.shape[0]
-        return jax.tree.map(lambda x: self._join(x)[:b], generation)
+        programs, _ = self._compile(arguments)
+        *_, options = arguments
+        todo, queue = programs.begin(self._params, *arguments)
+        is_known = np.zeros(prompts.tokens.shape[0], bool)
+        until, stride = 0, 1 if period < math.inf else FOREVER
+        while not is_known.all():
+            start = time.perf_counter()
+            until = min(until + stride, FOREVER)
+            queue = programs.proceed(
+                self._params, options, todo, queue, np.int32(until)
+            )
+            is_done = self._on_host(queue.rows.is_done, is_known.size)
+            elapsed = time.perf_counter() - start
+            # At most twice as many, for the first iterations of a program are slow.
+            stride = max(1, int(stride * min(2.0, period / elapsed)))
+            (new,) = np.nonzero(is_done & ~is_known)
+            if new.size:
+                generation = self._on_host(finish(queue), is_known.size)
+                yield new, jax.tree.map(lambda x, new=new: x[new], generation)
+            is_known = is_done
+
+    def _on_host(self, rows: PyTree, num_rows: int) -> PyTree:
+        """Rows of all groups, without those that filled them up."""
+
+        def join(x: np.ndarray) -> np.ndarray:
+            return x.reshape(-1, *x.shape[2:])[:num_rows]
+
+        return jax.tree.map(join, jax.device_get(rows))
 
     def compile(
         self,
@@ -151,9 +214,10 @@ class Parallel(abc.ABC):
 
         They are the compiler's; 0 on a backend whose compiler does not say.
         """
-        compiled, _ = self._compile(self._prepare(sampler, prompts, keys, options))
+        programs, _ = self._compile(self._prepare(sampler, prompts, keys, options))
+        # What is given away is argument and output at once.
         parts = ("argument", "output", "temp")
-        found = compiled.memory_analysis()
+        found = programs.proceed.memory_analysis()
         return sum(getattr(found, f"{part}_size_in_bytes", 0) for part in parts)
 
     def _prepare(
@@ -178,16 +242,27 @@ class Parallel(abc.ABC):
         rows = jax.tree.map(self._split, (sampler, prompts, keys))
         return *rows, options
 
-    def _compile(self, arguments: tuple) -> tuple[jax.stages.Compiled, float]:
-        """The compiled program for these arguments, and the seconds it took."""
+    def _compile(self, arguments: tuple) -> tuple["_Programs", float]:
+        """The compiled programs for these arguments, and the seconds they took."""
         leaves, structure = jax.tree.flatten(arguments)
         signature = (structure, tuple((x.shape, x.dtype) for x in leaves))
         if signature in self._compiled:
             return self._compiled[signature], 0.0
         start = time.perf_counter()
-        compiled = self._sample.lower(self._params, *arguments).compile()
-        self._compiled[signature] = compiled
-        return compiled, time.perf_counter() - start
+        begin = self._begin.lower(self._params, *arguments).compile()
+        *_, options = arguments
+        # Run rather than traced, so that the second gets arrays where they will lie.
+        rest = options, *begin(self._params, *arguments), np.int32(0)
+        proceed = self._proceed.lower(self._params, *rest).compile()
+        self._compiled[signature] = programs = _Programs(begin, proceed)
+        return programs, time.perf_counter() - start
+
+
+class _Programs(NamedTuple):
+    """What a call runs: `generate.begin` once, then `proceed`."""
+
+    begin: jax.stages.Compiled
+    proceed: jax.stages.Compiled
 
 
 class DataParallel(Parallel):
@@ -230,11 +305,18 @@ class DataParallel(Parallel):
 
         self._vocab_size = jax.eval_shape(denoiser.head, params).shape[0]
         self._params = jax.tree.map(replicate, params)
-        self._sample = jax.pmap(
-            functools.partial(sample, denoiser),
+        self._begin = jax.pmap(
+            functools.partial(begin, denoiser),
             axis_name="rows",
             in_axes=(0, 0, 0, 0, None),
             devices=devices,
+        )
+        self._proceed = jax.pmap(
+            functools.partial(proceed, denoiser),
+            axis_name="rows",
+            in_axes=(0, None, 0, 0, None),
+            devices=devices,
+            donate_argnums=3,
         )
 
     def first_shard(self) -> PyTree:
@@ -247,13 +329,14 @@ class DataParallel(Parallel):
     def _split(self, rows: HostArray) -> HostArray:
         return rows.reshape(self.num_groups, -1, *rows.shape[1:])
 
-    def _join(self, rows: HostArray) -> HostArray:
-        return rows.reshape(-1, *rows.shape[2:])
-
 
 def without_axis(shard: PyTree) -> PyTree:
     """Drops the leading axis of a shard, inside a jitted function or it copies."""
     return jax.tree.map(lambda x: x.reshape(x.shape[1:]), shard)
+
+
+def _with_axis(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[None], tree)
 
 
 def make_mesh(
@@ -317,20 +400,33 @@ class ModelParallel(Parallel):
         self._params = jax.device_put(params, shardings(specs, mesh))
         rows = jax.P("data")
         own = dataclasses.replace(denoiser, model_axis="model")
-        self._sample = jax.jit(
-            jax.shard_map(
-                functools.partial(sample, own),
-                mesh=mesh,
-                in_specs=(specs, rows, rows, rows, jax.P()),
-                out_specs=rows,
-                # The loop's carry is the same on all devices of a group, but only
-                # because they compute the same: nothing that could be checked.
-                check_vma=False,
+
+        def mapped(function: Callable, in_specs: tuple, donated: tuple = ()) -> Any:
+            return jax.jit(
+                jax.shard_map(
+                    function,
+                    mesh=mesh,
+                    in_specs=in_specs,
+                    out_specs=rows,
+                    # The loop's carry is the same on all devices of a group, but only
+                    # because they compute the same: nothing that could be checked.
+                    check_vma=False,
+                ),
+                donate_argnums=donated,
             )
-        )
+
+        def begin_group(*arguments: Any) -> Any:
+            return _with_axis(begin(own, *arguments))
+
+        def proceed_group(
+            params: PyTree, options: Options, todo: PyTree, queue: PyTree, until: Array
+        ) -> Any:
+            todo, queue = without_axis((todo, queue))
+            return _with_axis(proceed(own, params, options, todo, queue, until))
+
+        one = jax.P()
+        self._begin = mapped(begin_group, (specs, rows, rows, rows, one))
+        self._proceed = mapped(proceed_group, (specs, one, rows, rows, one), (3,))
 
     def _split(self, rows: HostArray) -> HostArray:
-        return rows
-
-    def _join(self, rows: HostArray) -> HostArray:
         return rows

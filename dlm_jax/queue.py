@@ -25,6 +25,21 @@ class Job:
 
 
 @flax.struct.dataclass
+class Todo:
+    """What stays fixed while a queue runs.
+
+    Attributes:
+      jobs: of all rows.
+      order: int32 [n]; rows in the order in which they get a slot.
+      num_open: int32 []; how many of `order` need one at all.
+    """
+
+    jobs: Job
+    order: Int[Array, "n"]
+    num_open: Int[Array, ""]
+
+
+@flax.struct.dataclass
 class Queue:
     """The loop's carry: n rows, of which b are in slots.
 
@@ -66,18 +81,9 @@ def start(jobs: Job, rows: Row, num_slots: int, cache: PyTree) -> Queue:
     )
 
 
-def refill(
-    queue: Queue, jobs: Job, order: Int[Array, "n"], num_open: Int[Array, ""]
-) -> Queue:
-    """Takes away the rows that are done and gives their slots to rows that wait.
-
-    Args:
-      queue: the carry.
-      jobs: of all rows.
-      order: rows in the order in which they get a slot.
-      num_open: how many of `order` need one at all.
-    """
-    n = order.shape[0]
+def refill(queue: Queue, todo: Todo) -> Queue:
+    """Takes away the rows that are done and gives their slots to rows that wait."""
+    n = todo.order.shape[0]
     is_free = queue.slots.is_done
     leaving = jnp.where(is_free, queue.ids, n)
 
@@ -86,15 +92,15 @@ def refill(
 
     rows = jax.tree.map(put, queue.rows, queue.slots)
     place = queue.num_taken + jnp.cumsum(is_free, dtype=jnp.int32) - 1
-    is_new = is_free & (place < num_open)
-    new_ids = order[jnp.clip(place, 0, n - 1)]
+    is_new = is_free & (place < todo.num_open)
+    new_ids = todo.order[jnp.clip(place, 0, n - 1)]
     return dataclasses.replace(
         queue,
         rows=rows,
         ends=queue.ends.at[leaving].set(queue.iteration, mode="drop"),
         num_taken=queue.num_taken + jnp.sum(is_new, dtype=jnp.int32),
         ids=jnp.where(is_new, new_ids, jnp.where(is_free, n, queue.ids)),
-        jobs=_where(is_new, _take(jobs, new_ids), queue.jobs),
+        jobs=_where(is_new, _take(todo.jobs, new_ids), queue.jobs),
         slots=_where(is_new, _take(rows, new_ids), queue.slots),
     )
 

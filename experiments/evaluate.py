@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     with tqdm(total=total, unit="example", disable=None) as progress:
 
         def show(records: list[dict[str, Any]]) -> None:
-            # A call is of one sampler and one seed.
+            # A lane is of one sampler and one seed.
             spec, seed = records[0]["sampler"], records[0]["seed"]
             own = done.setdefault((spec, seed), [])
             own += [record["is_correct"] for record in records]

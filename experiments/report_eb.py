@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from dlm_jax import (
     evaluation,
+    evaluation_files,
     figures,
     maze_split,
     provenance,
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     figures.load_pyplot()
     for task in [registry.get(name) for name in _TASKS.value or config.tasks]:
         section, own_splits = _measure(task, config, claim, workdir / task.name)
-        machines += evaluation.environments(workdir / task.name)
+        machines += evaluation_files.environments(workdir / task.name)
         sections.append(section)
         splits |= own_splits
     report_eb.write(

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from dlm_jax import (
     evaluation,
+    evaluation_files,
     figures,
     provenance,
     saber_measure,
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
             f"examples, checkpoint {digest[:12]}, "
             f"{measured[-1].num_parameters / 1e6:.1f} M parameters"
         )
-        machines += evaluation.environments(workdir / task.name)
+        machines += evaluation_files.environments(workdir / task.name)
     about += dict.fromkeys(
         f"{provenance.describe(machine)}, {config.batch_size} rows in flight"
         for machine in machines

@@ -16,7 +16,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dlm_jax import batching, checkpoints, evaluation, samplers, tables
+from dlm_jax import (
+    batching,
+    checkpoints,
+    evaluation,
+    evaluation_files,
+    samplers,
+    tables,
+)
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA
@@ -121,7 +128,7 @@ def test_a_log_cut_anywhere_is_completed_to_the_same(model, whole, tmp_path, see
         for line in (tmp_path / "records.jsonl").read_text().splitlines()
     ]
     assert len(completed) == len(records)
-    assert len(evaluation.read_records(tmp_path)) == len(records)
+    assert len(evaluation_files.read_records(tmp_path)) == len(records)
 
 
 def test_what_is_there_is_not_done_again_and_more_may_be_added(model, tmp_path):
@@ -131,7 +138,7 @@ def test_what_is_there_is_not_done_again_and_more_may_be_added(model, tmp_path):
     assert (tmp_path / "records.jsonl").stat().st_size == size
     more = run(model, tmp_path, SPECS[:2], num=6)
     assert more[:4] == first and len(more) == 12
-    assert len(evaluation.read_records(tmp_path)) == 12
+    assert len(evaluation_files.read_records(tmp_path)) == 12
 
 
 def test_a_mixed_lane_gives_each_sampler_what_it_gives_alone(model, whole, tmp_path):
@@ -152,7 +159,7 @@ def test_seeds_change_only_what_is_random(model, tmp_path):
     texts = {(r["sampler"][:6], r["seed"], r["index"]): r["text"] for r in records}
     assert all(texts["thresh", 0, i] == texts["thresh", 1, i] for i in range(3))
     assert any(texts["random", 0, i] != texts["random", 1, i] for i in range(3))
-    summary, other = evaluation.summaries(evaluation.read_records(tmp_path))
+    summary, other = evaluation.summaries(evaluation_files.read_records(tmp_path))
     assert summary.sampler == "random(schedule=fixed(k=1))"
     assert summary.is_correct.shape == other.nfe.shape == (2, 3)
     blanks = [r["num_tokens"] for r in records[:3]]
@@ -212,7 +219,7 @@ def test_the_manifest_lists_the_runs_that_added_records(model, tmp_path):
     specs = [samplers.to_spec(samplers.parse(spec)) for spec in SPECS]
     listed = [(r["samplers"], r["seeds"], r["num_examples"]) for r in runs]
     assert listed == [(specs[:1], [0], 4), (sorted(specs[1:]), [0, 1], 3)]
-    (environment,) = evaluation.environments(tmp_path)
+    (environment,) = evaluation_files.environments(tmp_path)
     assert environment == runs[0]["environment"] == runs[1]["environment"]
     assert environment["jax"] == jax.__version__
 
@@ -222,8 +229,9 @@ def test_more_examples_ask_for_those_only(model, tmp_path, whole):
     run(model, tmp_path, SPECS[:1], num=3)
     shown = []
     records = run(model, tmp_path, SPECS[:1], num=6, on_records=shown.append)
-    assert [len(some) for some in shown] == [3, 3]
-    assert [r["index"] for r in evaluation.read_records(tmp_path)] == [*range(6)]
+    assert len(shown[0]) == 3 and sum(map(len, shown)) == 6
+    kept = evaluation_files.read_records(tmp_path)
+    assert sorted(r["index"] for r in kept[:3]) == [0, 1, 2] and len(kept) == 6
     _, expected = whole
     names = ("sampler", "index", "is_correct", "nfe", "text")
     assert [[r[n] for n in names] for r in records] == [
@@ -231,12 +239,33 @@ def test_more_examples_ask_for_those_only(model, tmp_path, whole):
     ]
 
 
+def test_what_was_handed_over_before_a_stop_is_kept(model, whole, tmp_path):
+    """The loop stops within the first call of four rows, two of them in flight."""
+
+    def stop(records):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path, on_records=stop)
+    kept = evaluation_files.read_records(tmp_path)
+    assert 0 < len(kept) < 4
+    assert run(model, tmp_path) == whole[1]
+    assert evaluation_files.read_records(tmp_path)[: len(kept)] == kept
+
+
 def test_samplers_take_turns(whole):
+    """Four rows of each, then the other two; in a call, those that are done first."""
     directory, _ = whole
-    places = [(r["sampler"], r["index"]) for r in evaluation.read_records(directory)]
+    found = evaluation_files.read_records(directory)
     specs = [samplers.to_spec(samplers.parse(spec)) for spec in SPECS]
-    first = [(spec, i) for spec in specs for i in range(4)]
-    assert places == first + [(spec, i) for spec in specs for i in range(4, 6)]
+    calls = [found[i : i + 4] for i in (0, 4, 8)] + [
+        found[i : i + 2] for i in (12, 14, 16)
+    ]
+    assert [sorted((r["sampler"], r["index"]) for r in call) for call in calls] == [
+        [(spec, i) for i in indices]
+        for indices in (range(4), range(4, 6))
+        for spec in specs
+    ]
 
 
 def _script(checkpoint, workdir):
@@ -244,7 +273,7 @@ def _script(checkpoint, workdir):
         *(sys.executable, "-m", "experiments.evaluate", f"--checkpoint={checkpoint}"),
         *(f"--workdir={workdir}", "--split=test", "--num_examples=40"),
         *("--sampler=entropy_bound(gamma=0.5)", "--sampler=random"),
-        *("--batch_size=4", "--queue_length=4"),
+        *("--batch_size=4", "--queue_length=10"),
     ]
 
 
@@ -253,7 +282,7 @@ def test_killed_five_times_at_random_gives_the_same_table(checkpoint, tmp_path):
     root = pathlib.Path(__file__).parents[1]
 
     def table():
-        records = evaluation.read_records(tmp_path / "killed")
+        records = evaluation_files.read_records(tmp_path / "killed")
         rows = tables.accuracy(evaluation.summaries(records)).splitlines()
         # All columns but those of time.
         return [row.split("|")[:9] for row in rows]
@@ -286,7 +315,7 @@ def test_killed_five_times_at_random_gives_the_same_table(checkpoint, tmp_path):
     assert last.returncode == 0, last.stderr
     fields = ("sampler", "seed", "index", "text", "nfe", "is_correct", "place")
     runs = [
-        [[r[f] for f in fields] for r in evaluation.read_records(tmp_path / name)]
+        [[r[f] for f in fields] for r in evaluation_files.read_records(tmp_path / name)]
         for name in ("whole", "killed")
     ]
     assert runs[0] == runs[1]

@@ -96,7 +96,7 @@ def run_all(specs, num_sharing=None):
         arguments = (samplers.parse(spec), prompts, keys, options)
         result = runner(*arguments)
         results[spec] = [result.tokens.tolist(), result.num_steps.tolist()]
-        *_, compiled = runner._compiled.values()
+        *_, (_, compiled) = runner._compiled.values()
         collectives[spec] = collectives_of(compiled.as_text())
     return results, collectives, runner.num_groups, placements(runner, *arguments)
 
@@ -137,7 +137,7 @@ def is_in_place(runner, *arguments):
 
     # Held, for memory that is given back could be given out again.
     held, before = jax.tree.leaves(runner._params), addresses()
-    *_, compiled = runner._compiled.values()
+    *_, (_, compiled) = runner._compiled.values()
     wanted = jax.tree.leaves(compiled.input_shardings[0][0])
     lies_right = [
         weight.sharding.is_equivalent_to(sharding, weight.ndim)

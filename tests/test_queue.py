@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import DATA, TableDenoiser, infilling_of, prompts_of, stack, take_rows
 
-from dlm_jax import batching, checkpoints, generate, models, samplers, zoo
+from dlm_jax import batching, checkpoints, generate, models, parallel, samplers, zoo
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.task import load
@@ -67,6 +67,28 @@ def test_rows_are_as_without_a_queue_and_no_slot_stays_idle(spec, num_slots):
         order = np.argsort(-prompts.is_blank.sum(axis=1), kind="stable")
         ends = np.cumsum(nfe[order])[:-1]
         np.testing.assert_array_equal(queued.last_iteration[order][:-1], ends)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_rows_that_are_handed_over_early_are_those_of_one_call(spec):
+    model = checkpoints.load(DATA / "checkpoints" / "tiny_kv2_seed3")
+    runner = parallel.DataParallel(*models.as_denoiser(model))
+    keys = generate.row_keys(3, np.arange(8))
+    options = Options(GEN_LENGTH, 4, temperature=0.6, num_slots=3, has_trajectory=True)
+    arguments = samplers.parse(spec), mixed(), keys, options
+    expected = runner(*arguments)
+    places, parts = zip(*runner.stream(*arguments, period=0.0), strict=True)
+    # The loop stopped at every iteration, so only rows of one came together.
+    ends = [np.unique(expected.last_iteration[some]).tolist() for some in places]
+    assert ends == [[end] for end in np.unique(expected.last_iteration)]
+    order = np.concatenate(places)
+    assert sorted(order) == [*range(8)] and len(places) > 3
+    found = jax.tree.map(lambda *some: np.concatenate(some), *parts)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        found,
+        jax.tree.map(lambda x: x[order], expected),
+    )
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from dlm_jax import (
     batching,
     checkpoints,
     evaluation,
+    evaluation_files,
     saber_analysis,
     saber_claims,
     saber_measure,
@@ -294,7 +295,7 @@ def test_script_writes_the_report_and_goes_on_where_it_was(tmp_path, run_script)
     assert status == 0, error
     report = (tmp_path / "reports" / "saber.md").read_text()
     log = tmp_path / "runs" / "sudoku" / "records.jsonl"
-    records = evaluation.read_records(log.parent)
+    records = evaluation_files.read_records(log.parent)
     assert len(records) == 5 * 4
     for name in ("saber_confidence.png", "saber_drift.png"):
         assert name in report

@@ -1,0 +1,124 @@
+"""What an evaluation keeps in its directory: a record per row, and what they are of."""
+
+import json
+import os
+import pathlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from dlm_jax import files, provenance
+from dlm_jax.errors import InputError
+
+# Of a row: spec of the sampler, seed, index of the example.
+Key = tuple[str, int, int]
+
+
+class Manifest:
+    """What a directory's records are of, and the runs that made them."""
+
+    def __init__(self, directory: pathlib.Path, identity: Mapping[str, Any]):
+        """Compares what is to be evaluated with what the directory holds.
+
+        Raises:
+          InputError: naming what differs.
+        """
+        self._path = directory / "manifest.json"
+        self._content: dict[str, Any] = {"identity": identity, "runs": []}
+        self._has_begun = False
+        if not self._path.exists():
+            return
+        self._content = json.loads(self._path.read_text())
+        known = self._content["identity"]
+        for name in identity | known:
+            if identity.get(name) != known.get(name):
+                raise InputError(
+                    f"{name} ({identity.get(name)}) must be {known.get(name)}, as in "
+                    f"the evaluation that {directory} holds"
+                )
+
+    def begin(
+        self, specs: Collection[str], seeds: Collection[int], num_examples: int
+    ) -> None:
+        """Adds this run, once it is about to add its first records."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        self._content["runs"].append(
+            {
+                "samplers": sorted(specs),
+                "seeds": sorted(seeds),
+                "num_examples": num_examples,
+                "environment": provenance.environment(),
+            }
+        )
+        with files.staged(self._path, may_exist=True) as partial:
+            partial.write_text(json.dumps(self._content, indent=2) + "\n")
+
+
+def environments(directory: str | os.PathLike) -> list[dict[str, Any]]:
+    """Where a directory's records were made, see `provenance.environment`; each once.
+
+    Raises:
+      InputError: if it holds no evaluation.
+    """
+    path = pathlib.Path(directory) / "manifest.json"
+    if not path.exists():
+        raise InputError(f"{directory} holds no evaluation: no manifest.json in it")
+    found = []
+    for run in json.loads(path.read_text())["runs"]:
+        if run["environment"] not in found:
+            found.append(run["environment"])
+    return found
+
+
+class Log:
+    """Records, one a line, each as soon as its row is done and judged."""
+
+    def __init__(self, path: pathlib.Path):
+        """Reads what is there, and cuts off a line that was not written to its end."""
+        self._path = path
+        self._records: dict[Key, dict[str, Any]] = {}
+        if path.exists():
+            found, end = _whole_lines(path.read_bytes())
+            self._records = {_key(record): record for record in found}
+            if end < path.stat().st_size:
+                with path.open("r+b") as file:
+                    file.truncate(end)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._records
+
+    def find(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
+        """The records that are there, in the order of their keys."""
+        return [self._records[key] for key in keys if key in self._records]
+
+    def append(self, records: Sequence[dict[str, Any]]) -> None:
+        """Adds records, and waits until the disk has them."""
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        with self._path.open("ab") as file:
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._records |= {_key(record): record for record in records}
+
+
+def _key(record: Mapping[str, Any]) -> Key:
+    return record["sampler"], record["seed"], record["index"]
+
+
+def _whole_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The records in a log, and where the last of them ends."""
+    end = content.rfind(b"\n") + 1
+    return [json.loads(line) for line in content[:end].splitlines()], end
+
+
+def read_records(directory: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a directory, in the order in which they were made.
+
+    Raises:
+      InputError: if it holds no evaluation.
+    """
+    path = pathlib.Path(directory) / "records.jsonl"
+    if not path.exists():
+        raise InputError(f"{directory} holds no evaluation: no records.jsonl in it")
+    return _whole_lines(path.read_bytes())[0]

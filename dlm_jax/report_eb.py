@@ -13,6 +13,7 @@ from typing import Any
 
 from dlm_jax import figures, maze_split, samplers, statistics, sweeps
 from dlm_jax.error_split import Split
+from dlm_jax.errors import InputError
 from dlm_jax.evaluation import Summary
 from dlm_jax.samplers.entropy_bound import EntropyBound
 from dlm_jax.tables import markdown
@@ -95,6 +96,16 @@ def pair(
 
 def _canonical(spec: str) -> str:
     return samplers.to_spec(samplers.parse(spec))
+
+
+def check(
+    curves: Mapping[str, Sequence[str]], baseline: str, specs: Sequence[str]
+) -> None:
+    """Raises InputError for a spec that is to be compared and stands in no curve."""
+    known = {_canonical(spec) for line in curves.values() for spec in line}
+    for spec in (baseline, *specs):
+        if _canonical(spec) not in known:
+            raise InputError(f"{spec} is compared, so it must stand in one of curves")
 
 
 def pair_table(pairings: Sequence[Pairing]) -> str:
@@ -296,10 +307,14 @@ def write(
         "\n".join(
             f"- {task}: **{word}**: {why}" for task, (word, why) in verdicts.items()
         ),
-        f"The models here are small (millions of parameters: {sizes}) and were trained "
-        "for their task alone: a result here is no evidence on models of billions of "
-        "parameters, and an exact task punishes one wrong token more than most text.",
     ]
+    if max(s.num_parameters for s in sections) < 1e9:
+        parts.append(
+            f"The models here are small (millions of parameters: {sizes}) and were "
+            "trained for their task alone: a result here is no evidence on models of "
+            "billions of parameters, and an exact task punishes one wrong token more "
+            "than most text."
+        )
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
     claim = report_eb.Claim(config.min_ratio, config.margin, config.floor)
     sections, splits, machines = [], {}, []
     # All that can be missing is looked up before the first hour is spent.
+    report_eb.check(config.curves, config.baseline, config.compared)
     figures.load_pyplot()
     for task in [registry.get(name) for name in _TASKS.value or config.tasks]:
         section, own_splits = _measure(task, config, claim, workdir / task.name)

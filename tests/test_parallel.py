@@ -96,6 +96,9 @@ def run_all(specs, num_sharing=None):
         arguments = (samplers.parse(spec), prompts, keys, options)
         result = runner(*arguments)
         results[spec] = [result.tokens.tolist(), result.num_steps.tolist()]
+        # Stopped at every iteration of all devices.
+        for places, part in runner.stream(*arguments, period=0.0):
+            np.testing.assert_array_equal(part.tokens, result.tokens[places])
         *_, (_, compiled) = runner._compiled.values()
         collectives[spec] = collectives_of(compiled.as_text())
     return results, collectives, runner.num_groups, placements(runner, *arguments)

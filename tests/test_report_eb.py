@@ -218,6 +218,18 @@ def get_config():
 """
 
 
+def test_what_is_compared_must_stand_in_a_curve(tmp_path, run_script):
+    text = CONFIG.replace('"low_confidence"', '"margin"')
+    (tmp_path / "config.py").write_text(text)
+    status, _, err = run_script(
+        "report_eb", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'x'}"
+    )
+    assert status == 1 and not (tmp_path / "x").exists()
+    assert err == (
+        "error: low_confidence is compared, so it must stand in one of curves\n"
+    )
+
+
 def test_the_script_writes_a_report_and_repeats_it_from_its_records(
     tmp_path, run_script
 ):

@@ -2,7 +2,7 @@
 
     python -m experiments.report_saber
 
-measures Saber's claims on the shipped models; `--quick` takes `num_quick` examples.
+measures Saber's claims on the shipped models; `--quick` on fewer examples.
 """
 
 from ml_collections import ConfigDict
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
                 *(f"saber(mu={mu})" for mu in (2, 4, 16, 32)),
             ),
             "num_examples": 1000,
-            "num_quick": 100,
+            "quick": {"num_examples": 100},
             # Of them, how many are watched step by step.
             "num_watched": 200,
             "num_cases": 2,

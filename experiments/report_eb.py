@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import flags
 from tqdm import tqdm
 
 from dlm_jax import (
@@ -25,67 +24,52 @@ from dlm_jax import (
     maze_split,
     provenance,
     report_eb,
-    zoo,
 )
-from dlm_jax import tasks as registry
 from dlm_jax.models import as_denoiser
 from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import Task, load
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/report_eb.py", "Points.")
-_QUICK = flags.DEFINE_bool("quick", False, "Fewer examples.")
-_TASKS = flags.DEFINE_list("tasks", None, "Default: the config's.")
-_CHECKPOINTS = flags.DEFINE_string(
-    "checkpoints", None, "Directory with one for each task; default: the shipped ones."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Of the records; default: runs/report_eb, of --quick .._quick."
-)
-_OUTPUT = flags.DEFINE_string(
-    "output",
-    None,
-    "The report; is replaced. Default: experiments/reports/eb_sampler.md, of --quick "
-    "eb_sampler_quick.md.",
-)
+_REPORT = _app.define_report("report_eb", "eb_sampler")
 
 
 def main(argv: Sequence[str]) -> None:
     """Measures what the directory does not hold yet, and writes the report."""
     del argv
     config = _CONFIG.value
-    suffix = "_quick" if _QUICK.value else ""
-    if _QUICK.value:
-        config.update(config.quick)
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/report_eb{suffix}")
-    output = _OUTPUT.value or f"experiments/reports/eb_sampler{suffix}.md"
+    report = _REPORT(config)
     claim = report_eb.Claim(config.min_ratio, config.margin, config.floor)
     sections, splits, machines = [], {}, []
     # All that can be missing is looked up before the first hour is spent.
     report_eb.check(config.curves, config.baseline, config.compared)
     figures.load_pyplot()
-    for task in [registry.get(name) for name in _TASKS.value or config.tasks]:
-        section, own_splits = _measure(task, config, claim, workdir / task.name)
-        machines += evaluation_files.environments(workdir / task.name)
+    for task, checkpoint in zip(report.tasks, report.checkpoints, strict=True):
+        workdir = report.workdir / task.name
+        section, own_splits = _measure(task, checkpoint, config, claim, workdir)
+        machines += evaluation_files.environments(workdir)
         sections.append(section)
         splits |= own_splits
     report_eb.write(
-        pathlib.Path(output),
+        report.output,
         " ".join(["python -m experiments.report_eb", *sys.argv[1:]]),
         list(dict.fromkeys(map(provenance.describe, machines))),
         f"The first {config.num_examples} examples of the split {config.split} at "
         f"temperature {config.temperature:g}.",
         *(sections, splits, claim),
     )
-    print(f"Wrote {output}")
+    print(f"Wrote {report.output}")
 
 
 def _measure(
-    task: Task, config: Any, claim: report_eb.Claim, workdir: pathlib.Path
+    task: Task,
+    checkpoint: pathlib.Path,
+    config: Any,
+    claim: report_eb.Claim,
+    workdir: pathlib.Path,
 ) -> tuple[report_eb.Section, dict]:
     """One task: its curves, and where its truth is known the split of the error."""
-    name, root = task.name, _CHECKPOINTS.value
-    checkpoint = pathlib.Path(root, name) if root else zoo.path(name)
+    name = task.name
     model, codec = load(task, checkpoint)
     digest = provenance.digest(checkpoint)
     about = {"checkpoint": digest, "dtype": str(model.head.dtype)}

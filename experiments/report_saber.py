@@ -25,28 +25,13 @@ from dlm_jax import (
     provenance,
     saber_measure,
     saber_report,
-    zoo,
 )
-from dlm_jax import tasks as registry
 from dlm_jax.models import as_denoiser
 from dlm_jax.tasks.task import load
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/report_saber.py", "The samplers.")
-_QUICK = flags.DEFINE_bool("quick", False, "Take config.num_quick examples.")
-_TASKS = flags.DEFINE_list("tasks", None, "The first tests the claims.")
-_CHECKPOINTS = flags.DEFINE_string(
-    "checkpoints", None, "Directory with one for each task; default: the shipped ones."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Of the records; default: runs/report_saber, of --quick .._quick."
-)
-_OUTPUT = flags.DEFINE_string(
-    "output",
-    None,
-    "The report; figures lie beside it. Default: experiments/reports/saber.md, of "
-    "--quick saber_quick.md.",
-)
+_REPORT = _app.define_report("report_saber", "saber")
 _OVERRIDES = {
     "num_examples": flags.DEFINE_integer("num_examples", None, "Of each task."),
     "num_watched": flags.DEFINE_integer("num_watched", None, "Step by step."),
@@ -60,34 +45,28 @@ def main(argv: Sequence[str]) -> None:
     """Measures every task, then writes the report."""
     del argv
     config = _CONFIG.value
-    suffix = "_quick" if _QUICK.value else ""
-    if _QUICK.value:
-        config.num_examples = config.num_quick
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/report_saber{suffix}")
-    output = _OUTPUT.value or f"experiments/reports/saber{suffix}.md"
+    report = _REPORT(config)
     config.update({n: f.value for n, f in _OVERRIDES.items() if f.value is not None})
     # All that can be missing is looked up before the first hour is spent.
     figures.load_pyplot()
-    chosen = [registry.get(name) for name in _TASKS.value or config.tasks]
-    root = _CHECKPOINTS.value
-    paths = [pathlib.Path(root, t.name) if root else zoo.path(t.name) for t in chosen]
     measured, about, machines = [], [], []
-    for task, path in zip(chosen, paths, strict=True):
+    for task, path in zip(report.tasks, report.checkpoints, strict=True):
+        workdir = report.workdir / task.name
         digest = provenance.digest(path)
-        measured.append(_measure(config, task, path, digest, workdir / task.name))
+        measured.append(_measure(config, task, path, digest, workdir))
         about.append(
             f"{task.name}: split `{config.split}`, {measured[-1].num_examples} "
             f"examples, checkpoint {digest[:12]}, "
             f"{measured[-1].num_parameters / 1e6:.1f} M parameters"
         )
-        machines += evaluation_files.environments(workdir / task.name)
+        machines += evaluation_files.environments(workdir)
     about += dict.fromkeys(
         f"{provenance.describe(machine)}, {config.batch_size} rows in flight"
         for machine in machines
     )
     command = shlex.join(["python", "-m", "experiments.report_saber", *sys.argv[1:]])
-    saber_report.write(output, measured, command=command, about=about)
-    print(f"Wrote {output}")
+    saber_report.write(report.output, measured, command=command, about=about)
+    print(f"Wrote {report.output}")
 
 
 def _measure(

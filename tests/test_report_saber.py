@@ -272,7 +272,8 @@ def get_config():
         "others": ("low_confidence", "margin"),
         "ablations": ("saber(backtracking=False)",),
         "sweep": ("saber(n=2)", "saber(n=4)"),
-        "num_examples": 9, "num_quick": 4, "num_watched": 2, "num_cases": 1,
+        "num_examples": 9, "num_watched": 2, "num_cases": 1,
+        "quick": {"num_examples": 4},
         "split": "valid", "example_seed": 0, "seed": 0, "temperature": 0.0,
         "batch_size": 2, "queue_length": 4,
     })

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
         {
             # Shipped model that is used without --checkpoint.
             "zoo": "sudoku",
-            # Of its task; test has 500 puzzles.
+            # Of its task; test has 1,000 puzzles.
             "split": "test",
             # Gains are over the first one: a token a step.
             "samplers": ("low_confidence", "threshold", "entropy_bound", "saber"),

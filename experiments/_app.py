@@ -121,8 +121,9 @@ def define_report(name: str, stem: str) -> Callable[[ConfigDict], Report]:
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Parses flags, runs main and exits: 1 after bad input, with one line on stderr.
 
-    Bad input is a wrong flag, an `InputError`, or an `OSError` of the machine (disk
-    full, permission denied). Any other exception is a defect and keeps its traceback.
+    Bad input is a wrong flag, an `InputError`, or what the machine refuses: an
+    `OSError` (disk full, permission denied), or memory on a device. Any other exception
+    is a defect and keeps its traceback.
     """
 
     def guarded(argv: Sequence[str]) -> int:
@@ -136,6 +137,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             main(argv)
         except (InputError, OSError) as error:
             _print(str(error))
+            return 1
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            _print(f"too little memory for this batch and model: {error}"[:300])
             return 1
         return 0
 

@@ -2,6 +2,8 @@
 
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 from absl import app, flags
 
@@ -33,14 +35,14 @@ def run(tmp_path, monkeypatch, capsys):
     (tmp_path / "faulty.py").write_text("def get_config():\n    return {}.absent\n")
     (tmp_path / "choosy.py").write_text(CHOOSY)
 
-    def run(*arguments):
+    def run(*arguments, main=None):
         app.define_help_flags()
         known = set(flags.FLAGS)
         monkeypatch.setattr(sys, "argv", ["script", *arguments])
         seen = []
         try:
             config = _app.define_config("good.py", "Values.")
-            _app.run(lambda _: seen.append(config.value.num_examples))
+            _app.run(main or (lambda _: seen.append(config.value.num_examples)))
         except SystemExit as stop:
             status = stop.code or 0
         finally:
@@ -80,6 +82,18 @@ def test_a_slip_is_one_line(run, arguments, message):
     assert (status, seen) == (1, [])
     assert error.startswith("error: ") and error.count("\n") == 1
     assert message in error
+
+
+def test_too_little_memory_is_one_line_and_a_defect_is_not(run):
+    status, _, error = run(main=lambda _: jnp.zeros(1 << 55).block_until_ready())
+    assert status == 1 and error.count("\n") == 1
+    assert error.startswith("error: too little memory for this batch and model: RESO")
+
+    def fail(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        run(main=fail)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--config.num_examples=5"]])

@@ -81,6 +81,8 @@ def prepare(
     block_length = options.block_length
     if block_length is None:
         block_length = options.gen_length
+    if b < 1:
+        raise InputError(f"prompts (of shape {b, length}) must have at least one row")
     if options.gen_length < 1:
         raise InputError(f"gen_length ({options.gen_length}) must be at least 1")
     if block_length < 1 or options.gen_length % block_length:

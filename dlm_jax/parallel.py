@@ -215,10 +215,13 @@ class Parallel(abc.ABC):
         They are the compiler's; 0 on a backend whose compiler does not say.
         """
         programs, _ = self._compile(self._prepare(sampler, prompts, keys, options))
-        # What is given away is argument and output at once.
-        parts = ("argument", "output", "temp")
         found = programs.proceed.memory_analysis()
-        return sum(getattr(found, f"{part}_size_in_bytes", 0) for part in parts)
+
+        def size(*parts: str) -> int:
+            return sum(getattr(found, f"{part}_size_in_bytes", 0) for part in parts)
+
+        # What is given away is argument and output at once.
+        return size("argument", "output", "temp") - size("alias")
 
     def _prepare(
         self, sampler: Sampler, prompts: Prompts, keys: Array, options: Options

@@ -207,6 +207,11 @@ def test_bad_prompts_are_named():
     hole.is_valid[0, 1] = False
     with pytest.raises(InputError, match="must be a run from column 0"):
         run("random", hole, Options(gen_length=6))
+    nothing = jax.tree.map(lambda x: x[:0], prompts)
+    with pytest.raises(
+        InputError, match=r"shape \(0, 8\)\) must have at least one row"
+    ):
+        run("random", nothing, Options(gen_length=6))
     outside = Prompts(prompts.tokens, prompts.is_blank, prompts.is_valid & False)
     with pytest.raises(InputError, match="is_blank must be False where is_valid"):
         run("random", outside, Options(gen_length=6))

@@ -111,8 +111,9 @@ class Answer:
       tokens: int32 [n]; without padding.
       num_steps: NFE, forwards that the row took part in.
       is_complete: no blank is left.
-      seconds: its share of its call's wall time, compiling excluded.
-      compile_seconds: its share of compiling.
+      seconds: its share, by forwards, of the wall time between the last time that rows
+        were handed over and its own, compiling excluded: those of a call add up.
+      compile_seconds: its call's, by the call's rows.
     """
 
     tokens: Int32[np.ndarray, "n"]
@@ -147,7 +148,7 @@ def fill(
     queue_length: int | None = None,
     ids: Sequence[int] | None = None,
     on_answers: Callable[[dict[int, Answer]], object] = lambda answers: None,
-    period: float = 2.0,
+    period: float = 5.0,
 ) -> Run:
     """Generates for any number of prompts.
 
@@ -166,7 +167,8 @@ def fill(
       ids: of the prompts; their places by default.
       on_answers: called with new answers by the prompts' places, each once, while
         others are still in flight.
-      period: seconds between two times that answers are handed over.
+      period: about how many seconds pass between two times that answers are handed
+        over.
 
     Raises:
       InputError: naming the argument that does not fit.
@@ -206,18 +208,21 @@ def fill(
             seconds += elapsed
             at, filled = handed
             real = [i for i, place in enumerate(at) if group.ids[place] >= 0]
+            num_forwards = sum(int(filled.num_steps[i]) for i in real)
             new = {}
             for i in real:
                 index = int(group.ids[at[i]])
+                share = int(filled.num_steps[i]) / max(num_forwards, 1)
                 new[index] = Answer(
                     tokens=np.asarray(filled.tokens[i, : rows[index].tokens.size]),
                     num_steps=int(filled.num_steps[i]),
                     is_complete=bool(filled.is_complete[i]),
-                    seconds=seconds / len(real),
+                    seconds=seconds * share,
                     compile_seconds=compile_seconds / num_real,
                 )
-            if new:
+            if num_forwards:
                 seconds = 0.0
+            if new:
                 answers |= new
                 on_answers(new)
     return Run([answers[i] for i in range(len(rows))], total, compile_total)

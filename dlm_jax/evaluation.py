@@ -1,8 +1,9 @@
 """Samplers on a task's examples: every answer judged and written down, resumable.
 
 Work is cut into calls of a fixed number of rows. Records are appended while a call
-runs, so that a run that was killed repeats only rows that were in flight. Samplers take
-turns, call by call: a machine's speed drifts, and neighbours are compared.
+runs: a run that was killed repeats what was in flight or had not been handed over and
+judged yet. Samplers take turns, call by call: a machine's speed drifts, and neighbours
+are compared.
 """
 
 import dataclasses
@@ -137,8 +138,8 @@ def run(
     Returns:
       The records of todo, lane by lane: `sampler`, `seed`, `index`, `name`,
       `is_correct`, `reason`, `nfe`, `num_tokens` (at blanks, up to EOS), `is_complete`,
-      `text`; `seconds` and `compile_seconds`, the row's share of its call's; `place` in
-      the call, and the call's rows.
+      `text`; `seconds` and `compile_seconds`, the row's shares, see `batching.Answer`;
+      `place` in the call, and the call's rows; `run`, its place in the manifest's runs.
 
     Raises:
       InputError: if the directory holds another evaluation, or an argument does not
@@ -172,39 +173,45 @@ def run(
 
     def ask(lane: Lane, call: Sequence[Key]) -> None:
         """Asks the rows of a call that have no record, and logs what they gave."""
-        places = [i for i, key in enumerate(call) if key not in log]
-        asked = [examples[call[i][2]] for i in places]
-        chosen = [rows[call[i][2]] for i in places]
+        is_open = [key not in log for key in call]
+        # The others keep their place without a blank, which takes no forward: the call
+        # has the shapes, and so the program, that it would have had at once.
+        chosen = [
+            rows[index] if asked else _without_blanks(rows[index])
+            for asked, (_, _, index) in zip(is_open, call, strict=True)
+        ]
 
         def keep(answers: Mapping[int, batching.Answer]) -> None:
-            given = list(answers)
-            verdicts = _judge(
-                *(task, codec, [asked[i] for i in given], [chosen[i] for i in given]),
-                list(answers.values()),
+            given = [place for place in answers if is_open[place]]
+            if not given:
+                return
+            found = _judge(
+                *(task, codec, [examples[call[place][2]] for place in given]),
+                *([chosen[place] for place in given], [answers[p] for p in given]),
             )
-            new = [
-                _key_fields(call[places[i]])
-                | verdict
-                | {"place": [places[i], len(call)]}
-                for i, verdict in zip(given, verdicts, strict=True)
-            ]
-            manifest.begin(
+            number = manifest.begin(
                 {spec for lane in todo for spec in lane.specs},
                 {lane.seed for lane in todo},
                 num_examples,
             )
+            new = [
+                _key_fields(call[place])
+                | fields
+                | {"place": [place, len(call)], "run": number}
+                for place, fields in zip(given, found, strict=True)
+            ]
             log.append(new)
             on_records(new)
 
         batching.fill(
             parallel,
-            _stacked([rules[call[i][0]] for i in places]),
+            _stacked([rules[spec] for spec, _, _ in call]),
             chosen,
             options,
             lane.seed,
             plan.batch_size,
             plan.queue_length,
-            ids=[call[i][2] for i in places],
+            ids=[index for _, _, index in call],
             on_answers=keep,
         )
 
@@ -248,6 +255,10 @@ def _judge(
             examples, rows, answers, texts, verdicts, strict=True
         )
     ]
+
+
+def _without_blanks(row: batching.Encoded) -> batching.Encoded:
+    return dataclasses.replace(row, is_blank=np.zeros_like(row.is_blank))
 
 
 def _key_fields(key: Key) -> dict[str, Any]:

@@ -38,10 +38,10 @@ class Manifest:
 
     def begin(
         self, specs: Collection[str], seeds: Collection[int], num_examples: int
-    ) -> None:
-        """Adds this run, once it is about to add its first records."""
+    ) -> int:
+        """Adds this run, once it is about to add its first records; its place."""
         if self._has_begun:
-            return
+            return len(self._content["runs"]) - 1
         self._has_begun = True
         self._content["runs"].append(
             {
@@ -53,6 +53,7 @@ class Manifest:
         )
         with files.staged(self._path, may_exist=True) as partial:
             partial.write_text(json.dumps(self._content, indent=2) + "\n")
+        return len(self._content["runs"]) - 1
 
 
 def environments(directory: str | os.PathLike) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from dlm_jax.row import Row
 from dlm_jax.types import (
     Denoiser,
     Generation,
+    HostArray,
     Options,
     Prompts,
     Sampler,
@@ -153,7 +154,8 @@ def sample(
     """
     todo, carry = begin(denoiser, params, sampler, prompts, keys, options)
     until = jnp.int32(FOREVER)
-    return finish(proceed(denoiser, params, options, todo, carry, until))
+    carry = proceed(denoiser, params, options, todo, carry, until)
+    return finish(carry.rows, carry.ends)
 
 
 # More iterations than any queue has.
@@ -233,13 +235,12 @@ def _num_forwards(options: Options) -> int:
     return 1 if options.guidance is None else 2
 
 
-def finish(carry: Queue) -> Generation:
-    """What became of the rows; of those that are not done, how they started."""
-    rows = carry.rows
+def finish(rows: Row, ends: Int[HostArray, "... n"]) -> Generation:
+    """What became of a queue's rows; of those that are not done, how they started."""
     return Generation(
         tokens=rows.tokens,
         num_steps=rows.step,
-        last_iteration=carry.ends,
+        last_iteration=ends,
         commit_step=rows.commit_step,
         confidence=rows.confidence,
         is_complete=~rows.is_mask.any(axis=-1),

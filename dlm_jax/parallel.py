@@ -138,9 +138,9 @@ class Parallel(abc.ABC):
     ) -> Iterator[tuple[Int[np.ndarray, "m"], Generation]]:
         """As a call, but hands over rows while others still run.
 
-        The loop stops at iterations that are chosen so that it runs about `period`
-        seconds between two of them, and goes on where it was: what a row becomes does
-        not depend on that.
+        The loop stops on all devices, at iterations that are chosen so that it runs
+        about `period` seconds between two of them, and goes on where it was: what a row
+        becomes does not depend on that.
 
         Args:
           sampler: the rule.
@@ -168,13 +168,16 @@ class Parallel(abc.ABC):
             queue = programs.proceed(
                 self._params, options, todo, queue, np.int32(until)
             )
-            is_done = self._on_host(queue.rows.is_done, is_known.size)
+            # A copy, for the next run is given the queue's own memory.
+            is_done = np.array(self._on_host(queue.rows.is_done, is_known.size))
             elapsed = time.perf_counter() - start
             # At most twice as many, for the first iterations of a program are slow.
             stride = max(1, int(stride * min(2.0, period / elapsed)))
             (new,) = np.nonzero(is_done & ~is_known)
             if new.size:
-                generation = self._on_host(finish(queue), is_known.size)
+                # On the host, where nothing has to be compiled.
+                done = dataclasses.replace(queue.rows, state=()), queue.ends
+                generation = finish(*self._on_host(done, is_known.size))
                 yield new, jax.tree.map(lambda x, new=new: x[new], generation)
             is_known = is_done
 
@@ -193,7 +196,7 @@ class Parallel(abc.ABC):
         keys: Key[Array, "b"],
         options: Options,
     ) -> float:
-        """Compiles the program of a call ahead of it.
+        """Compiles the programs of a call ahead of it, and fills the slots once.
 
         Returns:
           Seconds spent compiling; 0 if the program was there already.

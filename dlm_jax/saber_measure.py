@@ -156,7 +156,7 @@ def measure(
       setting: how.
       directory: of the records, see `evaluation.run`.
       about: of the checkpoint.
-      on_records: called with the records of every call.
+      on_records: see `evaluation.run`.
 
     Raises:
       InputError: if an argument does not fit, or the directory holds something else.
@@ -263,9 +263,9 @@ def compare(
     for spec in specs:
         own = results[canonical(spec)]
         calls = _seconds(records, own.sampler)
-        ratios = [base_calls[k] / calls[k] for k in calls if k in base_calls]
-        is_timed = 0 < len(ratios) == len(calls) == len(base_calls)
-        total = base.seconds / own.seconds
+        common = [key for key in calls if key in base_calls]
+        ratios = [base_calls[key] / calls[key] for key in common]
+        total = sum(base_calls[key] for key in common)
         made.append(
             Judged(
                 spec=samplers.short_spec(samplers.parse(spec)),
@@ -276,10 +276,14 @@ def compare(
                 else statistics.compare(own.is_correct[0], base.is_correct[0]),
                 nfe_gain=float(base.nfe.mean() / own.nfe.mean()),
                 nfe_interval=statistics.ratio_interval(base.nfe[0], own.nfe[0]),
-                speed_up=(total, min(ratios), max(ratios))
-                if is_timed
+                speed_up=(
+                    total / sum(calls[key] for key in common),
+                    min(ratios),
+                    max(ratios),
+                )
+                if ratios
                 else (np.nan, np.nan, np.nan),
-                num_calls=len(ratios) if is_timed else 0,
+                num_calls=len(ratios),
             )
         )
     return made
@@ -296,7 +300,10 @@ def canonical(spec: str) -> str:
 
 
 def _seconds(records: Sequence[Mapping[str, Any]], spec: str) -> dict[tuple, float]:
-    """Seconds of each call that only this sampler's rows were in, by its examples."""
+    """Seconds of each call that only this sampler's rows were in, by its examples.
+
+    A call that a kill cut in two is left out: what was in flight ran twice.
+    """
     calls: dict[tuple, list[Mapping[str, Any]]] = {}
     for record in records:
         if record["sampler"] == spec:
@@ -305,7 +312,7 @@ def _seconds(records: Sequence[Mapping[str, Any]], spec: str) -> dict[tuple, flo
     return {
         key: sum(record["seconds"] for record in own)
         for key, own in calls.items()
-        if len(own) == key[1]
+        if len(own) == key[1] and len({record["run"] for record in own}) == 1
     }
 
 

@@ -59,3 +59,43 @@ def accuracy(results: Sequence[Summary]) -> str:
             ]
         )
     return markdown(rows)
+
+
+def paired(results: Sequence[Summary]) -> str:
+    """Samplers beside the first one, on the same examples.
+
+    Differences are of accuracy, in percentage points. With one seed their interval is
+    that of `statistics.compare`, beside the examples that only one of the two has right
+    and McNemar's exact p-value; with more, the bootstrap's over examples.
+    """
+    first, *others = results
+    rows = [
+        [
+            *("against the first", "difference", "95 % interval", "gained", "lost"),
+            *("McNemar p", "times fewer forwards", "95 % interval"),
+        ]
+    ]
+    for own in others:
+        if len(own.is_correct) == 1:
+            found = statistics.compare(own.is_correct[0], first.is_correct[0])
+            difference, interval = found.difference, found.interval
+            counts = [str(found.num_first_only), str(found.num_second_only)]
+            counts.append(f"{found.p_value:.2g}")
+        else:
+            per_example = own.is_correct.mean(axis=0) - first.is_correct.mean(axis=0)
+            difference = per_example.mean()
+            interval = statistics.bootstrap_interval(per_example)
+            counts = ["", "", ""]
+        nfe = first.nfe.mean(axis=0), own.nfe.mean(axis=0)
+        low, high = statistics.ratio_interval(*nfe)
+        rows.append(
+            [
+                short_spec(parse(own.sampler)),
+                f"{100 * difference:+.1f}",
+                " to ".join(f"{100 * end:+.1f}" for end in interval),
+                *counts,
+                f"{nfe[0].mean() / nfe[1].mean():.2f}",
+                f"{low:.2f} to {high:.2f}",
+            ]
+        )
+    return markdown(rows)

@@ -45,7 +45,7 @@ def records(
                 "tokens": codec.generated(row, answer.tokens).tolist(),
                 "nfe": answer.num_steps,
                 "is_complete": answer.is_complete,
-                "seconds": round(answer.seconds, 4),
+                "seconds": round(answer.seconds, 6),
                 **common,
             }
 

@@ -43,7 +43,7 @@ _OVERRIDES = [
 
 
 def main(argv: Sequence[str]) -> None:
-    """Evaluates, and prints the table of what the directory then holds."""
+    """Evaluates, and prints the tables of what was asked for."""
     del argv
     config = _CONFIG.value
     config.update({f.name: f.value for f in _OVERRIDES if f.value is not None})
@@ -76,7 +76,10 @@ def main(argv: Sequence[str]) -> None:
             about=about,
             on_records=show,
         )
-    print(tables.accuracy(evaluation.summaries(records)))
+    results = evaluation.summaries(records)
+    print(tables.accuracy(results))
+    if len(results) > 1:
+        print(f"\n{tables.paired(results)}")
 
 
 if __name__ == "__main__":

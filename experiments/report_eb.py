@@ -10,6 +10,7 @@ stopped; what is measured is configs/report_eb.py's.
 """
 
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         splits |= own_splits
     report_eb.write(
         report.output,
-        " ".join(["python -m experiments.report_eb", *sys.argv[1:]]),
+        shlex.join(["python", "-m", "experiments.report_eb", *sys.argv[1:]]),
         list(dict.fromkeys(map(provenance.describe, machines))),
         f"The first {config.num_examples} examples of the split {config.split} at "
         f"temperature {config.temperature:g}.",

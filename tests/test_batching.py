@@ -104,10 +104,18 @@ def test_fill_gives_what_each_prompt_alone_gives():
         queue_length=2,
         ids=[5, 0, 8],
         on_answers=lambda answers: done.append(sorted(answers)),
+        period=0.0,
     )
     # The longest has a call of its own.
     assert done == [[1, 2], [0]]
     assert run.seconds > 0 and run.compile_seconds > 0
+    total, compiling = (
+        sum(getattr(answer, name) for answer in run.answers)
+        for name in ("seconds", "compile_seconds")
+    )
+    # What the stream does after its last rows belongs to none.
+    assert 0.5 * run.seconds < total <= run.seconds
+    assert compiling == pytest.approx(run.compile_seconds)
     for i, (row, answer) in enumerate(zip(rows, run.answers, strict=True)):
         alone = batching.pad([row], length=row.tokens.size)
         keys = row_keys(7, np.array([5, 0, 8])[[i]])

@@ -97,9 +97,13 @@ def run_all(specs, num_sharing=None):
         result = runner(*arguments)
         results[spec] = [result.tokens.tolist(), result.num_steps.tolist()]
         # Stopped at every iteration of all devices.
+        seen = []
         for places, part in runner.stream(*arguments, period=0.0):
             np.testing.assert_array_equal(part.tokens, result.tokens[places])
-        *_, (_, compiled) = runner._compiled.values()
+            seen += places.tolist()
+        assert sorted(seen) == list(range(len(LENGTHS)))
+        *_, (begin, compiled) = runner._compiled.values()
+        assert not collectives_of(begin.as_text())
         collectives[spec] = collectives_of(compiled.as_text())
     return results, collectives, runner.num_groups, placements(runner, *arguments)
 

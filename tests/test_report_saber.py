@@ -205,6 +205,7 @@ def records_of(spec, right, nfe, seconds, size):
             "seconds": seconds[i // size],
             "compile_seconds": 0.5,
             "place": [i % size, size],
+            "run": 0,
         }
         for i, is_right in enumerate(right)
     ]
@@ -227,6 +228,10 @@ def test_compared_by_example_and_by_call():
     assert other.nfe_gain == 2 and other.nfe_interval == (2, 2)
     assert other.speed_up == pytest.approx((3, 2, 4))
     assert np.isnan(mixed.speed_up).all() and mixed.nfe_gain == 4
+    # A call of two runs is not timed, and the other says it all.
+    records[4]["run"] = 1
+    _, other = saber_measure.compare(records, results, [a, b], a)
+    assert (other.num_calls, other.speed_up) == (1, pytest.approx((2, 2, 2)))
     fixed, broken = saber_measure.cases(records, b, a)
     assert [p[0]["index"] for p in fixed] == [2, 3]
     assert [p[1]["index"] for p in broken] == [1]

@@ -138,8 +138,7 @@ def host_driven(parallel: DataParallel, options: Options) -> Fill:
         sampler, prompts, own = generate.prepare(denoiser, sampler, prompts, options)
         jobs, rows = begin(sampler, prompts, keys, own)
         b, length = prompts.tokens.shape
-        num_forwards = 1 if own.guidance is None else 2
-        cache = init_cache(shard, num_forwards * b, length)
+        cache = init_cache(shard, generate.forwards_of(own) * b, length)
         while not np.all(rows.is_done):
             rows, cache = step(shard, own, jobs, rows, cache)
         return np.asarray(rows.tokens), np.asarray(rows.step)

@@ -167,18 +167,24 @@ def run(
         "block_length": options.block_length,
         **about,
     }
-    manifest = Manifest(directory, identity)
-    log = Log(directory / "records.jsonl")
+    asked = {
+        "samplers": sorted({spec for lane in todo for spec in lane.specs}),
+        "seeds": sorted({lane.seed for lane in todo}),
+        "num_examples": num_examples,
+    }
+    manifest, log = Manifest(directory, identity, asked), Log(directory)
     rules = {spec: samplers.parse(spec) for lane in todo for spec in lane.specs}
 
     def ask(lane: Lane, call: Sequence[Key]) -> None:
         """Asks the rows of a call that have no record, and logs what they gave."""
         is_open = [key not in log for key in call]
+        if not any(is_open):
+            return
         # The others keep their place without a blank, which takes no forward: the call
         # has the shapes, and so the program, that it would have had at once.
         chosen = [
-            rows[index] if asked else _without_blanks(rows[index])
-            for asked, (_, _, index) in zip(is_open, call, strict=True)
+            rows[key.index] if is_asked else _without_blanks(rows[key.index])
+            for is_asked, key in zip(is_open, call, strict=True)
         ]
 
         def keep(answers: Mapping[int, batching.Answer]) -> None:
@@ -186,16 +192,12 @@ def run(
             if not given:
                 return
             found = _judge(
-                *(task, codec, [examples[call[place][2]] for place in given]),
+                *(task, codec, [examples[call[place].index] for place in given]),
                 *([chosen[place] for place in given], [answers[p] for p in given]),
             )
-            number = manifest.begin(
-                {spec for lane in todo for spec in lane.specs},
-                {lane.seed for lane in todo},
-                num_examples,
-            )
+            number = manifest.begin()
             new = [
-                _key_fields(call[place])
+                call[place]._asdict()
                 | fields
                 | {"place": [place, len(call)], "run": number}
                 for place, fields in zip(given, found, strict=True)
@@ -205,13 +207,13 @@ def run(
 
         batching.fill(
             parallel,
-            _stacked([rules[spec] for spec, _, _ in call]),
+            _stacked([rules[key.sampler] for key in call]),
             chosen,
             options,
             lane.seed,
             plan.batch_size,
             plan.queue_length,
-            ids=[index for _, _, index in call],
+            ids=[key.index for key in call],
             on_answers=keep,
         )
 
@@ -222,7 +224,7 @@ def run(
     turns = zip_longest(*(_calls(own, plan.queue_length) for own in keys))
     for turn in turns:
         for lane, call in zip(todo, turn, strict=True):
-            if call is not None and any(key not in log for key in call):
+            if call is not None:
                 ask(lane, call)
     return [record for own in keys for record in log.find(own)]
 
@@ -261,13 +263,9 @@ def _without_blanks(row: batching.Encoded) -> batching.Encoded:
     return dataclasses.replace(row, is_blank=np.zeros_like(row.is_blank))
 
 
-def _key_fields(key: Key) -> dict[str, Any]:
-    return dict(zip(("sampler", "seed", "index"), key, strict=True))
-
-
 def _keys(lane: Lane, num_examples: int) -> list[Key]:
-    """The lane's rows as (spec, seed, example)."""
-    return [(s, lane.seed, i) for i in range(num_examples) for s in lane.specs]
+    """The lane's rows, example by example."""
+    return [Key(s, lane.seed, i) for i in range(num_examples) for s in lane.specs]
 
 
 def _calls(keys: Sequence[Key], queue_length: int) -> Iterator[Sequence[Key]]:

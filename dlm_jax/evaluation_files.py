@@ -3,27 +3,51 @@
 import json
 import os
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from dlm_jax import files, provenance
 from dlm_jax.errors import InputError
 
-# Of a row: spec of the sampler, seed, index of the example.
-Key = tuple[str, int, int]
+_MANIFEST, _RECORDS = "manifest.json", "records.jsonl"
+
+
+class Key(NamedTuple):
+    """Which row a record is of: the fields that every record begins with.
+
+    Attributes:
+      sampler: its canonical spec.
+      seed: of the random keys.
+      index: of the example.
+    """
+
+    sampler: str
+    seed: int
+    index: int
 
 
 class Manifest:
     """What a directory's records are of, and the runs that made them."""
 
-    def __init__(self, directory: pathlib.Path, identity: Mapping[str, Any]):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        identity: Mapping[str, Any],
+        asked: Mapping[str, Any],
+    ):
         """Compares what is to be evaluated with what the directory holds.
+
+        Args:
+          directory: of the evaluation.
+          identity: what its records are of.
+          asked: what this run asks for.
 
         Raises:
           InputError: naming what differs.
         """
-        self._path = directory / "manifest.json"
+        self._path = directory / _MANIFEST
         self._content: dict[str, Any] = {"identity": identity, "runs": []}
+        self._asked = asked
         self._has_begun = False
         if not self._path.exists():
             return
@@ -36,24 +60,15 @@ class Manifest:
                     f"the evaluation that {directory} holds"
                 )
 
-    def begin(
-        self, specs: Collection[str], seeds: Collection[int], num_examples: int
-    ) -> int:
-        """Adds this run, once it is about to add its first records; its place."""
-        if self._has_begun:
-            return len(self._content["runs"]) - 1
-        self._has_begun = True
-        self._content["runs"].append(
-            {
-                "samplers": sorted(specs),
-                "seeds": sorted(seeds),
-                "num_examples": num_examples,
-                "environment": provenance.environment(),
-            }
-        )
-        with files.staged(self._path, may_exist=True) as partial:
-            partial.write_text(json.dumps(self._content, indent=2) + "\n")
-        return len(self._content["runs"]) - 1
+    def begin(self) -> int:
+        """This run's place; adds it, once it is about to add its first records."""
+        runs = self._content["runs"]
+        if not self._has_begun:
+            self._has_begun = True
+            runs.append({**self._asked, "environment": provenance.environment()})
+            with files.staged(self._path, may_exist=True) as partial:
+                partial.write_text(json.dumps(self._content, indent=2) + "\n")
+        return len(runs) - 1
 
 
 def environments(directory: str | os.PathLike) -> list[dict[str, Any]]:
@@ -62,11 +77,8 @@ def environments(directory: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
       InputError: if it holds no evaluation.
     """
-    path = pathlib.Path(directory) / "manifest.json"
-    if not path.exists():
-        raise InputError(f"{directory} holds no evaluation: no manifest.json in it")
     found = []
-    for run in json.loads(path.read_text())["runs"]:
+    for run in json.loads(_existing(directory, _MANIFEST).read_text())["runs"]:
         if run["environment"] not in found:
             found.append(run["environment"])
     return found
@@ -75,9 +87,9 @@ def environments(directory: str | os.PathLike) -> list[dict[str, Any]]:
 class Log:
     """Records, one a line, each as soon as its row is done and judged."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, directory: pathlib.Path):
         """Reads what is there, and cuts off a line that was not written to its end."""
-        self._path = path
+        self._path = path = directory / _RECORDS
         self._records: dict[Key, dict[str, Any]] = {}
         if path.exists():
             found, end = _whole_lines(path.read_bytes())
@@ -104,7 +116,7 @@ class Log:
 
 
 def _key(record: Mapping[str, Any]) -> Key:
-    return record["sampler"], record["seed"], record["index"]
+    return Key(record["sampler"], record["seed"], record["index"])
 
 
 def _whole_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
@@ -119,7 +131,11 @@ def read_records(directory: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
       InputError: if it holds no evaluation.
     """
-    path = pathlib.Path(directory) / "records.jsonl"
+    return _whole_lines(_existing(directory, _RECORDS).read_bytes())[0]
+
+
+def _existing(directory: str | os.PathLike, name: str) -> pathlib.Path:
+    path = pathlib.Path(directory) / name
     if not path.exists():
-        raise InputError(f"{directory} holds no evaluation: no records.jsonl in it")
-    return _whole_lines(path.read_bytes())[0]
+        raise InputError(f"{directory} holds no evaluation: no {name} in it")
+    return path

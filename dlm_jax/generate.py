@@ -188,7 +188,7 @@ def begin(
         order=jnp.argsort(jnp.where(rows.is_done, 1, -num_blanks), stable=True),
         num_open=jnp.sum(~rows.is_done, dtype=jnp.int32),
     )
-    cache = denoiser.init_cache(params, _num_forwards(options) * b, length)
+    cache = denoiser.init_cache(params, forwards_of(options) * b, length)
     return todo, queue.refill(queue.start(todo.jobs, rows, b, cache), todo)
 
 
@@ -205,7 +205,7 @@ def proceed(
     Stopping changes no result: going on does what would have been done.
     """
     n, length = carry.rows.tokens.shape
-    num_forwards = _num_forwards(options)
+    num_forwards = forwards_of(options)
     initial = denoiser.init_cache(params, num_forwards * carry.ids.shape[0], length)
 
     def refill(carry: Queue) -> Queue:
@@ -230,8 +230,8 @@ def proceed(
     return jax.lax.while_loop(is_running, iterate, carry)
 
 
-def _num_forwards(options: Options) -> int:
-    """Forwards of a row in one iteration."""
+def forwards_of(options: Options) -> int:
+    """Forwards of a row in one iteration: one, and one more with guidance."""
     return 1 if options.guidance is None else 2
 
 

@@ -16,7 +16,7 @@ from dlm_jax.error_split import Split
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import Summary
 from dlm_jax.samplers.entropy_bound import EntropyBound
-from dlm_jax.tables import markdown
+from dlm_jax.tables import between, markdown, points
 
 REPRODUCED, NOT_REPRODUCED, UNCLEAR = "reproduced", "not reproduced", "unclear"
 
@@ -121,23 +121,14 @@ def pair_table(pairings: Sequence[Pairing]) -> str:
             [
                 f"`{p.sampler}`",
                 f"{p.accuracy:.1%}",
-                _points(p.comparison.difference),
-                _between(p.comparison.interval),
+                points(p.comparison.difference),
+                between(p.comparison.interval),
                 f"{p.comparison.p_value:.2g}",
                 f"{p.ratio:.2f}",
                 "yes" if p.is_within else "no",
             ]
         )
     return markdown(rows)
-
-
-def _points(difference: float) -> str:
-    """A difference of accuracies in percentage points, without a negative zero."""
-    return f"{round(100 * difference, 1) + 0.0:+.1f}"
-
-
-def _between(interval: tuple[float, float]) -> str:
-    return " to ".join(map(_points, interval))
 
 
 def verdict(
@@ -169,8 +160,8 @@ def verdict(
         best = max(held, key=lambda p: p.ratio)
         sentence = (
             f"`{best.sampler}` takes {best.ratio:.2f} times fewer forwards and changes "
-            f"accuracy by {_points(best.comparison.difference)} points (joint interval "
-            f"{_between(best.interval)}), which excludes a loss of "
+            f"accuracy by {points(best.comparison.difference)} points (joint interval "
+            f"{between(best.interval)}), which excludes a loss of "
             f"{100 * claim.margin:g}"
         )
         is_loss = best.interval[1] < 0
@@ -181,13 +172,13 @@ def verdict(
     if all(p.interval[1] < 0 for p in fast):
         return NOT_REPRODUCED, (
             f"every setting that is fast enough loses accuracy; the best of them, "
-            f"`{best.sampler}`, {_points(best.comparison.difference)} points (joint "
-            f"interval {_between(best.interval)})."
+            f"`{best.sampler}`, {points(best.comparison.difference)} points (joint "
+            f"interval {between(best.interval)})."
         )
     return UNCLEAR, (
         f"of the settings that are fast enough, the best, `{best.sampler}`, changes "
-        f"accuracy by {_points(best.comparison.difference)} points, but the joint "
-        f"interval {_between(best.interval)} neither excludes a loss of "
+        f"accuracy by {points(best.comparison.difference)} points, but the joint "
+        f"interval {between(best.interval)} neither excludes a loss of "
         f"{100 * claim.margin:g} points nor holds only losses."
     )
 

@@ -64,8 +64,8 @@ class Judged:
       against: its accuracy minus the other's; of the other itself there is none.
       nfe_gain: the other's mean NFE over its own.
       nfe_interval: of that, 95 %, paired bootstrap over examples.
-      speed_up: the other's seconds over its own, and the least and greatest of any
-        call; NaN where it shared calls.
+      speed_up: the other's seconds over its own, in calls that both made in one run,
+        and the least and greatest of any; NaN where it shared calls.
       num_calls: that were timed.
     """
 

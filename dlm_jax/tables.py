@@ -27,6 +27,16 @@ def markdown(rows: Sequence[Sequence[str]], num_text_columns: int = 1) -> str:
     return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])
 
 
+def points(difference: float) -> str:
+    """A difference of accuracies in percentage points, without a negative zero."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
+
+
+def between(interval: tuple[float, float]) -> str:
+    """An interval of such differences."""
+    return " to ".join(map(points, interval))
+
+
 def accuracy(results: Sequence[Summary]) -> str:
     """Accuracy, forwards and speed of samplers on a task.
 
@@ -91,8 +101,8 @@ def paired(results: Sequence[Summary]) -> str:
         rows.append(
             [
                 short_spec(parse(own.sampler)),
-                f"{100 * difference:+.1f}",
-                " to ".join(f"{100 * end:+.1f}" for end in interval),
+                points(difference),
+                between(interval),
                 *counts,
                 f"{nfe[0].mean() / nfe[1].mean():.2f}",
                 f"{low:.2f} to {high:.2f}",

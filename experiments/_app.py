@@ -6,13 +6,12 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dlm_jax import hosts, tasks, zoo
+from dlm_jax import hosts
 from dlm_jax.errors import InputError
 
 
@@ -54,68 +53,6 @@ def define_hosts() -> Callable[[], hosts.Host]:
         )
 
     return start
-
-
-class Report(NamedTuple):
-    """What a report is to be made of, and where.
-
-    Attributes:
-      tasks: that were asked for, or the config's.
-      checkpoints: of them.
-      workdir: of the records.
-      output: the Markdown file.
-    """
-
-    tasks: list[tasks.Task]
-    checkpoints: list[pathlib.Path]
-    workdir: pathlib.Path
-    output: pathlib.Path
-
-
-def define_report(name: str, stem: str) -> Callable[[ConfigDict], Report]:
-    """Defines the flags of a script that measures, and writes a report.
-
-    Args:
-      name: of the script.
-      stem: of the report in experiments/reports.
-
-    Returns:
-      What reads them, given the config: its `tasks`, and what differs under `quick`,
-      with which it is updated.
-    """
-    is_quick = flags.DEFINE_bool("quick", False, "Fewer examples.")
-    names = flags.DEFINE_list("tasks", None, "Default: the config's.")
-    root = flags.DEFINE_string(
-        "checkpoints", None, "Directory with one for each task; default: the zoo's."
-    )
-    workdir = flags.DEFINE_string(
-        "workdir", None, f"Of the records; default: runs/{name}, of --quick .._quick."
-    )
-    output = flags.DEFINE_string(
-        "output",
-        None,
-        "The report; is replaced, with the figures beside it. Default: "
-        f"experiments/reports/{stem}.md, of --quick {stem}_quick.md.",
-    )
-
-    def read(config: ConfigDict) -> Report:
-        suffix = "_quick" if is_quick.value else ""
-        if is_quick.value:
-            config.update(config.quick)
-        chosen = [tasks.get(task) for task in names.value or config.tasks]
-        own = root.value
-        return Report(
-            tasks=chosen,
-            checkpoints=[
-                pathlib.Path(own, t.name) if own else zoo.path(t.name) for t in chosen
-            ],
-            workdir=pathlib.Path(workdir.value or f"runs/{name}{suffix}"),
-            output=pathlib.Path(
-                output.value or f"experiments/reports/{stem}{suffix}.md"
-            ),
-        )
-
-    return read
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

@@ -29,10 +29,10 @@ from dlm_jax import (
 from dlm_jax.models import as_denoiser
 from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import Task, load
-from experiments import _app
+from experiments import _app, _papers
 
 _CONFIG = _app.define_config("configs/report_eb.py", "Points.")
-_REPORT = _app.define_report("report_eb", "eb_sampler")
+_REPORT = _papers.define_report("report_eb", "eb_sampler")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -28,10 +28,10 @@ from dlm_jax import (
 )
 from dlm_jax.models import as_denoiser
 from dlm_jax.tasks.task import load
-from experiments import _app
+from experiments import _app, _papers
 
 _CONFIG = _app.define_config("configs/report_saber.py", "The samplers.")
-_REPORT = _app.define_report("report_saber", "saber")
+_REPORT = _papers.define_report("report_saber", "saber")
 _OVERRIDES = {
     "num_examples": flags.DEFINE_integer("num_examples", None, "Of each task."),
     "num_watched": flags.DEFINE_integer("num_watched", None, "Step by step."),

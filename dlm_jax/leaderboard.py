@@ -146,7 +146,7 @@ def missing(
         a spec is not one.
     """
     _check_setting(entries, task, setting)
-    wanted = [samplers.to_spec(samplers.parse(spec)) for spec in specs]
+    wanted = [samplers.canonical_spec(spec) for spec in specs]
     known = {entry.sampler for entry in entries if entry.task == task}
     return [spec for spec in dict.fromkeys(wanted) if spec not in known]
 

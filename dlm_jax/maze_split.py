@@ -123,9 +123,7 @@ def measure(
                 for field in dataclasses.fields(measured)
             }
 
-        name = re.sub(r"[^\w.]+", "_", samplers.to_spec(samplers.parse(spec))).strip(
-            "_"
-        )
+        name = re.sub(r"[^\w.]+", "_", samplers.canonical_spec(spec)).strip("_")
         path = pathlib.Path(directory) / f"{name}.npz"
         results[spec] = Split(**cached(path, made_by, make))
     return results

@@ -125,8 +125,8 @@ class Measured:
 def lanes(setting: Setting) -> list[evaluation.Lane]:
     """The samplers of a setting; those that are timed have calls of their own."""
     alone = list(dict.fromkeys(("saber", *setting.compared, *setting.ablations)))
-    seen = {canonical(spec) for spec in alone}
-    rest = dict.fromkeys(canonical(spec) for spec in setting.sweep)
+    seen = {samplers.canonical_spec(spec) for spec in alone}
+    rest = dict.fromkeys(samplers.canonical_spec(spec) for spec in setting.sweep)
     mixed = [spec for spec in rest if spec not in seen]
     seeds = (setting.seed,)
     return [
@@ -184,7 +184,7 @@ def measure(
         seed=setting.seed,
         batch_size=plan.batch_size,
     )
-    base = results[canonical(setting.baseline)]
+    base = results[samplers.canonical_spec(setting.baseline)]
     is_correct = base.is_correct[0, :num_watched]
     fixed, broken = cases(records, "saber", "saber(backtracking=False)")
 
@@ -257,11 +257,11 @@ def compare(
       specs: of the samplers, in any spelling.
       baseline: with which each is compared.
     """
-    base = results[canonical(baseline)]
+    base = results[samplers.canonical_spec(baseline)]
     base_calls = _seconds(records, base.sampler)
     made = []
     for spec in specs:
-        own = results[canonical(spec)]
+        own = results[samplers.canonical_spec(spec)]
         calls = _seconds(records, own.sampler)
         common = [key for key in calls if key in base_calls]
         ratios = [base_calls[key] / calls[key] for key in common]
@@ -292,11 +292,6 @@ def compare(
 def find(judged: Sequence[Judged], spec: str) -> Judged | None:
     """The one of a short spec, if it is there."""
     return next((j for j in judged if j.spec == spec), None)
-
-
-def canonical(spec: str) -> str:
-    """The spec as records have it."""
-    return samplers.to_spec(samplers.parse(spec))
 
 
 def _seconds(records: Sequence[Mapping[str, Any]], spec: str) -> dict[tuple, float]:
@@ -331,7 +326,11 @@ def cases(
       is.
     """
     by_spec = {
-        spec: {r["index"]: r for r in records if r["sampler"] == canonical(spec)}
+        spec: {
+            r["index"]: r
+            for r in records
+            if r["sampler"] == samplers.canonical_spec(spec)
+        }
         for spec in (first, second)
     }
     pairs = [
@@ -351,6 +350,8 @@ def over_others(
 
     The interval is the percentile bootstrap over examples.
     """
-    mean = np.mean([results[canonical(o)].is_correct[0] for o in others], axis=0)
-    difference = results[canonical(spec)].is_correct[0] - mean
+    mean = np.mean(
+        [results[samplers.canonical_spec(o)].is_correct[0] for o in others], axis=0
+    )
+    difference = results[samplers.canonical_spec(spec)].is_correct[0] - mean
     return float(difference.mean()), statistics.bootstrap_interval(difference)

@@ -32,7 +32,7 @@ def points(
     for curve, specs in curves.items():
         made[curve] = []
         for spec in specs:
-            result = by_spec[samplers.to_spec(samplers.parse(spec))]
+            result = by_spec[samplers.canonical_spec(spec)]
             low, high = statistics.accuracy_interval(result.is_correct)
             made[curve].append(
                 {

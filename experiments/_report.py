@@ -35,7 +35,7 @@ def records(
       **common: fields of every record.
     """
     for spec, run in runs.items():
-        sampler = samplers.to_spec(samplers.parse(spec))
+        sampler = samplers.canonical_spec(spec)
         for i, (row, answer) in enumerate(zip(rows, run.answers, strict=True)):
             yield {
                 "index": ids[i],

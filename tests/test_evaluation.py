@@ -97,7 +97,7 @@ def test_records_are_what_the_samplers_did(model, whole):
     lines = (directory / "records.jsonl").read_text().splitlines()
     assert len(lines) == len(records) == 18
     assert [(r["sampler"], r["index"]) for r in records] == [
-        (samplers.to_spec(samplers.parse(spec)), i) for spec in SPECS for i in range(6)
+        (samplers.canonical_spec(spec), i) for spec in SPECS for i in range(6)
     ]
     examples = TASK.examples("test", 6)
     rows = TASK.encode(codec, examples)
@@ -241,7 +241,7 @@ def test_the_manifest_lists_the_runs_that_added_records(model, tmp_path):
     run(model, tmp_path, SPECS[:1], num=4)  # Adds nothing.
     run(model, tmp_path, SPECS[1:], num=3, seeds=(0, 1))
     runs = json.loads((tmp_path / "manifest.json").read_text())["runs"]
-    specs = [samplers.to_spec(samplers.parse(spec)) for spec in SPECS]
+    specs = [samplers.canonical_spec(spec) for spec in SPECS]
     listed = [(r["samplers"], r["seeds"], r["num_examples"]) for r in runs]
     assert listed == [(specs[:1], [0], 4), (sorted(specs[1:]), [0, 1], 3)]
     (environment,) = evaluation_files.environments(tmp_path)
@@ -282,7 +282,7 @@ def test_samplers_take_turns(whole):
     """Four rows of each, then the other two; in a call, those that are done first."""
     directory, _ = whole
     found = evaluation_files.read_records(directory)
-    specs = [samplers.to_spec(samplers.parse(spec)) for spec in SPECS]
+    specs = [samplers.canonical_spec(spec) for spec in SPECS]
     calls = [found[i : i + 4] for i in (0, 4, 8)] + [
         found[i : i + 2] for i in (12, 14, 16)
     ]

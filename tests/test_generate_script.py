@@ -65,7 +65,7 @@ def test_puzzles_are_shown_beside_each_sampler_s_answer(
     assert max(map(len, out.splitlines())) <= 100
     records = read(output)
     assert [(r["index"], r["sampler"]) for r in records] == [
-        (i, samplers.to_spec(samplers.parse(spec)))
+        (i, samplers.canonical_spec(spec))
         for spec in ("threshold(threshold=0.0)", "left_to_right")
         for i in (0, 1)
     ]

@@ -39,7 +39,7 @@ OTHERS = {
 
 
 def entry(spec="saber", right=3, nfe=5.0, task="sudoku", setting=SETTING):
-    spec = samplers.to_spec(samplers.parse(spec))
+    spec = samplers.canonical_spec(spec)
     return Entry(task, spec, right, nfe, "abcdef0123+", setting)
 
 
@@ -92,7 +92,7 @@ def test_missing_is_what_is_not_there_in_any_spelling():
     entries = [entry("saber(n=2)"), entry("random", task="maze")]
     specs = ["saber", "random", "saber(n=3)", "saber(mu=8.0, n=3)"]
     found = leaderboard.missing(entries, "sudoku", specs, SETTING)
-    assert found == [samplers.to_spec(samplers.parse(s)) for s in specs[1:3]]
+    assert found == [samplers.canonical_spec(s) for s in specs[1:3]]
     with pytest.raises(InputError, match="mine"):
         leaderboard.missing(entries, "sudoku", ["mine"], SETTING)
 

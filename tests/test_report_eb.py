@@ -1,5 +1,6 @@
 """The report on EB-Sampler: its rules on made-up results, its parts, a tiny run."""
 
+import dataclasses
 import re
 
 import jax
@@ -9,16 +10,27 @@ from flax import nnx
 from scipy.sparse import csgraph
 
 from configs import report_eb as config
-from dlm_jax import checkpoints, maze_split, report_eb, samplers, statistics
+from dlm_jax import (
+    checkpoints,
+    generate,
+    maze_split,
+    report_eb,
+    samplers,
+    statistics,
+)
 from dlm_jax.error_split import Split
 from dlm_jax.evaluation import Summary
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import maze
+from dlm_jax.types import Options
+from tests.helpers import TableDenoiser, prompts_of
 
 CLAIM = report_eb.Claim(min_ratio=2.5, margin=0.02, floor=0.1)
 BASE = "low_confidence"
 BOUNDS = ("entropy_bound(gamma=0.1)", "entropy_bound(gamma=0.01)")
-CURVES = {"one": (BASE,), "bound": BOUNDS}
+OWN = "margin"
+COMPARED = tuple((spec, OWN) for spec in BOUNDS)
+CURVES = {"one": (BASE,), "own": (OWN,), "bound": BOUNDS}
 SHAPE = {"d_model": 8, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 8}
 
 
@@ -29,17 +41,17 @@ def few_resamples(monkeypatch):
 
 
 def summary(spec, num_right, num, nfe):
-    full = samplers.to_spec(samplers.parse(spec))
+    full = samplers.canonical_spec(spec)
     is_correct = np.arange(num)[None] < num_right
     return Summary(full, is_correct, np.full((1, num), nfe), np.ones((1, num)), 1.0, 0)
 
 
 def section_of(rights, nfes, num=1000):
-    specs = (BASE, *BOUNDS)
-    results = [
-        summary(s, r, num, n) for s, r, n in zip(specs, rights, nfes, strict=True)
-    ]
-    return report_eb.section("sudoku", 1000, CURVES, results, BASE, BOUNDS, CLAIM)
+    """`margin`, the own order of both, has half of the examples right."""
+    specs = (BASE, *BOUNDS, OWN)
+    ends = (*rights, num // 2), (*nfes, nfes[0])
+    results = [summary(s, r, num, n) for s, r, n in zip(specs, *ends, strict=True)]
+    return report_eb.section("sudoku", 1000, CURVES, results, BASE, COMPARED, CLAIM)
 
 
 def judge(rights, nfes, num=1000):
@@ -56,6 +68,8 @@ def test_pairings_are_differences_on_the_same_examples():
     )
     assert first.comparison.p_value == pytest.approx(2 * 0.5**20)
     assert first.ratio == 5.0 and second.ratio == 2.0
+    assert first.own_order.difference == pytest.approx(0.38)
+    assert second.own_order.difference == pytest.approx(0.41)
     # Two intervals that hold together are each wider than one alone.
     low, high = first.comparison.interval
     assert first.interval[0] < low < -0.02 < high < first.interval[1]
@@ -190,13 +204,35 @@ def test_the_config_compares_what_its_curves_hold():
         quick.update(quick.quick)
         for one in (whole, quick):
             known = {
-                samplers.to_spec(samplers.parse(spec))
+                samplers.canonical_spec(spec)
                 for line in one.curves.values()
                 for spec in line
             }
-            asked = [samplers.to_spec(samplers.parse(s)) for s in one.compared]
+            asked = [samplers.canonical_spec(spec) for spec, _ in one.compared]
             assert len(asked) == 9 and known >= {*asked}
+            assert known >= {samplers.canonical_spec(own) for _, own in one.compared}
             assert samplers.to_spec(samplers.parse(one.baseline)) in known
+
+
+def test_one_token_a_step_has_the_order_of_the_bound_beside_it():
+    table = 2 * jax.random.normal(jax.random.key(0), (12, 300))
+    prompts = prompts_of([0], 12)
+    options = Options(gen_length=12)
+
+    def order(sampler):
+        keys = generate.row_keys(0, np.arange(1))
+        found = generate.generate(
+            TableDenoiser(mask_id=299), table, sampler, prompts, keys, options
+        )
+        return found.commit_step[0].tolist()
+
+    pairs = dict(config.get_config().compared)
+    ways = {own: order(samplers.parse(own)) for own in set(pairs.values())}
+    assert len(set(map(tuple, ways.values()))) == 3
+    for spec, own in pairs.items():
+        # A bound of 0 commits the first position of its order alone.
+        alone = dataclasses.replace(samplers.parse(spec), gamma=0.0)
+        assert order(alone) == ways[own], spec
 
 
 CONFIG = """
@@ -209,7 +245,7 @@ def get_config():
             "one": ("low_confidence",),
             "bound": ("entropy_bound(gamma=0.1)", "entropy_bound(gamma=0.01)"),
         }
-    config.compared = config.curves.bound
+    config.compared = [(spec, "low_confidence") for spec in config.curves.bound]
     config.num_examples = 3
     config.batch_size = config.queue_length = 3
     config.error_split_specs = ("entropy_bound(gamma=inf)", "entropy_bound")

@@ -193,7 +193,7 @@ def test_gap_is_of_shares_in_wrong_and_right_generations(watched):
 def records_of(spec, right, nfe, seconds, size):
     return [
         {
-            "sampler": samplers.to_spec(samplers.parse(spec)),
+            "sampler": samplers.canonical_spec(spec),
             "seed": 0,
             "index": i,
             "name": f"test/{i}",

@@ -21,7 +21,7 @@ NFE = {"bound": (2.0, 4.0), "random": (16.0, 4.0)}
 def made():
     results = [
         Summary(
-            samplers.to_spec(samplers.parse(spec)),
+            samplers.canonical_spec(spec),
             *(np.arange(10)[None] < right, np.full((1, 10), nfe)),
             *(np.ones((1, 10)), 1.0, 0.0),
         )

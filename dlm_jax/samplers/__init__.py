@@ -84,6 +84,15 @@ def parse_all(specs: Iterable[str]) -> dict[str, Sampler]:
     return rules
 
 
+def canonical_spec(spec: str) -> str:
+    """The one spelling of a spec, by which results are kept and found.
+
+    Raises:
+      InputError: as `parse`.
+    """
+    return to_spec(parse(spec))
+
+
 def _build(node: ast.expr, known: dict[str, type], kind: str, spec: str) -> Any:
     """Builds the object that a node of a spec describes."""
     keywords = []

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from dlm_jax import tasks, zoo
+from experiments import _app
 
 
 class Report(NamedTuple):
@@ -26,17 +27,21 @@ class Report(NamedTuple):
     output: pathlib.Path
 
 
-def define_report(name: str, stem: str) -> Callable[[ConfigDict], Report]:
+def define_report(
+    name: str, stem: str, help_: str
+) -> Callable[[], tuple[ConfigDict, Report]]:
     """Defines the flags of a script that measures, and writes a report.
 
     Args:
-      name: of the script.
+      name: of the script, and of its config file.
       stem: of the report in experiments/reports.
+      help_: what the config holds.
 
     Returns:
-      What reads them, given the config: its `tasks`, and what differs under `quick`,
-      with which it is updated.
+      What reads them. Of the config, `tasks` are those measured by default, and
+      `quick` what differs in a quick report, unless the command line sets it.
     """
+    config = _app.define_config(f"configs/{name}.py", help_)
     is_quick = flags.DEFINE_bool("quick", False, "Fewer examples.")
     names = flags.DEFINE_list("tasks", None, "Default: the config's.")
     root = flags.DEFINE_string(
@@ -52,13 +57,16 @@ def define_report(name: str, stem: str) -> Callable[[ConfigDict], Report]:
         f"experiments/reports/{stem}.md, of --quick {stem}_quick.md.",
     )
 
-    def read(config: ConfigDict) -> Report:
+    def read() -> tuple[ConfigDict, Report]:
+        asked = config.value
         suffix = "_quick" if is_quick.value else ""
         if is_quick.value:
-            config.update(config.quick)
-        chosen = [tasks.get(task) for task in names.value or config.tasks]
+            given = config_flags.get_override_values(flags.FLAGS["config"])
+            asked.update(asked.quick)
+            asked.update_from_flattened_dict(given)
+        chosen = [tasks.get(task) for task in names.value or asked.tasks]
         own = root.value
-        return Report(
+        return asked, Report(
             tasks=chosen,
             checkpoints=[
                 pathlib.Path(own, t.name) if own else zoo.path(t.name) for t in chosen

@@ -31,15 +31,13 @@ from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import Task, load
 from experiments import _app, _papers
 
-_CONFIG = _app.define_config("configs/report_eb.py", "Points.")
-_REPORT = _papers.define_report("report_eb", "eb_sampler")
+_REPORT = _papers.define_report("report_eb", "eb_sampler", "Points.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Measures what the directory does not hold yet, and writes the report."""
     del argv
-    config = _CONFIG.value
-    report = _REPORT(config)
+    config, report = _REPORT()
     claim = report_eb.Claim(config.min_ratio, config.margin, config.floor)
     sections, splits, machines = [], {}, []
     # All that can be missing is looked up before the first hour is spent.

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
 from tqdm import tqdm
 
 from dlm_jax import (
@@ -30,23 +29,13 @@ from dlm_jax.models import as_denoiser
 from dlm_jax.tasks.task import load
 from experiments import _app, _papers
 
-_CONFIG = _app.define_config("configs/report_saber.py", "The samplers.")
-_REPORT = _papers.define_report("report_saber", "saber")
-_OVERRIDES = {
-    "num_examples": flags.DEFINE_integer("num_examples", None, "Of each task."),
-    "num_watched": flags.DEFINE_integer("num_watched", None, "Step by step."),
-    "split": flags.DEFINE_string("split", None, "Of the tasks' examples."),
-    "batch_size": flags.DEFINE_integer("batch_size", None, "Rows in flight at once."),
-    "queue_length": flags.DEFINE_integer("queue_length", None, "Of one call."),
-}
+_REPORT = _papers.define_report("report_saber", "saber", "The samplers.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Measures every task, then writes the report."""
     del argv
-    config = _CONFIG.value
-    report = _REPORT(config)
-    config.update({n: f.value for n, f in _OVERRIDES.items() if f.value is not None})
+    config, report = _REPORT()
     # All that can be missing is looked up before the first hour is spent.
     figures.load_pyplot()
     measured, about, machines = [], [], []

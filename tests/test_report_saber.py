@@ -330,7 +330,7 @@ def test_a_quick_report_leaves_the_whole_one_alone(tmp_path, run_script, monkeyp
     files = TASK.tokenizer().save_pretrained(tmp_path / "tokenizer")
     checkpoints.save_hf(model, tmp_path / "models" / "sudoku", files)
     (tmp_path / "config.py").write_text(CONFIG)
-    arguments = ["--config=config.py", "--checkpoints=models", "--num_watched=1"]
+    arguments = ["--config=config.py", "--checkpoints=models", "--config.num_watched=1"]
     assert run_script("report_saber", *arguments)[0] == 0
     whole = (tmp_path / "experiments/reports/saber.md").read_text()
     assert "9 examples" in whole and "range of 3 calls" in whole
@@ -338,6 +338,10 @@ def test_a_quick_report_leaves_the_whole_one_alone(tmp_path, run_script, monkeyp
     assert (tmp_path / "experiments/reports/saber.md").read_text() == whole
     quick = (tmp_path / "experiments/reports/saber_quick.md").read_text()
     assert "4 examples" in quick and "saber_quick_drift.png" in quick
+    # What the command line says stands, quick or not.
+    arguments += ["--config.num_examples=3", "--workdir=other", "--quick"]
+    assert run_script("report_saber", *arguments)[0] == 0
+    assert "3 examples" in (tmp_path / "experiments/reports/saber_quick.md").read_text()
 
 
 def test_script_names_a_missing_model(tmp_path, run_script):

@@ -197,6 +197,28 @@ def slope(watched: Watched) -> tuple[float, tuple[float, float]]:
     return float(np.mean(slopes)), statistics.bootstrap_interval(np.array(slopes))
 
 
+def growth(watched: Watched) -> tuple[float, tuple[float, float]]:
+    """How the confidence of a blank changes in a step that leaves it undecided.
+
+    Blank by blank, so that it does not matter which ones are left: the mean over those
+    that are left falls when the surest are decided first, even where each one grows.
+
+    Args:
+      watched: the generations.
+
+    Returns:
+      The mean over generations of the mean change in probability of the candidates of
+      such blanks, and its 95 % interval (bootstrap over generations); generations
+      without such a step are left out.
+    """
+    _, candidates = _undecided(watched)
+    changes = np.diff(candidates, axis=1)
+    means = np.array([c[~np.isnan(c)].mean() for c in changes if not np.isnan(c).all()])
+    if not len(means):
+        return np.nan, (np.nan, np.nan)
+    return float(means.mean()), statistics.bootstrap_interval(means)
+
+
 def _undecided(watched: Watched) -> tuple[np.ndarray, np.ndarray]:
     """Fraction of decided blanks [n, t]; confidences [n, t, g], NaN where decided."""
     num_blanks = (~np.isnan(watched.confidence[:, 0])).sum(axis=1)
@@ -214,22 +236,30 @@ def drift(watched: Watched, min_tokens: int = 50) -> list[dict[str, Any]]:
     Returns:
       By steps since the commit, from 1: `age`, `mean` of p(token) now minus p(token) at
       its commit, its quantiles `q10`, `q50` and `q90`, the share `fell` of tokens whose
-      confidence is lower (by more than rounding), and `num` tokens.
+      confidence is lower (by more than rounding) with a 95 % interval `fell_low`,
+      `fell_high` (bootstrap over generations), and `num` tokens.
     """
     now, change = _changes(watched)
     age = now - watched.commit_step[:, None]
     points = []
     for a in range(1, change.shape[1]):
-        values = change[(age == a) & ~np.isnan(change)]
+        is_here = (age == a) & ~np.isnan(change)
+        values = change[is_here]
         if len(values) < min_tokens:
             continue
+        num_fell, num = (
+            chosen.sum(axis=(1, 2))
+            for chosen in (is_here & (change < -_ROUNDING), is_here)
+        )
+        low, high = statistics.ratio_interval(num_fell[num > 0], num[num > 0])
         q10, q50, q90 = np.quantile(values, [0.1, 0.5, 0.9])
         points.append(
             {
                 "age": a,
                 "mean": float(values.mean()),
                 **{"q10": float(q10), "q50": float(q50), "q90": float(q90)},
-                "fell": float((values < -_ROUNDING).mean()),
+                **{"fell": float(num_fell.sum() / num.sum())},
+                **{"fell_low": low, "fell_high": high},
                 "num": len(values),
             }
         )

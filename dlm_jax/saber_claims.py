@@ -4,9 +4,10 @@ No sentence on a claim is written beforehand: which one stands in the report fol
 from where the measured interval lies (`verdict`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from dlm_jax.saber_measure import DEPTH, DEPTHS, Judged, Measured, find
+from dlm_jax.saber_measure import DEPTH, DEPTHS, Judged, Measured, alike, find
+from dlm_jax.tables import change
 
 # Published with LLaDA-8B-Instruct. The two means are over code benchmarks, the rest is
 # HumanEval: Pass@1 of Saber less that of the other, and forwards of one-token decoding
@@ -43,12 +44,6 @@ def verdict(low: float, high: float, nothing: float, claimed: float) -> str:
     return "not reproduced" if high < claimed else "unclear at this scale"
 
 
-def points(difference: float, interval: tuple[float, float]) -> str:
-    """A difference of accuracies in percentage points, and its interval."""
-    low, high = (100 * end for end in interval)
-    return f"{100 * difference:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
 def claims(m: Measured) -> Iterator[str]:
     """One paragraph per claim, and why."""
     saber = next(j for j in m.ablations if j.spec == "saber")
@@ -75,18 +70,21 @@ def claims(m: Measured) -> Iterator[str]:
             main.nfe_gain,
             main.nfe_interval,
             "95 % interval",
-            f"A forward writes {_tokens_per_forward(main):.2f} tokens of the answer, "
-            f"and there are {m.gen_length} blanks at most instead of "
-            f"{_PUBLISHED_LENGTH}.",
+            f"A forward writes {main.tokens_per_forward:.2f} tokens of the answer, of "
+            f"`{base.spec}` {base.tokens_per_forward:.2f} (the others write what fills "
+            f"the blanks behind an answer), and there are {m.gen_length} blanks at "
+            f"most instead of {_PUBLISHED_LENGTH}.",
         )
-        yield _speed_claim(main)
+        yield _speed_claim(main, alike(m.compared))
+    found = [find(m.compared, spec) for spec in m.others]
+    others = [float(j.summary.nfe.mean()) for j in found if j is not None]
     yield _accuracy_claim(
         f"Accuracy over the mean of {', '.join(f'`{spec}`' for spec in m.others)}",
         _GAIN_OVER_OTHERS,
         m.over_others,
         None,
         float(saber.summary.is_correct.mean()) - m.over_others[0],
-    )
+    ) + _unequal(saber, "theirs", others)
     for spec, name, claimed in _ABLATIONS:
         other = find(m.ablations, spec)
         if other is not None and other.against is not None:
@@ -97,40 +95,59 @@ def claims(m: Measured) -> Iterator[str]:
                 (-other.against.difference, (-high, -low)),
                 other.against.p_value,
                 other.summary.is_correct.mean(),
-            ) + (
-                f" Their forwards are not equal: {saber.summary.nfe.mean():.2f} of "
-                f"Saber, {other.summary.nfe.mean():.2f} {name}."
-            )
+            ) + _unequal(saber, name, [float(other.summary.nfe.mean())])
     yield _premise_claim(m)
     yield ""
     yield _backtracking(m)
 
 
+def _unequal(saber: Judged, name: str, others: Sequence[float]) -> str:
+    """A remark on mean forwards of Saber and of what it is compared with."""
+    own = float(saber.summary.nfe.mean())
+    if not others or all(nfe == own for nfe in others):
+        return ""
+    told = ", ".join(f"{nfe:.2f}" for nfe in others)
+    return f" The forwards are not equal: {own:.2f} of Saber, {told} {name}."
+
+
 def _premise_claim(m: Measured) -> str:
     """Whether candidates grow more confident as context grows."""
-    slope, (low, high) = m.slope
+    growth, (low, high) = m.growth
     found = "reproduced" if low > 0 else "not reproduced" if high < 0 else "unclear"
     return (
         "- Candidates grow more confident as context grows, which acceleration rests "
-        f"on: measured slope {slope:+.3f} ({low:+.3f} to {high:+.3f}): **{found}** "
-        "with one token a step."
+        f"on: in a step that leaves it undecided a blank's candidate gains "
+        f"{growth:+.4f} of probability ({low:+.4f} to {high:+.4f}): **{found}** with "
+        "one token a step."
     )
 
 
-def _speed_claim(main: Judged) -> str:
+def _speed_claim(main: Judged, controls: Sequence[float]) -> str:
+    """What is said of the time, beside rules that only noise can make faster."""
     total, low, high = main.speed_up
     if main.num_calls < 2:
         return (
             f"- Speed-up: published {_SPEED_UP:.1f} times, measured {total:.2f} in a "
             "single call: **unclear**, for one call has no range."
         )
+    why = f"The forwards fell {main.nfe_gain:.2f} times, the time {total:.2f} times."
+    nothing = max([1.0, *controls])
+    if nothing > 1:
+        why += (
+            " A rule that takes the very forwards of one token a step was up to "
+            f"{nothing:.2f} times as fast in the same calls: no speed-up up to that is "
+            "told from noise."
+        )
     return _gain_claim(
-        "Speed-up",
-        _SPEED_UP,
-        total,
-        (low, high),
-        f"range of {main.num_calls} calls",
-        f"The forwards fell {main.nfe_gain:.2f} times, the time {total:.2f} times.",
+        *(
+            "Speed-up",
+            _SPEED_UP,
+            total,
+            (low, high),
+            f"range of {main.num_calls} calls",
+        ),
+        why,
+        nothing,
     )
 
 
@@ -154,21 +171,17 @@ def _backtracking(m: Measured) -> str:
         return text
     difference, (low, high) = m.gap
     text += (
-        " Per answer, wrong ones have "
-        f"{100 * difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}) more "
+        f" Per answer, wrong ones have {change(difference, (low, high))} points more "
         "of them than right ones: "
     )
     if low > 0:
         return text + "a loss is a sign of an error, as backtracking assumes."
     return text + (
-        "a loss alone is no sign of an error here. What backtracking gains over Saber "
-        "without it must then come from deciding fewer tokens a step, or from which of "
-        "the committed tokens lose most."
+        "how many lose is no sign of an error here (which tokens of an answer are the "
+        "wrong ones was not looked at). What backtracking gains over Saber without it "
+        "must then come from deciding fewer tokens a step, or from which of the "
+        "committed tokens lose most."
     )
-
-
-def _tokens_per_forward(j: Judged) -> float:
-    return float(j.summary.num_tokens.sum() / j.summary.nfe.sum())
 
 
 def _accuracy_claim(
@@ -204,7 +217,7 @@ def _accuracy_claim(
         )
     return (
         f"- {name}: published {100 * claimed:+.1f} points, measured "
-        f"{points(difference, measured[1])}{remark}: **{found}**. {why}"
+        f"{change(difference, measured[1])}{remark}: **{found}**. {why}"
     )
 
 
@@ -215,9 +228,10 @@ def _gain_claim(
     interval: tuple[float, float],
     kind: str,
     why: str,
+    nothing: float = 1.0,
 ) -> str:
     low, high = interval
-    found = verdict(low, high, 1, claimed)
+    found = verdict(low, high, nothing, claimed)
     return (
         f"- {name}: published {claimed:.1f} times, measured {value:.2f} ({kind} "
         f"{low:.2f} to {high:.2f}): **{found}**."

@@ -78,6 +78,11 @@ class Judged:
     speed_up: tuple[float, float, float]
     num_calls: int
 
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens of answers, without EOS and what follows it, that a forward writes."""
+        return float(self.summary.num_tokens.sum() / self.summary.nfe.sum())
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
@@ -98,6 +103,7 @@ class Measured:
       cases: printed examples: title and text.
       rise: see `saber_analysis.rise`.
       slope: see `saber_analysis.slope`.
+      growth: see `saber_analysis.growth`.
       drift: see `saber_analysis.drift`.
       falls: see `saber_analysis.falls`, of right and of wrong answers.
       gap: see `saber_analysis.gap`, of losses above DEPTH.
@@ -117,6 +123,7 @@ class Measured:
     cases: list[tuple[str, str]]
     rise: list[dict[str, Any]]
     slope: tuple[float, tuple[float, float]]
+    growth: tuple[float, tuple[float, float]]
     drift: list[dict[str, Any]]
     falls: dict[str, dict[str, Any]]
     gap: tuple[float, tuple[float, float]] | None
@@ -215,6 +222,7 @@ def measure(
         cases=[*show("with", fixed), *show("without", broken)],
         rise=saber_analysis.rise(watched),
         slope=saber_analysis.slope(watched),
+        growth=saber_analysis.growth(watched),
         drift=saber_analysis.drift(watched),
         falls={
             "right": saber_analysis.falls(watched, is_correct, DEPTHS),
@@ -287,6 +295,19 @@ def compare(
             )
         )
     return made
+
+
+def alike(judged: Sequence[Judged]) -> list[float]:
+    """Speed-ups of rules that take the very forwards of the first.
+
+    What they are beside 1 is noise of the machine, and the cost of the rules.
+    """
+    base = judged[0].summary
+    return [
+        j.speed_up[0]
+        for j in judged[1:]
+        if j.num_calls and (j.summary.nfe == base.nfe).all()
+    ]
 
 
 def find(judged: Sequence[Judged], spec: str) -> Judged | None:

@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from dlm_jax import figures
-from dlm_jax.saber_claims import claims, points
-from dlm_jax.saber_measure import DEPTHS, Judged, Measured, find
-from dlm_jax.tables import markdown
+from dlm_jax.saber_claims import claims
+from dlm_jax.saber_measure import DEPTHS, Judged, Measured, alike, find
+from dlm_jax.tables import change, markdown
 
 
 def write(
@@ -38,8 +38,8 @@ def write(
         [
             {"y": y, "label": label, "low": f"{y}_low", "high": f"{y}_high"}
             for y, label in (
-                ("mean", "mean p, undecided blanks"),
-                ("best", "p of the best blank"),
+                ("mean", "probability, mean of\nundecided blanks"),
+                ("best", "probability of\nthe surest blank"),
             )
         ],
         {m.task: m.rise for m in measured},
@@ -52,11 +52,16 @@ def write(
         [
             {
                 "y": "mean",
-                "label": "p now - p at commit",
+                "label": "change of probability,\n10 to 90 % of tokens",
                 "low": "q10",
                 "high": "q90",
             },
-            {"y": "fell", "label": "share that fell"},
+            {
+                "y": "fell",
+                "label": "share of tokens\nthat fell",
+                "low": "fell_low",
+                "high": "fell_high",
+            },
         ],
         {m.task: m.drift for m in measured},
         x="age",
@@ -84,9 +89,9 @@ def write(
         "",
         "Above: means and 95 % intervals over generations. Below: mean and 10 to 90 % "
         "quantiles over tokens, and the share of tokens whose confidence is lower than "
-        "at their commit. A model of masked diffusion is trained on masked tokens "
-        "alone: what it says of one that it sees is what Saber reads, but nothing made "
-        "it a probability.",
+        "at their commit, with its 95 % interval over generations. A model of masked "
+        "diffusion is trained on masked tokens alone: what it says of one that it sees "
+        "is what Saber reads, but nothing made it a probability.",
         "",
     ]
     for m in measured:
@@ -102,14 +107,17 @@ def _premises(m: Measured) -> Iterator[str]:
     first, last = m.rise[0], m.rise[-1]
     lowest = min(m.rise, key=lambda point: point["mean"])
     slope, (low, high) = m.slope
-    change = "rises" if low > 0 else "falls" if high < 0 else "neither rises nor falls"
+    growth, (least, most) = m.growth
+    moves = "rises" if low > 0 else "falls" if high < 0 else "neither rises nor falls"
     yield (
-        f"**{m.task}**: the mean confidence of undecided blanks {change} along a "
-        f"generation (slope {slope:+.3f}, {low:+.3f} to {high:+.3f}, from all blanks "
-        f"undecided to none). It is {first['mean']:.3f} at {first['decided']:.0%} "
-        f"decided, {last['mean']:.3f} at {last['decided']:.0%}, and lowest at "
-        f"{lowest['decided']:.0%}: {lowest['mean']:.3f}. The surest blanks are decided "
-        "first, which lowers the mean of those that are left, whatever context does. "
+        f"**{m.task}**: a blank that a step leaves undecided gains {growth:+.4f} of "
+        f"probability in it ({least:+.4f} to {most:+.4f}). The mean over those that "
+        f"are left {moves} along a generation (slope {slope:+.3f}, {low:+.3f} to "
+        f"{high:+.3f}, from all blanks undecided to none). It is {first['mean']:.3f} "
+        f"at {first['decided']:.0%} decided, {last['mean']:.3f} at "
+        f"{last['decided']:.0%}, and lowest at {lowest['decided']:.0%}: "
+        f"{lowest['mean']:.3f}. The surest blanks are decided first, which lowers the "
+        "mean of those that are left, whatever context does. "
         "Committed tokens whose confidence was later lower:"
     )
     yield ""
@@ -188,7 +196,7 @@ def _table(judged: Sequence[Judged], has_time: bool) -> str:
                 f"{int(result.is_correct.sum())} of {result.is_correct.size}",
                 f"{result.is_correct.mean():.1%}",
                 f"{low_high[0]:.1%} to {low_high[1]:.1%}",
-                points(against.difference, against.interval) if against else "",
+                change(against.difference, against.interval) if against else "",
                 f"{against.num_first_only} / {against.num_second_only}"
                 if against
                 else "",
@@ -210,16 +218,11 @@ def _table(judged: Sequence[Judged], has_time: bool) -> str:
 
 def _noise(judged: Sequence[Judged]) -> str:
     """How much speed-ups of samplers differ that take one forward a token alike."""
-    base = judged[0]
-    alike = [
-        j.speed_up[0]
-        for j in judged[1:]
-        if j.num_calls and (j.summary.nfe == base.summary.nfe).all()
-    ]
-    if not alike:
+    found = alike(judged)
+    if not found:
         return ""
     return (
         "Rules that take the very forwards of the first have speed-ups from "
-        f"{min(alike):.2f} to {max(alike):.2f}: so much is noise of the machine and "
+        f"{min(found):.2f} to {max(found):.2f}: so much is noise of the machine and "
         "the cost of the rules themselves."
     )

@@ -37,6 +37,11 @@ def between(interval: tuple[float, float]) -> str:
     return " to ".join(map(points, interval))
 
 
+def change(difference: float, interval: tuple[float, float]) -> str:
+    """A difference of accuracies in percentage points, and its interval."""
+    return f"{points(difference)} ({between(interval)})"
+
+
 def accuracy(results: Sequence[Summary]) -> str:
     """Accuracy, forwards and speed of samplers on a task.
 

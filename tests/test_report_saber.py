@@ -1,5 +1,7 @@
 """The report on Saber: what is watched, compared and said of it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,6 +166,8 @@ def test_drift_and_falls_count_from_the_commit(watched):
     np.testing.assert_allclose(points[1]["mean"], 0.05)
     assert [p["fell"] for p in points] == [0, 0.5, 0]
     assert [p["num"] for p in points] == [4, 2, 1]
+    # None fell, or there is one generation: a resample changes nothing.
+    assert all((p["fell_low"], p["fell_high"]) == (p["fell"],) * 2 for p in points)
     assert saber_analysis.drift(watched, min_tokens=2) == points[:2]
     everything = np.array([True, True])
     falls = saber_analysis.falls(watched, everything, (0.0, 0.05, 0.2))
@@ -179,6 +183,21 @@ def test_slope_is_of_each_generation_over_what_is_decided(watched):
     # Row 0: means 0.4, 0.4, 0.5 at 0, 1/3, 2/3 decided; row 1 has one forward only.
     assert slope == pytest.approx(0.15)
     assert low == high == pytest.approx(slope)
+
+
+def test_growth_is_of_blanks_and_not_of_which_are_left(watched):
+    growth, interval = saber_analysis.growth(watched)
+    # 0.2 to 0.3, 0.4 to 0.5, 0.3 to 0.5; row 1 has no blank that outlives a step.
+    assert growth == pytest.approx((0.1 + 0.1 + 0.2) / 3)
+    assert interval == pytest.approx((growth, growth))
+    # The surest goes first: what is left has a lower mean, though each blank grew.
+    confidence = np.array([[[0.9, 0.1], [0.99, 0.2], [1.0, 0.3]]])
+    is_mask = np.array([[[1, 1], [0, 1], [0, 0]]], bool)
+    surest = saber_analysis.Watched(
+        confidence, is_mask, np.array([[0, 1]]), np.array([2])
+    )
+    assert saber_analysis.slope(surest)[0] < 0
+    assert saber_analysis.growth(surest)[0] == pytest.approx(0.1)
 
 
 def test_gap_is_of_shares_in_wrong_and_right_generations(watched):
@@ -255,6 +274,28 @@ def test_verdict_follows_from_the_interval(low, high, expected):
     assert saber_claims.verdict(low, high, 0, 0.019) == expected
     # The same of a ratio, where nothing is 1.
     assert saber_claims.verdict(1 + low, 1 + high, 1, 1.019) == expected
+
+
+@pytest.mark.parametrize(
+    ("controls", "expected"),
+    [
+        ([], "reproduced in direction, smaller than published"),
+        ([0.9, 1.05], "reproduced in direction, smaller than published"),
+        ([1.3], "not reproduced"),
+    ],
+)
+def test_a_speed_up_must_exceed_that_of_equal_forwards(controls, expected):
+    records = records_of("saber", [True] * 4, 10, [1.0], 4)
+    (summary,) = evaluation.summaries(records)
+    (main,) = saber_measure.compare(
+        records, {summary.sampler: summary}, ["saber"], "saber"
+    )
+    main = dataclasses.replace(
+        main, speed_up=(1.3, 1.1, 1.5), num_calls=4, nfe_gain=1.4
+    )
+    said = saber_claims._speed_claim(main, controls)
+    assert f"**{expected}**" in said
+    assert ("told from noise" in said) == (max(controls, default=0) > 1)
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,11 @@ class Summary:
     seconds: float
     compile_seconds: float
 
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens of answers, without EOS and what follows it, that a forward writes."""
+        return float(self.num_tokens.sum() / max(self.nfe.sum(), 1))
+
 
 def summaries(records: Sequence[Mapping[str, Any]]) -> list[Summary]:
     """Records by sampler, in the order of their first ones.

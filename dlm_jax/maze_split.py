@@ -219,20 +219,27 @@ def matched_table(splits: Mapping[str, Split]) -> str:
 
 
 def nearest(spec: str, splits: Mapping[str, Split]) -> str | None:
-    """The fixed-k sampler whose mean NFE is nearest by ratio; None if 1.5 away."""
+    """The fixed-k sampler whose mean NFE is nearest by ratio; None if 1.5 away.
+
+    One token a step is none of them: it has no joint dependence error by definition.
+    """
     here = splits[spec].num_steps.mean()
 
     def distance(name: str) -> float:
         return abs(math.log(splits[name].num_steps.mean() / here))
 
-    fixed = [name for name in splits if _gamma(name) is None]
+    fixed = [
+        name
+        for name in splits
+        if _gamma(name) is None and splits[name].dependence_error.any()
+    ]
     best = min(fixed, key=distance, default=None)
     return best if best and distance(best) < math.log(1.5) else None
 
 
 def _matches(splits: Mapping[str, Split]) -> dict[str, str]:
-    """The nearest fixed k of every bound that has one."""
-    bounds = [spec for spec in splits if _gamma(spec) is not None]
+    """The nearest fixed k of every finite bound that has one."""
+    bounds = [spec for spec in splits if _is_finite(spec)]
     found = {spec: nearest(spec, splits) for spec in bounds}
     return {spec: name for spec, name in found.items() if name is not None}
 
@@ -258,7 +265,6 @@ def sentences(splits: Mapping[str, Split]) -> list[str]:
         {
             spec: splits[spec].dependence_error - splits[name].dependence_error
             for spec, name in _matches(splits).items()
-            if spec in bounds
         }
     )
     than = "than that of the fixed k nearest in forwards"

@@ -49,6 +49,7 @@ class Pairing:
       interval: of the difference, so wide that those of all pairings of a task hold
         together with 95 % confidence (Bonferroni).
       ratio: mean NFE of the baseline by that of the sampler.
+      tokens_per_forward: see `evaluation.Summary`.
       is_within: its accuracy is not below the baseline's 95 % interval, and the ratio
         is at least the claim's.
       own_order: sampler less one token a step in the sampler's own order: what
@@ -61,6 +62,7 @@ class Pairing:
     comparison: statistics.Comparison
     interval: tuple[float, float]
     ratio: float
+    tokens_per_forward: float
     is_within: bool
     own_order: statistics.Comparison
 
@@ -98,6 +100,7 @@ def pair(
                 comparison=statistics.compare(*pair_of),
                 interval=statistics.compare(*pair_of, confidence).interval,
                 ratio=ratio,
+                tokens_per_forward=own.tokens_per_forward,
                 is_within=accuracy >= low and ratio >= claim.min_ratio,
                 own_order=statistics.compare(own.is_correct[0], one.is_correct[0]),
             )
@@ -122,7 +125,7 @@ def pair_table(pairings: Sequence[Pairing]) -> str:
     rows = [
         [
             *("sampler", "accuracy", "difference", "95 % interval", "McNemar p"),
-            *("NFE ratio", "within, and fast enough"),
+            *("NFE ratio", "tokens / forward", "within, and fast enough"),
             *("beside its own order", "95 % interval"),
         ]
     ]
@@ -135,6 +138,7 @@ def pair_table(pairings: Sequence[Pairing]) -> str:
                 between(p.comparison.interval),
                 f"{p.comparison.p_value:.2g}",
                 f"{p.ratio:.2f}",
+                f"{p.tokens_per_forward:.2f}",
                 "yes" if p.is_within else "no",
                 points(p.own_order.difference),
                 between(p.own_order.interval),
@@ -171,7 +175,8 @@ def verdict(
     if held:
         best = max(held, key=lambda p: p.ratio)
         sentence = (
-            f"`{best.sampler}` takes {best.ratio:.2f} times fewer forwards and changes "
+            f"`{best.sampler}` takes {best.ratio:.2f} times fewer forwards (each "
+            f"writes {best.tokens_per_forward:.2f} tokens of an answer) and changes "
             f"accuracy by {points(best.comparison.difference)} points (joint interval "
             f"{between(best.interval)}), which excludes a loss of "
             f"{100 * claim.margin:g}"
@@ -338,15 +343,19 @@ def _task_part(path: pathlib.Path, own: Section, claim: Claim) -> list[str]:
         f"## {own.task}",
         f"![Accuracy against forwards: {own.task}]({figure.name})",
         "The area is the mean accuracy for a budget of forwards drawn evenly in its "
-        f"logarithm. {front_sentence(own)}",
+        "logarithm, 0 where no tested point is that cheap. Lines that are not seen lie "
+        f"under others. {front_sentence(own)}",
         sweeps.table(own.points),
         f"Beside one-token `low_confidence` ({own.base.is_correct.mean():.1%} right, "
-        f"NFE {own.base.nfe.mean():.2f}) on the same {num} examples; differences in "
-        "percentage points. Within, and fast enough: accuracy not below the interval "
-        f"of one-token decoding, with at least {claim.min_ratio:g} times fewer "
-        "forwards. Beside its own order: the difference from one token a step in the "
-        "order of the sampler's own proxy, so what is lost by committing several at "
-        "once alone.",
+        f"NFE {own.base.nfe.mean():.2f}, {own.base.tokens_per_forward:.2f} tokens of "
+        f"an answer a forward) on the same {num} examples; differences in percentage "
+        "points. Tokens are those before EOS: where one token at a time writes less "
+        "than one a forward, the rest fills the blanks behind an answer, and what a "
+        "sampler saves of that is in its NFE ratio too. Within, and fast enough: "
+        "accuracy not below the interval of one-token decoding, with at least "
+        f"{claim.min_ratio:g} times fewer forwards. Beside its own order: the "
+        "difference from one token a step in the order of the sampler's own proxy, so "
+        "what is lost by committing several at once alone.",
         pair_table(own.pairings),
     ]
 

@@ -70,10 +70,10 @@ def claims(m: Measured) -> Iterator[str]:
             main.nfe_gain,
             main.nfe_interval,
             "95 % interval",
-            f"A forward writes {main.tokens_per_forward:.2f} tokens of the answer, of "
-            f"`{base.spec}` {base.tokens_per_forward:.2f} (the others write what fills "
-            f"the blanks behind an answer), and there are {m.gen_length} blanks at "
-            f"most instead of {_PUBLISHED_LENGTH}.",
+            f"A forward writes {main.summary.tokens_per_forward:.2f} tokens of the "
+            f"answer, of `{base.spec}` {base.summary.tokens_per_forward:.2f} (the rest "
+            "fills the blanks behind an answer), and there are "
+            f"{m.gen_length} blanks at most instead of {_PUBLISHED_LENGTH}.",
         )
         yield _speed_claim(main, alike(m.compared))
     found = [find(m.compared, spec) for spec in m.others]

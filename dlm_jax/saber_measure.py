@@ -78,11 +78,6 @@ class Judged:
     speed_up: tuple[float, float, float]
     num_calls: int
 
-    @property
-    def tokens_per_forward(self) -> float:
-        """Tokens of answers, without EOS and what follows it, that a forward writes."""
-        return float(self.summary.num_tokens.sum() / self.summary.nfe.sum())
-
 
 @dataclasses.dataclass(frozen=True)
 class Measured:

@@ -57,7 +57,6 @@ def accuracy(results: Sequence[Summary]) -> str:
     for result in results:
         low, high = statistics.accuracy_interval(result.is_correct)
         quantiles = np.quantile(result.nfe, [0.1, 0.5, 0.9])
-        num_tokens = result.num_tokens.sum()
         rows.append(
             [
                 short_spec(parse(result.sampler)),
@@ -67,8 +66,8 @@ def accuracy(results: Sequence[Summary]) -> str:
                 f"{low:.1%} - {high:.1%}",
                 f"{result.nfe.mean():.2f}",
                 " - ".join(f"{q:.0f}" for q in quantiles),
-                f"{num_tokens / max(result.nfe.sum(), 1):.2f}",
-                f"{num_tokens / result.seconds:.0f}",
+                f"{result.tokens_per_forward:.2f}",
+                f"{result.num_tokens.sum() / result.seconds:.0f}",
                 f"{result.seconds:.1f}",
                 f"{result.compile_seconds:.1f}",
             ]

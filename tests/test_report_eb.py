@@ -43,7 +43,9 @@ def few_resamples(monkeypatch):
 def summary(spec, num_right, num, nfe):
     full = samplers.canonical_spec(spec)
     is_correct = np.arange(num)[None] < num_right
-    return Summary(full, is_correct, np.full((1, num), nfe), np.ones((1, num)), 1.0, 0)
+    return Summary(
+        full, is_correct, np.full((1, num), nfe), np.full((1, num), 30), 1.0, 0
+    )
 
 
 def section_of(rights, nfes, num=1000):
@@ -68,6 +70,7 @@ def test_pairings_are_differences_on_the_same_examples():
     )
     assert first.comparison.p_value == pytest.approx(2 * 0.5**20)
     assert first.ratio == 5.0 and second.ratio == 2.0
+    assert (first.tokens_per_forward, second.tokens_per_forward) == (3, 1.2)
     assert first.own_order.difference == pytest.approx(0.38)
     assert second.own_order.difference == pytest.approx(0.41)
     # Two intervals that hold together are each wider than one alone.
@@ -170,6 +173,11 @@ def test_sentences_on_the_split_follow_from_intervals():
         "At gamma 2, the joint dependence error is larger than that of the fixed k "
         "nearest in forwards.",
     ]
+    # One token a step depends on nothing: no bound is compared with it.
+    alone = split_of(20, 1.0, 0.0)
+    splits["entropy(schedule=fixed(k=1))"] = alone
+    assert maze_split.nearest("entropy_bound(gamma=0.1)", splits).endswith("k=4))")
+    del splits["entropy(schedule=fixed(k=1))"]
     rows = [line.split("|")[1:-1] for line in maze_split.table(splits).splitlines()[2:]]
     assert [row[1].strip() for row in rows] == [
         "20.00",
@@ -192,7 +200,7 @@ def test_a_report_holds_its_numbers_and_figures(tmp_path):
     assert text.splitlines()[2] == "    the command"
     assert "Set. Measured on a cpu." in text
     assert "- sudoku: **reproduced**: `entropy_bound(gamma=0.1)`" in text
-    assert "90.0% right, NFE 50.00" in text
+    assert "90.0% right, NFE 50.00, 0.60 tokens of an answer a forward" in text
     for figure in re.findall(r"\]\((.*?\.png)\)", text):
         assert (path.parent / figure).read_bytes().startswith(b"\x89PNG")
     assert "Where the error comes from" not in text

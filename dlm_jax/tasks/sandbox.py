@@ -14,12 +14,16 @@ and so does every outcome:
 
 - namespaces: an empty root with the library mounted read only; no other process, no
   network.
-- landlock: no file but the library can be read, none written or made; installed
-  packages are left out, as they may hold answers.
-- seccomp: no new process or thread, no socket, no signal, none of the other calls of
-  `_sandbox_layers`.
-- rlimits: CPU time, memory, size of files (none can be written), descriptors,
-  processes. With these alone a program can read what its user can, so they stop
+- landlock: no file but the library can be read, none opened for writing, made, moved
+  or removed; installed packages are left out, as they may hold answers. By itself it
+  lets owner, mode, times and attributes of the user's files be changed, and before
+  Linux 6.2 lets them be emptied: that is seccomp's.
+- seccomp: no new process or thread, no socket, no signal, no other process's schedule,
+  memory or messages; no file's owner, mode, times or attributes changed, none emptied;
+  none of the other calls of `_sandbox_layers`. By itself it lets a program read, make,
+  change and remove files as its user can.
+- rlimits: CPU time, memory, size of files (none grows), descriptors, processes. With
+  these alone a program can do with files what its user can, but fill them, so they stop
   accidents, not attacks. macOS has only these, and does not bound memory.
 
 Linux without namespaces, as in most containers, has the other three.

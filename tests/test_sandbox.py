@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -664,6 +665,70 @@ def test_memory_is_bounded(body):
     outcome = judged(f"def f(x):\n    {body}", limits)
     assert outcome.status == "memory"
     assert "MemoryError" in outcome.reason
+
+
+@pytest.mark.parametrize("num_late", [1, 2])
+@pytest.mark.parametrize("is_checked", [False, True])
+def test_a_late_start_is_tried_again_and_is_never_an_answer(
+    num_late, is_checked, monkeypatch
+):
+    layers = sandbox.strongest_layers()
+    commands = []
+
+    class Late(subprocess.Popen):
+        def __init__(self, command, **options):
+            commands.append(command)
+            is_late = len(commands) <= num_late
+            super().__init__(["sleep", "600"] if is_late else command, **options)
+            seconds = 0.3 if len(commands) < num_late else 60.0
+            monkeypatch.setattr(_sandbox_process, "_START_SECONDS", seconds)
+
+    sandbox.calls("f = abs", "f", [(1,)], PATIENT)  # what is asked once per process
+    monkeypatch.setattr(_sandbox_process, "_START_SECONDS", 0.3)
+    monkeypatch.setattr(subprocess, "Popen", Late)
+
+    def judge():
+        source = "def f(x): return 4"
+        if is_checked:
+            return checked(source, "assert candidate(2) == 4", layers=layers)
+        return judged(source, layers=layers)
+
+    if num_late == 2:
+        message = "did not start: not done after 0.3 s of wall time"
+        with pytest.raises(sandbox.SandboxError, match=message):
+            judge()
+        assert len(commands) == 2
+    else:
+        assert judge().is_passed
+
+
+def test_a_slow_start_takes_no_time_from_the_program(monkeypatch):
+    popen = subprocess.Popen
+
+    def slow(*arguments, **options):
+        time.sleep(2.6)
+        return popen(*arguments, **options)
+
+    layers = sandbox.strongest_layers()
+    sandbox.calls("f = abs", "f", [(1,)], PATIENT)
+    monkeypatch.setattr(subprocess, "Popen", slow)
+    outcome = judged("def f(x): return 4", Limits(wall_seconds=2.5), layers=layers)
+    assert outcome.is_passed and outcome.seconds > 2.5
+
+
+def test_a_busy_machine_costs_no_layer(monkeypatch):
+    if not sandbox.strongest_layers():
+        pytest.skip("not on this system")
+    sandbox.calls("f = abs", "f", [(1,)], PATIENT)
+    _sandbox_process._probe.cache_clear()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(_sandbox_process, "_START_SECONDS", 1e-3)
+            with pytest.raises(sandbox.SandboxError, match="did not start"):
+                sandbox.isolation()
+    finally:
+        _sandbox_process._probe.cache_clear()
+    assert sandbox.isolation() != "rlimits"
 
 
 def test_waiting_is_bounded():

@@ -59,8 +59,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """Parses flags, runs main and exits: 1 after bad input, with one line on stderr.
 
     Bad input is a wrong flag, an `InputError`, or what the machine refuses: an
-    `OSError` (disk full, permission denied), or memory on a device. Any other exception
-    is a defect and keeps its traceback.
+    `OSError` (disk full, permission denied, a sandbox that does not start), or memory
+    on a device. Any other exception is a defect and keeps its traceback.
     """
 
     def guarded(argv: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from absl import app, flags
 
+from dlm_jax.tasks import _sandbox_process, sandbox
 from experiments import _app
 
 CONFIG = """
@@ -94,6 +95,18 @@ def test_too_little_memory_is_one_line_and_a_defect_is_not(run):
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         run(main=fail)
+
+
+def test_a_sandbox_that_does_not_start_is_one_line(run, monkeypatch):
+    monkeypatch.setattr(_sandbox_process, "_START_SECONDS", 1e-3)
+    tests = [((2,), 4)]
+    status, _, error = run(
+        main=lambda _: sandbox.run_tests("f = abs", "f", tests, layers=())
+    )
+    assert status == 1
+    assert error == (
+        "error: a sandbox did not start: not done after 0.001 s of wall time\n"
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["--config.num_examples=5"]])

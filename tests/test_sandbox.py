@@ -2,6 +2,8 @@
 
 import collections
 import concurrent.futures
+import contextlib
+import ctypes
 import json
 import math
 import os
@@ -10,8 +12,10 @@ import platform
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -31,12 +35,17 @@ PATIENT = Limits(wall_seconds=60.0)
 IS_LINUX = sys.platform == "linux"
 
 ATTEMPTS = """
-import ctypes, os, socket, subprocess, threading
+import ctypes, fcntl, os, signal, socket, struct, subprocess, threading
 
 libc = ctypes.CDLL(None, use_errno=True)
 limit = ctypes.create_string_buffer(16)
+buffer = ctypes.create_string_buffer(1024)
+is_arm = os.uname().machine == "aarch64"
 
-def attempt(parent, secret, package, port):
+def attempt(parent, secret, package, port, victim, shared):
+    key, memory, semaphores, messages, queue = shared
+    reader, writer = os.pipe()
+
     def read(path):
         with open(path, "rb") as file:
             file.read(1)
@@ -52,6 +61,27 @@ def attempt(parent, secret, package, port):
     def native(name, *arguments):
         if getattr(libc, name)(*arguments) < 0:
             raise OSError(ctypes.get_errno(), name)
+
+    def call(number, arm_number, *arguments):
+        native("syscall", arm_number if is_arm else number, *arguments)
+
+    def attach():
+        if libc.shmat(memory, 0, 0o10000) == -1:
+            raise OSError(ctypes.get_errno(), "shmat")
+
+    def opened(act):
+        descriptor = os.open(secret, os.O_RDONLY)
+        try:
+            return act(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def kill_by_pipe():
+        fcntl.fcntl(reader, fcntl.F_SETOWN, victim)
+        fcntl.fcntl(reader, 10, signal.SIGKILL)
+        state = fcntl.fcntl(reader, fcntl.F_GETFL)
+        fcntl.fcntl(reader, fcntl.F_SETFL, state | os.O_ASYNC)
+        os.write(writer, b"x")
 
     attempts = {
         "read a file": lambda: read(secret),
@@ -74,6 +104,79 @@ def attempt(parent, secret, package, port):
         "start a program": lambda: subprocess.run(["/bin/true"], check=True),
         "become another program": lambda: os.execv("/nowhere", ["x"]),
         "leave the session": os.setsid,
+        "change a mode": lambda: os.chmod(secret, 0o600),
+        "change an open file's mode": lambda: opened(lambda x: os.fchmod(x, 0o600)),
+        "change a mode, flags given": lambda: call(
+            452, 452, -100, secret.encode(), 0o600, 0
+        ),
+        "change an owner": lambda: os.chown(secret, os.getuid(), os.getgid()),
+        "change a link's owner": lambda: os.lchown(secret, os.getuid(), os.getgid()),
+        "change an open file's owner": lambda: opened(
+            lambda x: os.fchown(x, os.getuid(), os.getgid())
+        ),
+        "change times": lambda: os.utime(secret, (1, 1)),
+        "change an open file's times": lambda: opened(lambda x: os.utime(x, (1, 1))),
+        "set an attribute": lambda: os.setxattr(secret, "user.x", b"1"),
+        "set an open file's attribute": lambda: opened(
+            lambda x: os.setxattr(x, "user.x", b"1")
+        ),
+        "remove an attribute": lambda: os.removexattr(secret, "user.y"),
+        # That there is no need to dump it, beside what all files of ext4 have.
+        "set a file's flags": lambda: opened(
+            lambda x: fcntl.ioctl(x, 0x40086602, struct.pack("l", 0x80040))
+        ),
+        "truncate a file": lambda: os.truncate(secret, 0),
+        "truncate a file for reading": lambda: os.close(
+            os.open(secret, os.O_RDONLY | os.O_TRUNC)
+        ),
+        "truncate a file in a new way": lambda: call(
+            437, 437, -100, secret.encode(), struct.pack("3Q", os.O_TRUNC, 0, 0), 24
+        ),
+        "bind a process to a core": lambda: os.sched_setaffinity(
+            victim, {min(os.sched_getaffinity(0))}
+        ),
+        "make a process idle": lambda: os.sched_setscheduler(
+            victim, os.SCHED_IDLE, os.sched_param(0)
+        ),
+        "set a process's priority": lambda: os.sched_setparam(
+            victim, os.sched_param(0)
+        ),
+        "set a process's schedule": lambda: call(
+            314, 274, victim, struct.pack("IIQiIQQQ", 48, 5, 0, 0, 0, 0, 0, 0), 0
+        ),
+        "make a process's reading idle": lambda: call(251, 30, 1, victim, 3 << 13),
+        "move a process's pages": lambda: call(
+            279, 239, victim, 0, None, None, None, 0
+        ),
+        "take a process's pages to a node": lambda: call(
+            256, 238, victim, 2, struct.pack("Q", 1), struct.pack("Q", 1)
+        ),
+        "find shared memory": lambda: native("shmget", key, 0, 0),
+        "attach shared memory": attach,
+        "ask about shared memory": lambda: native("shmctl", memory, 2, buffer),
+        "find semaphores": lambda: native("semget", key, 0, 0),
+        "raise a semaphore": lambda: native(
+            "semop", semaphores, struct.pack("Hhh", 0, 1, 0), 1
+        ),
+        "raise a semaphore in time": lambda: native(
+            "semtimedop", semaphores, struct.pack("Hhh", 0, 1, 0), 1, None
+        ),
+        "set a semaphore": lambda: native("semctl", semaphores, 0, 16, 3),
+        "find messages": lambda: native("msgget", key, 0),
+        "send a message": lambda: native(
+            "msgsnd", messages, struct.pack("l8s", 1, b"x" * 8), 8, 0o4000
+        ),
+        "take a message": lambda: native("msgrcv", messages, buffer, 8, 0, 0o4000),
+        "ask about messages": lambda: native("msgctl", messages, 2, buffer),
+        "open a named queue": lambda: native("mq_open", queue, os.O_RDWR),
+        "remove a named queue": lambda: native("mq_unlink", queue),
+        "name who gets signals": lambda: fcntl.fcntl(reader, fcntl.F_SETOWN, victim),
+        "name whose thread gets signals": lambda: fcntl.fcntl(
+            reader, 15, struct.pack("ii", 1, victim)
+        ),
+        "name the signal": lambda: fcntl.fcntl(reader, 10, signal.SIGUSR1),
+        "kill a process by a pipe": kill_by_pipe,
+        # In a user namespace of its own a program has no owner to give.
         "mount": lambda: native("mount", b"none", b"/", b"tmpfs", 0, None),
         "unshare": lambda: native("unshare", 0x10000000),
         "hide memory in a file": lambda: os.memfd_create("x"),
@@ -88,7 +191,8 @@ def attempt(parent, secret, package, port):
             # To be told that there is no program is to have been allowed to start it.
             if name == "become another program":
                 done.append(name)
-        except (OSError, RuntimeError, subprocess.SubprocessError):
+        # AttributeError: a function that this system does not have.
+        except (OSError, AttributeError, RuntimeError, subprocess.SubprocessError):
             pass
         else:
             done.append(name)
@@ -106,10 +210,100 @@ FILES = {
     "write in /tmp",
     "make a directory",
 }
+# Another process of the user, who has no capabilities even if root tests.
+VICTIM = """
+import ctypes, time
+if hasattr(libc := ctypes.CDLL(None), "capset"):
+    libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+print(flush=True)
+time.sleep(100)
+"""
+STATES = {
+    "change a mode",
+    "change an open file's mode",
+    "change a mode, flags given",
+    "change an owner",
+    "change a link's owner",
+    "change an open file's owner",
+    "change times",
+    "change an open file's times",
+    "set an attribute",
+    "set an open file's attribute",
+    "remove an attribute",
+    "set a file's flags",
+    "truncate a file",
+    "truncate a file for reading",
+    "truncate a file in a new way",
+}
+# Those that open a file first, which Landlock does not allow.
+OPENED = {
+    "change an open file's mode",
+    "change an open file's owner",
+    "change an open file's times",
+    "set an open file's attribute",
+    "set a file's flags",
+    "truncate a file for reading",
+    "truncate a file in a new way",
+}
+PROCESSES = {
+    "bind a process to a core",
+    "make a process idle",
+    "set a process's priority",
+    "set a process's schedule",
+    "make a process's reading idle",
+    "move a process's pages",
+    "take a process's pages to a node",
+    "kill a process by a pipe",
+}
+MESSAGES = {
+    "find shared memory",
+    "attach shared memory",
+    "ask about shared memory",
+    "find semaphores",
+    "raise a semaphore",
+    "raise a semaphore in time",
+    "set a semaphore",
+    "find messages",
+    "send a message",
+    "take a message",
+    "ask about messages",
+    "open a named queue",
+    "remove a named queue",
+}
+SIGNALS = {
+    "name who gets signals",
+    "name whose thread gets signals",
+    "name the signal",
+}
+# Not in every kernel, and attributes not in every file system.
+OPTIONAL = {
+    "change a mode, flags given",
+    "set an attribute",
+    "set an open file's attribute",
+    "remove an attribute",
+    "set a file's flags",
+    "make a process's reading idle",
+    "move a process's pages",
+    "take a process's pages to a node",
+    "open a named queue",
+    "remove a named queue",
+}
 PROMISED = {
-    "namespaces": {*FILES, "reach a port", "signal the parent", "trace the parent"},
-    "landlock": FILES | {"trace the parent", "mount"},
+    "namespaces": {
+        *FILES,
+        *STATES,
+        *PROCESSES,
+        *MESSAGES,
+        "reach a port",
+        "signal the parent",
+        "trace the parent",
+    },
+    "landlock": FILES | OPENED | {"trace the parent", "mount"},
     "seccomp": {
+        *STATES,
+        *PROCESSES,
+        *MESSAGES,
+        *SIGNALS,
         "reach a port",
         "open a socket",
         "open a pair of sockets",
@@ -145,29 +339,83 @@ def checked(body: str, checks: str, limits=PATIENT, **options):
     )
 
 
+@contextlib.contextmanager
+def shared_objects():
+    """What processes of a user share: a key, three ids of System V, a queue's name."""
+    libc = ctypes.CDLL(None)
+    # No other process has this one's number.
+    key, queue = 0x5A000000 + os.getpid(), f"/dlm_jax_{os.getpid()}".encode()
+    mode = 0o3600  # made, and not there before
+    memory = libc.shmget(key, 4096, mode)
+    semaphores = libc.semget(key, 1, mode)
+    messages = libc.msgget(key, mode)
+    if hasattr(libc, "mq_open"):
+        libc.mq_open(queue, os.O_CREAT | os.O_RDWR, 0o600, None)
+    try:
+        assert min(memory, semaphores, messages) >= 0
+        assert libc.msgsnd(messages, struct.pack("l8s", 1, b"x" * 8), 8, 0) == 0
+        yield key, memory, semaphores, messages, queue
+    finally:
+        libc.shmctl(memory, 0, None)
+        libc.semctl(semaphores, 0, 0)
+        libc.msgctl(messages, 0, None)
+        if hasattr(libc, "mq_unlink"):
+            libc.mq_unlink(queue)
+
+
 @pytest.fixture
-def attempts(tmp_path, monkeypatch):
-    """What succeeds of ATTEMPTS under some layers, and what became of the files."""
+def attempts(tmp_path):
+    """What succeeds of ATTEMPTS under some layers, and what became of their objects."""
     secret = tmp_path / "secret"
     secret.write_text("4")
+    secret.chmod(0o644)
+    with contextlib.suppress(OSError):
+        os.setxattr(secret, "user.y", b"1")
     library = pathlib.Path(os.__file__).parent
     packages = sorted(library.glob("site-packages/*/*.py"))
     package = packages[0] if packages else library / "site-packages" / "none.py"
 
+    def state():
+        """Of the file; whatever is done to it sets its time of change."""
+        return secret.stat().st_ctime_ns, secret.read_text()
+
+    def schedule(pid):
+        return os.sched_getaffinity(pid), os.sched_getscheduler(pid)
+
     def run(layers):
-        with socket.create_server(("127.0.0.1", 0)) as server:
+        before = state()
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            shared_objects() as shared,
+            subprocess.Popen(
+                [sys.executable, "-S", "-c", VICTIM], stdout=subprocess.PIPE
+            ) as victim,
+        ):
+            victim.stdout.readline()
             port = server.getsockname()[1]
-            arguments = (os.getpid(), str(secret), str(package), port)
-            made = sandbox.calls(
-                ATTEMPTS, "attempt", [arguments], PATIENT, layers=layers
-            )
+            paths = (str(secret), str(package))
+            arguments = (os.getpid(), *paths, port, victim.pid, shared)
+            try:
+                scheduled = schedule(victim.pid)
+                made = sandbox.calls(
+                    ATTEMPTS, "attempt", [arguments], PATIENT, layers=layers
+                )
+                is_moved = schedule(victim.pid) != scheduled
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    victim.wait(0.2)
+                is_killed = victim.returncode is not None
+            finally:
+                victim.kill()
         assert made.status == "finished", made
         assert made.results[0].has_returned, made
-        return set(made.results[0].value), {path.name for path in tmp_path.iterdir()}
+        harm = {"file": state() != before, "process": is_killed or is_moved}
+        files = {path.name for path in tmp_path.iterdir()}
+        return set(made.results[0].value), files, {x for x in harm if harm[x]}
 
     return run
 
 
+@pytest.mark.skipif(not IS_LINUX, reason="there are no layers")
 @pytest.mark.parametrize(
     "layers",
     [
@@ -180,16 +428,18 @@ def test_no_attempt_succeeds_that_a_layer_promises_to_stop(layers, attempts):
     layers = sandbox.strongest_layers() if layers is None else layers
     if not set(layers) <= set(sandbox.strongest_layers()):
         pytest.skip("not on this system")
-    done, files = attempts(layers)
+    done, files, harmed = attempts(layers)
     promised = set().union(*(PROMISED[name] for name in layers))
     assert not done & promised
     if promised & FILES:
         assert files == {"secret"}
+    if promised >= STATES | PROCESSES:
+        assert not harmed
 
 
 @pytest.mark.skipif(not IS_LINUX, reason="reads /proc and maps")
 def test_without_layers_the_same_attempts_succeed_so_the_test_above_can_fail(attempts):
-    done, files = attempts(())
+    done, files, harmed = attempts(())
     assert done >= {
         "read a file",
         "read its own memory map",
@@ -197,8 +447,10 @@ def test_without_layers_the_same_attempts_succeed_so_the_test_above_can_fail(att
         "reach a port",
         "signal the parent",
         "hide memory in a file",
+        *(STATES | PROCESSES | MESSAGES | SIGNALS) - OPTIONAL,
     }
     assert files > {"secret"}
+    assert harmed == {"file", "process"}
 
 
 def test_every_outcome_says_under_which_layers_it_ran():
@@ -221,9 +473,10 @@ def test_a_layer_that_cannot_be_applied_stops_the_program_from_running(monkeypat
         judged("def f(x): return 4", layers=("seccomp",))
 
 
-def run_filter(program: bytes, number: int, architecture: int, argument: int = 0):
+def run_filter(program: bytes, number: int, architecture: int, *arguments: int):
     """What a classic BPF program of few instructions returns."""
-    data = struct.pack("<IIQQ", number, architecture, 0, argument)
+    arguments = (*arguments, 0, 0, 0)[:3]
+    data = struct.pack("<IIQ3Q", number, architecture, 0, *arguments)
     code = list(struct.iter_unpack("<HBBI", program))
     index = value = 0
     while True:
@@ -234,34 +487,124 @@ def run_filter(program: bytes, number: int, architecture: int, argument: int = 0
         elif operation == 0x06:
             return operand
         else:
-            is_true = {0x15: value == operand, 0x35: value >= operand}[operation]
+            is_true = {
+                0x15: value == operand,
+                0x35: value >= operand,
+                0x45: value & operand,
+            }[operation]
             index += yes if is_true else no
+
+
+# From Linux' tables, apart from the module's. On both: clone3, openat2, fchmodat2,
+# setxattrat, removexattrat, file_setattr.
+DENIED = (435, 437, 452, 463, 466, 469)
+X86_DENIED = (
+    *(57, 41, 62, 59),  # fork, socket, kill, execve
+    *(90, 91, 268),  # chmod, fchmod, fchmodat
+    *(92, 93, 94, 260),  # chown, fchown, lchown, fchownat
+    *(132, 235, 261, 280),  # utime, utimes, futimesat, utimensat
+    *(76, 85),  # truncate, creat
+    *range(188, 191),  # setxattr, lsetxattr, fsetxattr
+    *range(197, 200),  # removexattr, lremovexattr, fremovexattr
+    *(142, 144, 203, 314),  # sched_setparam, -scheduler, -affinity, -attr
+    *(251, 256, 279),  # ioprio_set, migrate_pages, move_pages
+    *(29, 30, 31),  # shmget, shmat, shmctl
+    *(64, 65, 66, 220),  # semget, semop, semctl, semtimedop
+    *range(68, 72),  # msgget, msgsnd, msgrcv, msgctl
+    *(240, 241),  # mq_open, mq_unlink
+)
+ARM_DENIED = (
+    *(220, 198, 129, 221),  # clone, socket, kill, execve
+    *(52, 53, 54, 55),  # fchmod, fchmodat, fchownat, fchown
+    *(88, 45),  # utimensat, truncate
+    *range(5, 8),  # setxattr, lsetxattr, fsetxattr
+    *range(14, 17),  # removexattr, lremovexattr, fremovexattr
+    *(118, 119, 122, 274),  # sched_setparam, -scheduler, -affinity, -attr
+    *(30, 238, 239),  # ioprio_set, migrate_pages, move_pages
+    *range(186, 190),  # msgget, msgctl, msgrcv, msgsnd
+    *range(190, 194),  # semget, semctl, semtimedop, semop
+    *range(194, 197),  # shmget, shmctl, shmat
+    *(180, 181),  # mq_open, mq_unlink
+)
 
 
 @pytest.mark.skipif(not IS_LINUX, reason="seccomp is of Linux")
 @pytest.mark.parametrize(
-    "machine, audit, denied, allowed, prlimit",
+    "machine, audit, denied, allowed, calls",
     [
-        # fork, socket, kill, execve, clone3; read, write, exit_group, mmap
-        ("x86_64", 0xC000003E, (57, 41, 62, 59, 435), (0, 1, 231, 9), 302),
-        ("aarch64", 0xC00000B7, (220, 198, 129, 221, 435), (63, 64, 94, 222), 261),
+        # Allowed: read, write, exit_group, mmap, fstat, ftruncate, sched_getaffinity.
+        # Calls: prlimit64, fcntl, ioctl, openat.
+        (
+            *("x86_64", 0xC000003E, X86_DENIED),
+            *((0, 1, 231, 9, 5, 77, 204), (302, 72, 16, 257)),
+        ),
+        (
+            *("aarch64", 0xC00000B7, ARM_DENIED),
+            *((63, 64, 94, 222, 80, 46, 123), (261, 25, 29, 56)),
+        ),
     ],
 )
 def test_the_filter_denies_calls_by_number_on_both_architectures(
-    machine, audit, denied, allowed, prlimit, monkeypatch
+    machine, audit, denied, allowed, calls, monkeypatch
 ):
     monkeypatch.setattr(platform, "machine", lambda: machine)
     program = _sandbox_layers.seccomp_filter()
     allow, error, kill = 0x7FFF0000, 0x00050001, 0x80000000
-    assert [run_filter(program, number, audit) for number in denied] == [error] * 5
-    assert [run_filter(program, number, audit) for number in allowed] == [allow] * 4
-    assert run_filter(program, prlimit, audit, 0) == allow
-    assert run_filter(program, prlimit, audit, 17) == error
+
+    def verdicts(number, place, values):
+        places = [0] * place
+        return {run_filter(program, number, audit, *places, value) for value in values}
+
+    denied = {*denied, *DENIED}
+    assert {run_filter(program, number, audit) for number in denied} == {error}
+    assert {run_filter(program, number, audit) for number in allowed} == {allow}
+    # No jump leads astray: all other calls are denied by the table, or allowed.
+    column = ("x86_64", "aarch64").index(machine)
+    table = {numbers[column] for numbers in _sandbox_layers._DENIED.values()}
+    assert table >= denied and not table & {*allowed, *calls}
+    for number in {*range(1024)} - {*calls}:
+        expected = error if number in table else allow
+        assert run_filter(program, number, audit) == expected, number
+    prlimit, fcntl, ioctl, openat = calls
+    assert verdicts(prlimit, 0, [0]) == {allow}
+    assert verdicts(prlimit, 0, [17, 1]) == {error}
+    # F_SETOWN, F_SETSIG, F_SETOWN_EX, also where the unused half is not 0; others.
+    assert verdicts(fcntl, 1, [8, 10, 15, 8 + (1 << 40)]) == {error}
+    assert verdicts(fcntl, 1, [0, 1, 2, 3, 4, 9, 11, 16, 1030]) == {allow}
+    # FIOSETOWN, SIOCSPGRP, FS_IOC_SETFLAGS; TCGETS, FIONBIO, FIOCLEX.
+    assert verdicts(ioctl, 1, [0x8901, 0x8902, 0x40086602]) == {error}
+    assert verdicts(ioctl, 1, [0x5401, 0x5421, 0x5451]) == {allow}
+    # O_TRUNC, alone and among others; O_CLOEXEC; O_CREAT and O_EXCL.
+    opens = [(openat, 2), (2, 1)] if machine == "x86_64" else [(openat, 2)]
+    for number, place in opens:
+        assert verdicts(number, place, [0o1000, 0o1101, 0o2001000]) == {error}
+        assert verdicts(number, place, [0, 0o2000000, 0o300]) == {allow}
     assert run_filter(program, allowed[0], 0x40000003) == kill
     is_second_set_denied = run_filter(program, 0x40000000, audit) == error
     assert is_second_set_denied == (machine == "x86_64")
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     assert _sandbox_layers.seccomp_filter() == b""
+
+
+def test_what_the_interpreter_asks_of_its_own_descriptors_it_still_gets():
+    source = """
+import fcntl, os, resource, struct, tempfile
+def f():
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_inheritable(reader, True)
+    os.set_inheritable(reader, False)
+    os.write(writer, b"abc")
+    (size,) = struct.unpack("i", fcntl.ioctl(reader, 0x541B, bytes(4)))
+    copy = fcntl.fcntl(reader, fcntl.F_DUPFD_CLOEXEC, 20)
+    with open(os.__file__) as file:
+        line = file.readline()
+    os.isatty(reader), os.sched_getaffinity(0), resource.getrlimit(0)
+    return size, os.get_inheritable(copy), os.get_blocking(copy), line[:2]
+"""
+    made, result = first(source)
+    assert result.has_returned, made
+    assert result.value == (3, False, False, 'r"')
 
 
 def test_nothing_of_the_parent_is_inherited(tmp_path, monkeypatch):
@@ -322,6 +665,70 @@ def test_memory_is_bounded(body):
     outcome = judged(f"def f(x):\n    {body}", limits)
     assert outcome.status == "memory"
     assert "MemoryError" in outcome.reason
+
+
+@pytest.mark.parametrize("num_late", [1, 2])
+@pytest.mark.parametrize("is_checked", [False, True])
+def test_a_late_start_is_tried_again_and_is_never_an_answer(
+    num_late, is_checked, monkeypatch
+):
+    layers = sandbox.strongest_layers()
+    commands = []
+
+    class Late(subprocess.Popen):
+        def __init__(self, command, **options):
+            commands.append(command)
+            is_late = len(commands) <= num_late
+            super().__init__(["sleep", "600"] if is_late else command, **options)
+            seconds = 0.3 if len(commands) < num_late else 60.0
+            monkeypatch.setattr(_sandbox_process, "_START_SECONDS", seconds)
+
+    sandbox.calls("f = abs", "f", [(1,)], PATIENT)  # what is asked once per process
+    monkeypatch.setattr(_sandbox_process, "_START_SECONDS", 0.3)
+    monkeypatch.setattr(subprocess, "Popen", Late)
+
+    def judge():
+        source = "def f(x): return 4"
+        if is_checked:
+            return checked(source, "assert candidate(2) == 4", layers=layers)
+        return judged(source, layers=layers)
+
+    if num_late == 2:
+        message = "did not start: not done after 0.3 s of wall time"
+        with pytest.raises(sandbox.SandboxError, match=message):
+            judge()
+        assert len(commands) == 2
+    else:
+        assert judge().is_passed
+
+
+def test_a_slow_start_takes_no_time_from_the_program(monkeypatch):
+    popen = subprocess.Popen
+
+    def slow(*arguments, **options):
+        time.sleep(2.6)
+        return popen(*arguments, **options)
+
+    layers = sandbox.strongest_layers()
+    sandbox.calls("f = abs", "f", [(1,)], PATIENT)
+    monkeypatch.setattr(subprocess, "Popen", slow)
+    outcome = judged("def f(x): return 4", Limits(wall_seconds=2.5), layers=layers)
+    assert outcome.is_passed and outcome.seconds > 2.5
+
+
+def test_a_busy_machine_costs_no_layer(monkeypatch):
+    if not sandbox.strongest_layers():
+        pytest.skip("not on this system")
+    sandbox.calls("f = abs", "f", [(1,)], PATIENT)
+    _sandbox_process._probe.cache_clear()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(_sandbox_process, "_START_SECONDS", 1e-3)
+            with pytest.raises(sandbox.SandboxError, match="did not start"):
+                sandbox.isolation()
+    finally:
+        _sandbox_process._probe.cache_clear()
+    assert sandbox.isolation() != "rlimits"
 
 
 def test_waiting_is_bounded():

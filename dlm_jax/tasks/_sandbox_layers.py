@@ -6,42 +6,69 @@ import platform
 import struct
 import sys
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-_EPERM = 1
-_KILL, _ERROR, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
-_LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-_ARCHITECTURE_AT, _NUMBER_AT, _ARGUMENT_AT = 4, 0, 16
+# To be denied is to get EPERM, 1.
+_KILL, _DENY, _ALLOW = 0x80000000, 0x00050001, 0x7FFF0000
+_LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ARCHITECTURE_AT, _NUMBER_AT, _ARGUMENTS_AT = 4, 0, 16
 
 # Numbers on x86_64 and on aarch64; None where there is no such call. They are what
-# makes processes or reaches others, sockets, memory that no limit counts, mounts, and
-# parts of the kernel that a program has no use for.
+# makes processes or reaches others (signals, schedules, pages, System V's and POSIX'
+# messages), what changes a file that may only be read (owner, mode, times, attributes,
+# length: Landlock restricts none of these but the last, since its version 3), sockets,
+# memory that no limit counts, mounts, and parts of the kernel that a program has no use
+# for. Where a call makes a descriptor that others need, only it is here (mq_open).
 _DENIED: dict[str, tuple[int | None, int | None]] = {
     "add_key": (248, 217),
     "bpf": (321, 280),
+    "chmod": (90, None),
+    "chown": (92, None),
     "chroot": (161, 51),
     "clone": (56, 220),
     "clone3": (435, 435),
     "connect": (42, 203),
+    "creat": (85, None),
     "execve": (59, 221),
     "execveat": (322, 281),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "file_setattr": (469, 469),
     "fork": (57, None),
+    "fremovexattr": (199, 16),
     "fsconfig": (431, 431),
+    "fsetxattr": (190, 7),
     "fsmount": (432, 432),
     "fsopen": (430, 430),
+    "futimesat": (261, None),
     "io_uring_setup": (425, 425),
+    "ioprio_set": (251, 30),
     "kcmp": (312, 272),
     "keyctl": (250, 219),
     "kill": (62, 129),
+    "lchown": (94, None),
+    "lremovexattr": (198, 15),
+    "lsetxattr": (189, 6),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
+    "migrate_pages": (256, 238),
     "mount": (165, 40),
     "mount_setattr": (442, 442),
     "move_mount": (429, 429),
+    "move_pages": (279, 239),
     "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    "msgctl": (71, 187),
     "msgget": (68, 186),
+    "msgrcv": (70, 188),
+    "msgsnd": (69, 189),
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     "open_tree": (428, 428),
+    "openat2": (437, 437),
     "perf_event_open": (298, 241),
     "personality": (135, 92),
     "pidfd_getfd": (438, 438),
@@ -52,25 +79,78 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "ptrace": (101, 117),
+    "removexattr": (197, 14),
+    "removexattrat": (466, 466),
     "request_key": (249, 218),
     "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "semctl": (66, 191),
     "semget": (64, 190),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
     "setns": (308, 268),
     "setpgid": (109, 154),
     "setpriority": (141, 140),
     "setsid": (112, 157),
+    "setxattr": (188, 5),
+    "setxattrat": (463, 463),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
     "shmget": (29, 194),
     "socket": (41, 198),
     "socketpair": (53, 199),
     "tgkill": (234, 131),
     "tkill": (200, 130),
+    "truncate": (76, 45),
     "umount2": (166, 39),
     "unshare": (272, 97),
     "userfaultfd": (323, 282),
+    "utime": (132, None),
+    "utimensat": (280, 88),
+    "utimes": (235, None),
     "vfork": (58, None),
 }
-_PRLIMIT = (302, 261)
+
+
+class _Rule(NamedTuple):
+    """A call that one of its arguments decides about.
+
+    Attributes:
+      numbers: as in _DENIED.
+      argument: which one, from 0; of the low 32 bits, and the kernel takes no more.
+      comparison: with each of the values.
+      values: one that compares has the call denied if is_denied, else allowed; if none
+        does it is the other way round.
+      is_denied: see values.
+    """
+
+    numbers: tuple[int | None, int | None]
+    argument: int
+    comparison: int
+    values: tuple[int, ...]
+    is_denied: bool
+
+
+_RULES = (
+    # prlimit64: limits of this process may be asked for, those of others not be set.
+    _Rule((302, 261), 0, _IF_EQUAL, (0,), False),
+    # fcntl: F_SETOWN, F_SETSIG and F_SETOWN_EX have the kernel send signals.
+    _Rule((72, 25), 1, _IF_EQUAL, (8, 10, 15), True),
+    # ioctl: what Python asks of its own descriptors (TCGETS, TIOCGWINSZ, FIONREAD,
+    # FIONBIO, FIONCLEX, FIOCLEX). Others set a file's flags, or whom a descriptor
+    # signals (FIOSETOWN, SIOCSPGRP).
+    _Rule(
+        (16, 29), 1, _IF_EQUAL, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451), False
+    ),
+    # open and openat: O_TRUNC empties a file that is opened for reading, too. No filter
+    # sees what openat2 is asked, so that it is denied.
+    _Rule((2, None), 1, _IF_ANY_BIT, (0o1000,), True),
+    _Rule((257, 56), 2, _IF_ANY_BIT, (0o1000,), True),
+)
 _PIVOT_ROOT = _DENIED["pivot_root"]
 # AUDIT_ARCH of the little-endian 64-bit systems, in the order of the numbers.
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -95,12 +175,18 @@ def seccomp_filter() -> bytes:
     ]
     if column == 0:  # the 32-bit pointers' second set of numbers
         body.insert(0, (_IF_AT_LEAST, "deny", None, 0x40000000))
-    body += [
-        (_IF_EQUAL, None, "allow", _PRLIMIT[column]),
-        # Limits of this process may be asked for, those of others not be set.
-        (_LOAD, None, None, _ARGUMENT_AT),
-        (_IF_EQUAL, "allow", "deny", 0),
-    ]
+    for rule in _RULES:
+        number = rule.numbers[column]
+        if number is None:
+            continue
+        where, otherwise = ("deny", _ALLOW) if rule.is_denied else ("allow", _DENY)
+        body += [
+            # Another call jumps over the rest of its rule.
+            (_IF_EQUAL, None, len(rule.values) + 2, number),
+            (_LOAD, None, None, _ARGUMENTS_AT + 8 * rule.argument),
+            *((rule.comparison, where, None, value) for value in rule.values),
+            (_RETURN, None, None, otherwise),
+        ]
     head = [
         (_LOAD, None, None, _ARCHITECTURE_AT),
         (_IF_EQUAL, 1, None, audit),
@@ -111,7 +197,7 @@ def seccomp_filter() -> bytes:
         *head,
         *body,
         (_RETURN, None, None, _ALLOW),
-        (_RETURN, None, None, _ERROR | _EPERM),
+        (_RETURN, None, None, _DENY),
     ]
     places = {"allow": len(program) - 2, "deny": len(program) - 1, None: 0}
 

@@ -23,6 +23,8 @@ from dlm_jax.errors import InputError
 from dlm_jax.tasks import _sandbox_layers
 
 LAYERS = ("namespaces", "landlock", "seccomp")
+# Wall time of one start: a tenth of a second, or many where the machine is busy.
+_START_SECONDS = 30.0
 _MAX_DEPTH = 100
 _CHUNK = 1 << 16
 # Reads the code and its arguments from standard input, without a file in between.
@@ -53,7 +55,8 @@ class Limits:
     Attributes:
       cpu_seconds: processor time, which hardly depends on what else runs; the
         system counts whole seconds.
-      wall_seconds: for everything, start and checks included; catches what sleeps.
+      wall_seconds: of all that is done after the start, checks included; catches what
+        sleeps. How long a start takes is not the program's doing.
       memory_bytes: address space.
       output_bytes: of all results together, as they are sent.
     """
@@ -70,8 +73,11 @@ class Limits:
                 raise InputError(f"{field.name} ({value}) must be positive")
 
 
-class SandboxError(RuntimeError):
-    """The sandbox could not be made as promised; no program was run in it."""
+class SandboxError(OSError):
+    """The sandbox could not be made as promised; no program was run in it.
+
+    An OSError, as the machine refuses or is too busy: it is no defect and no answer.
+    """
 
 
 class StopError(Exception):
@@ -83,18 +89,20 @@ class StopError(Exception):
         self.reason = reason
 
 
+class _StartError(SandboxError):
+    """A child ended, or was not done, before it was locked; the status says which."""
+
+    def __init__(self, stop: StopError):
+        super().__init__(f"a sandbox did not start: {stop.reason}")
+        self.status = stop.status
+
+
 class Child:
     """One locked interpreter at work; leaving the context kills it."""
 
-    def __init__(
-        self,
-        job: dict[str, Any],
-        limits: Limits,
-        layers: Sequence[str],
-        deadline: float,
-    ):
+    def __init__(self, job: dict[str, Any], limits: Limits, layers: Sequence[str]):
         self._limits = limits
-        self._deadline = deadline
+        self.allow(_START_SECONDS)
         self._received = bytearray()
         self._num_received = 0
         self._status: int | None = None
@@ -130,12 +138,16 @@ class Child:
             self._send(marshal.dumps((_child_code(), plan, job)))
             head, *rest = self.receive()
         except StopError as stop:
-            if stop.status == "timeout":
-                raise
-            raise SandboxError(f"a sandbox did not start: {stop.reason}") from None
+            raise _StartError(stop) from None
         # The first message is sent before the program is executed.
         if head != "ready":
             raise SandboxError(f"a sandbox did not start: {rest}")
+        self.allow(self._limits.wall_seconds)
+
+    def allow(self, seconds: float) -> None:
+        """Sets how much wall time is left from now on."""
+        self._seconds = seconds
+        self._deadline = time.monotonic() + seconds
 
     def __enter__(self) -> "Child":
         return self
@@ -215,9 +227,7 @@ class Child:
         while (left := self._deadline - time.monotonic()) > 0:
             if poll.poll(math.ceil(left * 1000)):
                 return
-        raise StopError(
-            "timeout", f"not done after {self._limits.wall_seconds:g} s of wall time"
-        )
+        raise StopError("timeout", f"not done after {self._seconds:g} s of wall time")
 
     def _ended(self) -> StopError:
         self._end()
@@ -231,6 +241,18 @@ class Child:
             return StopError("timeout", f"not done after {limit} s of CPU time")
         name = signal.Signals(-code).name
         return StopError("crashed", f"the process ended by {name}")
+
+
+def start_child(job: dict[str, Any], limits: Limits, layers: Sequence[str]) -> Child:
+    """A locked child, started once more if the first ends or dallies before that.
+
+    Raises:
+      SandboxError: if none starts.
+    """
+    try:
+        return Child(job, limits, layers)
+    except _StartError:
+        return Child(job, limits, layers)
 
 
 def _decode(item: Any, depth: int) -> Any:
@@ -330,9 +352,8 @@ def _value_of(
         "entry_point": entry_point,
         "inputs": [marshal.dumps(())],
     }
-    deadline = time.monotonic() + limits.wall_seconds
     try:
-        with Child(job, limits, layers, deadline) as child:
+        with start_child(job, limits, layers) as child:
             messages = [child.receive(), child.receive()]
     except StopError as stop:
         raise SandboxError(f"{entry_point} gave nothing: {stop.reason}") from None
@@ -342,7 +363,11 @@ def _value_of(
 
 
 def strongest_layers() -> tuple[str, ...]:
-    """Those of LAYERS that work here; each is tried once per process."""
+    """Those of LAYERS that work here; each is tried once per process.
+
+    Raises:
+      SandboxError: if the machine is too busy to try them.
+    """
     with _PROBE_LOCK:
         return _probe()
 
@@ -360,7 +385,10 @@ def _probe() -> tuple[str, ...]:
     def works(layers: tuple[str, ...]) -> bool:
         try:
             return _value_of(program, "f", Limits(wall_seconds=60.0), layers) == 1
-        except SandboxError:
+        except SandboxError as error:
+            # That the machine is busy must not cost a layer.
+            if isinstance(error, _StartError) and error.status == "timeout":
+                raise
             return False
 
     found = tuple(name for name in LAYERS if works((name,)))

@@ -14,12 +14,16 @@ and so does every outcome:
 
 - namespaces: an empty root with the library mounted read only; no other process, no
   network.
-- landlock: no file but the library can be read, none written or made; installed
-  packages are left out, as they may hold answers.
-- seccomp: no new process or thread, no socket, no signal, none of the other calls of
-  `_sandbox_layers`.
-- rlimits: CPU time, memory, size of files (none can be written), descriptors,
-  processes. With these alone a program can read what its user can, so they stop
+- landlock: no file but the library can be read, none opened for writing, made, moved
+  or removed; installed packages are left out, as they may hold answers. By itself it
+  lets owner, mode, times and attributes of the user's files be changed, and before
+  Linux 6.2 lets them be emptied: that is seccomp's.
+- seccomp: no new process or thread, no socket, no signal, no other process's schedule,
+  memory or messages; no file's owner, mode, times or attributes changed, none emptied;
+  none of the other calls of `_sandbox_layers`. By itself it lets a program read, make,
+  change and remove files as its user can.
+- rlimits: CPU time, memory, size of files (none grows), descriptors, processes. With
+  these alone a program can do with files what its user can, but fill them, so they stop
   accidents, not attacks. macOS has only these, and does not bound memory.
 
 Linux without namespaces, as in most containers, has the other three.
@@ -40,6 +44,7 @@ from dlm_jax.tasks._sandbox_process import (
     Limits,
     SandboxError,
     StopError,
+    start_child,
     strongest_layers,
 )
 
@@ -87,7 +92,7 @@ class Calls:
       reason: one line on that; empty if finished.
       results: of the calls that were made, in order.
       isolation: the layers around the child, joined by '+'.
-      seconds: wall time.
+      seconds: wall time, with that of the start.
     """
 
     status: str
@@ -106,7 +111,7 @@ class Outcome:
         'output' by a limit; 'crashed' if the process ended in another way.
       reason: one line: the first thing that was wrong; empty if passed.
       isolation: the layers around the child, joined by '+'.
-      seconds: wall time.
+      seconds: wall time, with that of the start.
     """
 
     status: str
@@ -147,7 +152,7 @@ def calls(
 
     Raises:
       InputError: for inputs of other types or unknown layers.
-      SandboxError: if the sandbox itself fails.
+      SandboxError: if the sandbox itself fails, so that there is no verdict.
     """
     limits = limits or Limits()
     job = {
@@ -161,7 +166,7 @@ def calls(
     status, reason = "finished", ""
     layers = _checked(layers)
     try:
-        with Child(job, limits, layers, start + limits.wall_seconds) as child:
+        with start_child(job, limits, layers) as child:
             _define(child)
             for _ in inputs:
                 results.append(_result(child.receive()))
@@ -241,20 +246,21 @@ def run_checks(
     Raises:
       InputError: if prelude or checks fail before a candidate is called; unknown
         layers.
-      SandboxError: if the sandbox itself fails.
+      SandboxError: if the sandbox itself fails, so that there is no verdict.
     """
     limits = limits or Limits()
     layers = _checked(layers)
     start = time.monotonic()
-    deadline = start + limits.wall_seconds
     job = {"program": program, "entry_point": entry_point}
     check_job = {"checks": checks, "prelude": prelude, "entry_point": entry_point}
     status, reason = "passed", ""
     try:
         with (
-            Child(job, limits, layers, deadline) as candidate,
-            Child(check_job, limits, layers, deadline) as checker,
+            start_child(job, limits, layers) as candidate,
+            start_child(check_job, limits, layers) as checker,
         ):
+            for child in (candidate, checker):
+                child.allow(limits.wall_seconds)
             _define(candidate)
             _answer_checker(candidate, checker, checks)
     except StopError as stop:

@@ -249,6 +249,62 @@ def test_the_manifest_lists_the_runs_that_added_records(model, tmp_path):
     assert environment["jax"] == jax.__version__
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", "no identity"),
+        ('{"identity": {}}', "no runs"),
+        ('{"identity": 3, "runs": []}', "identity is 3"),
+        ('{"identity": {}, "runs": [{}]}', "no environment"),
+        ('{"identity": {}, "runs": 7}', "not iterable"),
+        ('{"identity":', "Expecting value: line 1"),
+        ("", "Expecting value: line 1"),
+        ("hello", "Expecting value: line 1"),
+        (b"\xff\xfe\xff", "can't decode"),
+        ("[]", "list indices"),
+    ],
+)
+def test_a_damaged_manifest_is_named(tmp_path, content, reason):
+    path = tmp_path / "manifest.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for read in (
+        lambda: evaluation_files.Manifest(tmp_path, {}, {}),
+        lambda: evaluation_files.environments(tmp_path),
+    ):
+        with pytest.raises(InputError) as error:
+            read()
+        said = str(error.value)
+        assert said.startswith(f"{path} must be the manifest of an evaluation (")
+        assert reason in said and "another directory" in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("", "hello", '{"sampler": "random", "se', "[]", "3", "null", '{"a": 1}'),
+        '{"sampler": "random", "seed": 0, "index": [1]}',
+        b"\xff" * 500,
+    ],
+)
+@pytest.mark.parametrize("tail", [b"", b'{"sampler": "ran'])
+def test_a_damaged_record_is_named(whole, tmp_path, line, tail):
+    """But for a last line without an end, which a kill leaves."""
+    first, *rest = (whole[0] / "records.jsonl").read_bytes().splitlines()
+    line = line if isinstance(line, bytes) else line.encode()
+    content = b"\n".join([first, line, *rest, tail])
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(content)
+    for read in (evaluation_files.Log, evaluation_files.read_records):
+        with pytest.raises(InputError) as error:
+            read(tmp_path)
+        said = str(error.value)
+        assert said.startswith(f"{path}, line 2 ({line.decode(errors='replace')!r:.60}")
+        assert "delete the line" in said and "\n" not in said and len(said) < 400
+        assert path.read_bytes() == content
+    path.write_bytes(b"\n".join([first, *rest, tail]))
+    assert len(evaluation_files.read_records(tmp_path)) == 1 + len(rest)
+
+
 def test_more_examples_ask_for_those_only(model, tmp_path, whole):
     """3 are there, so the second run's calls begin in the middle of a whole run's."""
     run(model, tmp_path, SPECS[:1], num=3)

@@ -204,7 +204,9 @@ def test_table_of_pairs_is_on_the_same_examples(num_seeds):
     # Three to one of four unequal ones: 5 of 16 outcomes are as uneven, on either side.
     assert cells[3:6] == (["3", "1", "0.62"] if num_seeds == 1 else [""] * 3)
     assert cells[6:] == ["2.00", "2.00 to 2.00"]
-    assert [cell.strip() for cell in entropy.split("|")][2] == "+0.0"
+    cells = [cell.strip() for cell in entropy.split("|")]
+    # The score interval's z^2 / (8 + z^2): that they agree on eight proves little.
+    assert cells[2:4] == ["+0.0", "-32.4 to +32.4"]
 
 
 @pytest.mark.parametrize(

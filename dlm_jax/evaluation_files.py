@@ -109,6 +109,16 @@ def environments(directory: str | os.PathLike) -> list[dict[str, Any]]:
     return found
 
 
+def commits(directory: str | os.PathLike) -> list[str | None]:
+    """The commits whose code made a directory's records, see `provenance.environment`.
+
+    Raises:
+      InputError: as `environments`.
+    """
+    found = environments(directory)
+    return list(dict.fromkeys(environment.get("commit") for environment in found))
+
+
 class Log:
     """Records, one a line, each as soon as its row is done and judged."""
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dlm_jax import files, samplers, statistics
+from dlm_jax import files, provenance, samplers, statistics
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import Summary
 from dlm_jax.tables import markdown
@@ -204,7 +204,7 @@ def table(entries: Sequence[Entry]) -> str:
                 f"{low:.1%} to {high:.1%}",
                 f"{entry.nfe:.2f}",
                 "yes" if i in front else "",
-                _short(entry.commit),
+                provenance.short_commit(entry.commit),
             ]
         )
     return markdown(rows)
@@ -212,10 +212,6 @@ def table(entries: Sequence[Entry]) -> str:
 
 def _accuracy(entry: Entry) -> float:
     return entry.right / entry.setting.num_examples
-
-
-def _short(commit: str) -> str:
-    return commit[:7] + "+" * commit.endswith("+")
 
 
 def _sentence(setting: Setting) -> str:

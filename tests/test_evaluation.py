@@ -14,6 +14,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
+import tqdm
 from flax import nnx
 
 from dlm_jax import (
@@ -21,8 +22,10 @@ from dlm_jax import (
     checkpoints,
     evaluation,
     evaluation_files,
+    provenance,
     samplers,
     tables,
+    tasks,
 )
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
@@ -349,6 +352,58 @@ def test_samplers_take_turns(whole):
         for indices in (range(4), range(4, 6))
         for spec in specs
     ]
+
+
+class Visible(tqdm.tqdm):
+    """A progress bar that is shown though no terminal is there."""
+
+    def __init__(self, **options):
+        super().__init__(**(options | {"disable": False}))
+
+
+def test_script_prints_the_tables_and_goes_on_where_it_was(
+    checkpoint, tmp_path, monkeypatch, run_script
+):
+    monkeypatch.setattr(tasks, "get", lambda name: Arbitrary())
+    monkeypatch.setattr(provenance, "_commit", lambda: "abcdef0123")
+    workdir = tmp_path / "runs"
+    arguments = [
+        *(f"--checkpoint={checkpoint}", f"--workdir={workdir}", "--split=test"),
+        *("--num_examples=3", "--sampler=random", "--sampler=threshold"),
+        *("--batch_size=2", "--queue_length=3"),
+    ]
+    status, out, error = run_script("evaluate", *arguments)
+    # Neither progress, without a terminal, nor anything else.
+    assert (status, error) == (0, "")
+    accuracy, paired = (table.splitlines() for table in out.split("\n\n"))
+    assert (len(accuracy), len(paired)) == (4, 3)
+    results = evaluation.summaries(evaluation_files.read_records(workdir))
+    assert sum(result.is_correct.size for result in results) == 6
+    for line, result in zip(accuracy[2:], results, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[0] == samplers.short_spec(samplers.parse(result.sampler))
+        assert cells[1:3] == [str(result.is_correct.sum()), "3"]
+        assert cells[5] == f"{result.nfe.mean():.2f}"
+    assert paired[2].startswith("| threshold ")
+
+    before = {path.name: path.read_bytes() for path in workdir.iterdir()}
+    assert set(before) == {"manifest.json", "records.jsonl"}
+    # Another commit that adds nothing is none of the records'.
+    monkeypatch.setattr(provenance, "_commit", lambda: "fedcba9876+")
+    monkeypatch.setattr(tqdm, "tqdm", Visible)
+    status, again, error = run_script("evaluate", *arguments)
+    assert status == 0 and again == out
+    assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
+    num_right = results[1].is_correct.sum()
+    assert "threshold: 100%" in error and "6/6" in error
+    assert f"right={num_right / 3:.1%}, seed=0" in error
+
+    status, more, _ = run_script("evaluate", *arguments, "--sampler=margin")
+    assert status == 0
+    last = f"The records of {workdir} are of 2 commits: abcdef0, fedcba9+."
+    assert more.splitlines()[-2:] == ["", last]
+    records = evaluation_files.read_records(workdir)
+    assert [record["run"] for record in records] == [0] * 6 + [1] * 3
 
 
 def _script(checkpoint, workdir):

@@ -43,13 +43,19 @@ class Manifest:
           asked: what this run asks for.
 
         Raises:
-          InputError: naming what differs, or a file that is no manifest.
+          InputError: naming what differs, or a manifest that is none or not there.
         """
         self._path = directory / _MANIFEST
         self._content: dict[str, Any] = {"identity": identity, "runs": []}
         self._asked = asked
         self._has_begun = False
         if not self._path.exists():
+            # It is written before the first record.
+            if (directory / _RECORDS).exists():
+                raise InputError(
+                    f"{directory} has {_RECORDS}, but no {_MANIFEST} to say what they "
+                    "are of; put it back, or evaluate in another directory"
+                )
             return
         self._content = _read_manifest(self._path)
         known = self._content["identity"]

@@ -283,6 +283,14 @@ def test_a_damaged_manifest_is_named(tmp_path, content, reason):
         assert reason in said and "another directory" in said and "\n" not in said
 
 
+def test_records_without_a_manifest_are_of_nobody_knows_what(model, whole, tmp_path):
+    content = (whole[0] / "records.jsonl").read_bytes()
+    (tmp_path / "records.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=r"has records.jsonl, but no manifest.json"):
+        run(model, tmp_path)
+    assert (tmp_path / "records.jsonl").read_bytes() == content
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -43,15 +43,21 @@ class Manifest:
           asked: what this run asks for.
 
         Raises:
-          InputError: naming what differs.
+          InputError: naming what differs, or a manifest that is none or not there.
         """
         self._path = directory / _MANIFEST
         self._content: dict[str, Any] = {"identity": identity, "runs": []}
         self._asked = asked
         self._has_begun = False
         if not self._path.exists():
+            # It is written before the first record.
+            if (directory / _RECORDS).exists():
+                raise InputError(
+                    f"{directory} has {_RECORDS}, but no {_MANIFEST} to say what they "
+                    "are of; put it back, or evaluate in another directory"
+                )
             return
-        self._content = json.loads(self._path.read_text())
+        self._content = _read_manifest(self._path)
         known = self._content["identity"]
         for name in identity | known:
             if identity.get(name) != known.get(name):
@@ -71,29 +77,69 @@ class Manifest:
         return len(runs) - 1
 
 
+def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
+    """What a manifest says.
+
+    Raises:
+      InputError: if it is none, or not all of one.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        identity, runs = content["identity"], content["runs"]
+        if not isinstance(identity, dict):
+            raise TypeError(f"identity is {identity!r:.60}")
+        if not all(isinstance(run["environment"], dict) for run in runs):
+            raise TypeError("a run says nothing of its environment")
+    except (ValueError, TypeError) as error:
+        reason = str(error)
+    except KeyError as error:
+        reason = f"no {error.args[0]}"
+    else:
+        return content
+    raise InputError(
+        f"{path} must be the manifest of an evaluation ({reason}); put it back, or "
+        "evaluate in another directory"
+    )
+
+
 def environments(directory: str | os.PathLike) -> list[dict[str, Any]]:
     """Where a directory's records were made, see `provenance.environment`; each once.
 
     Raises:
-      InputError: if it holds no evaluation.
+      InputError: if it holds no evaluation, or its manifest is none.
     """
     found = []
-    for run in json.loads(_existing(directory, _MANIFEST).read_text())["runs"]:
+    for run in _read_manifest(_existing(directory, _MANIFEST))["runs"]:
         if run["environment"] not in found:
             found.append(run["environment"])
     return found
+
+
+def commits(directory: str | os.PathLike) -> list[str | None]:
+    """The commits whose code made a directory's records, see `provenance.environment`.
+
+    Raises:
+      InputError: as `environments`.
+    """
+    found = environments(directory)
+    return list(dict.fromkeys(environment.get("commit") for environment in found))
 
 
 class Log:
     """Records, one a line, each as soon as its row is done and judged."""
 
     def __init__(self, directory: pathlib.Path):
-        """Reads what is there, and cuts off a line that was not written to its end."""
+        """Reads what is there, and cuts off a line that was not written to its end.
+
+        Raises:
+          InputError: naming a line before it that is no record.
+        """
         self._path = path = directory / _RECORDS
         self._records: dict[Key, dict[str, Any]] = {}
         if path.exists():
-            found, end = _whole_lines(path.read_bytes())
+            found, end = _whole_lines(path)
             self._records = {_key(record): record for record in found}
+            # What a kill leaves: its row has no record, and is asked again.
             if end < path.stat().st_size:
                 with path.open("r+b") as file:
                     file.truncate(end)
@@ -119,19 +165,36 @@ def _key(record: Mapping[str, Any]) -> Key:
     return Key(record["sampler"], record["seed"], record["index"])
 
 
-def _whole_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
+def _whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
     """The records in a log, and where the last of them ends."""
+    content = path.read_bytes()
     end = content.rfind(b"\n") + 1
-    return [json.loads(line) for line in content[:end].splitlines()], end
+    lines = content[:end].split(b"\n")[:-1]
+    return [_record(path, i, line) for i, line in enumerate(lines, start=1)], end
+
+
+def _record(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        key = _key(record)
+        if all(map(isinstance, key, (str, int, int))):
+            return record
+    except (ValueError, TypeError, KeyError):
+        pass
+    shown = line.decode(errors="replace")
+    raise InputError(
+        f"{path}, line {number} ({shown!r:.60}) must be a record; delete the line, and "
+        "an evaluation that goes on asks again what it was of"
+    )
 
 
 def read_records(directory: str | os.PathLike) -> list[dict[str, Any]]:
     """The records of a directory, in the order in which they were made.
 
     Raises:
-      InputError: if it holds no evaluation.
+      InputError: if it holds no evaluation, or naming a line that is no record.
     """
-    return _whole_lines(_existing(directory, _RECORDS).read_bytes())[0]
+    return _whole_lines(_existing(directory, _RECORDS))[0]
 
 
 def _existing(directory: str | os.PathLike, name: str) -> pathlib.Path:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dlm_jax import samplers, statistics
+from dlm_jax import files, provenance, samplers, statistics
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import Summary
 from dlm_jax.tables import markdown
@@ -115,16 +115,15 @@ def _entry(path: pathlib.Path, number: int, row: Mapping[str, str]) -> Entry:
 
 def write(path: str | os.PathLike, entries: Iterable[Entry]) -> None:
     """Writes entries, by task and spec, so that an addition is one more line."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with (
+        files.staged(path, may_exist=True) as partial,
+        partial.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         writer.writeheader()
         for entry in sorted(entries, key=lambda e: (e.task, e.sampler)):
             own, setting = dataclasses.asdict(entry), vars(entry.setting)
             writer.writerow({name: (own | setting)[name] for name in _COLUMNS})
-    partial.replace(path)
 
 
 def missing(
@@ -205,7 +204,7 @@ def table(entries: Sequence[Entry]) -> str:
                 f"{low:.1%} to {high:.1%}",
                 f"{entry.nfe:.2f}",
                 "yes" if i in front else "",
-                _short(entry.commit),
+                provenance.short_commit(entry.commit),
             ]
         )
     return markdown(rows)
@@ -213,10 +212,6 @@ def table(entries: Sequence[Entry]) -> str:
 
 def _accuracy(entry: Entry) -> float:
     return entry.right / entry.setting.num_examples
-
-
-def _short(commit: str) -> str:
-    return commit[:7] + "+" * commit.endswith("+")
 
 
 def _sentence(setting: Setting) -> str:

@@ -54,6 +54,11 @@ def _commit() -> str | None:
         return None
 
 
+def short_commit(commit: str | None) -> str:
+    """As much of a commit as pages show."""
+    return commit[:7] + "+" * commit.endswith("+") if commit else "unknown"
+
+
 def digest(directory: str | os.PathLike) -> str:
     """SHA-256 of a checkpoint: the names and bytes of all its files, README apart."""
     root = pathlib.Path(directory)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from dlm_jax.errors import InputError
-from dlm_jax.types import Canvas, Rule
+from dlm_jax.types import Canvas, Rule, number
 
 
 class Schedule(Rule):
@@ -32,13 +32,13 @@ class Fixed(Schedule):
     """k tokens every step.
 
     Attributes:
-      k: tokens; values below 1 act as 1.
+      k: tokens.
     """
 
-    k: int = 1
+    k: int = number(default=1, at_least=1)
 
     def count(self, canvas: Canvas) -> Int[Array, ""]:
-        return jnp.maximum(self.k, 1)
+        return jnp.asarray(self.k)
 
 
 class Linear(Schedule):
@@ -52,7 +52,7 @@ class Linear(Schedule):
       steps: forwards of the whole generation, divided among the blocks.
     """
 
-    steps: int = 128
+    steps: int = number(default=128, at_least=1)
 
     def count(self, canvas: Canvas) -> Int[Array, ""]:
         steps = _block_steps(self.steps, canvas)
@@ -68,7 +68,7 @@ class Cosine(Schedule):
       steps: forwards of the whole generation, divided among the blocks.
     """
 
-    steps: int = 128
+    steps: int = number(default=128, at_least=1)
 
     def count(self, canvas: Canvas) -> Int[Array, ""]:
         steps = _block_steps(self.steps, canvas)
@@ -92,7 +92,7 @@ class Dream(Schedule):
     """
 
     steps: int = flax.struct.field(pytree_node=False, default=128)
-    eps: float = 1e-3
+    eps: float = number(default=1e-3, at_least=0, at_most=1)
 
     def __post_init__(self):
         if type(self.steps) is not int or self.steps < 1:

@@ -31,7 +31,7 @@ def leading(positions: Int[Array, "l"], is_taken: Bool[Array, "l"]) -> Bool[Arra
 
 
 def top_k(
-    score: Num[Array, "l"], is_eligible: Bool[Array, "l"], k: Int[Array, ""]
+    score: Num[Array, "l"], is_eligible: Bool[Array, "l"], k: int | Int[Array, ""]
 ) -> Bool[Array, "l"]:
     """The k eligible positions of highest score, or all if there are fewer."""
     positions, is_ranked = order(score, is_eligible)

@@ -57,7 +57,7 @@ def ratio_interval(
 
 
 def score_interval(
-    num_first_only: int, num_second_only: int, num: int, confidence: float = 0.95
+    num_first_only: float, num_second_only: float, num: int, confidence: float = 0.95
 ) -> tuple[float, float]:
     """Tango's score interval of a difference of paired proportions.
 
@@ -66,7 +66,7 @@ def score_interval(
     give z^2 / (n + z^2) to either side, where the bootstrap gives 0.
 
     Args:
-      num_first_only: pairs of which only the first is right.
+      num_first_only: pairs of which only the first is right; may be a mean of counts.
       num_second_only: pairs of which only the second is right.
       num: pairs in all.
       confidence: that the interval holds the true difference.
@@ -96,6 +96,32 @@ def score_interval(
     if found < end and score(end) < -z:
         high = root_scalar(lambda x: score(x) + z, bracket=(found, end)).root
     return float(low), float(high)
+
+
+def difference_interval(
+    first: Bool[np.ndarray, "s n"],
+    second: Bool[np.ndarray, "s n"],
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """An interval of the difference of two samplers' accuracies, from several runs.
+
+    It is the percentile bootstrap over examples. If the two differ by the same on all
+    of them (not at all, say), it has no width: then the score interval, as of one run
+    with the mean run's unequal pairs. What one run tells is in `compare`.
+
+    Args:
+      first: which examples the first has right, in s runs.
+      second: which the second has, in runs with the same random numbers.
+      confidence: that the interval holds the true difference.
+    """
+    num_runs, num_examples = first.shape
+    # In whole numbers, which can be equal.
+    surplus = first.sum(axis=0) - second.sum(axis=0)
+    if (surplus == surplus[0]).all():
+        only_first, only_second = first & ~second, second & ~first
+        counts = [float(only.sum() / num_runs) for only in (only_first, only_second)]
+        return score_interval(counts[0], counts[1], num_examples, confidence)
+    return bootstrap_interval(surplus / num_runs, confidence)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,7 +80,7 @@ def paired(results: Sequence[Summary]) -> str:
 
     Differences are of accuracy, in percentage points. With one seed their interval is
     that of `statistics.compare`, beside the examples that only one of the two has right
-    and McNemar's exact p-value; with more, the bootstrap's over examples.
+    and McNemar's exact p-value; with more, `statistics.difference_interval`.
     """
     first, *others = results
     rows = [
@@ -96,9 +96,9 @@ def paired(results: Sequence[Summary]) -> str:
             counts = [str(found.num_first_only), str(found.num_second_only)]
             counts.append(f"{found.p_value:.2g}")
         else:
-            per_example = own.is_correct.mean(axis=0) - first.is_correct.mean(axis=0)
-            difference = per_example.mean()
-            interval = statistics.bootstrap_interval(per_example)
+            pair = own.is_correct, first.is_correct
+            difference = pair[0].mean() - pair[1].mean()
+            interval = statistics.difference_interval(*pair)
             counts = ["", "", ""]
         nfe = first.nfe.mean(axis=0), own.nfe.mean(axis=0)
         low, high = statistics.ratio_interval(*nfe)

@@ -187,14 +187,44 @@ class Generation:
     trajectory: Trajectory | None = None
 
 
+# What a number of a rule may have to be beside a limit.
+_BOUNDS = {
+    "above": np.greater,
+    "at least": np.greater_equal,
+    "at most": np.less_equal,
+}
+
+
+def number(
+    *,
+    default: float | None,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A traced field of a rule that does not take every number, see `canonical`.
+
+    Args:
+      default: value of the field.
+      above: all values must be.
+      at_least: all values must be.
+      at_most: all values must be.
+    """
+    limits = zip(_BOUNDS, (above, at_least, at_most), strict=True)
+    bounds = {bound: limit for bound, limit in limits if limit is not None}
+    return flax.struct.field(default=default, metadata={"bounds": bounds})
+
+
 @typing.dataclass_transform(
-    frozen_default=True, field_specifiers=(dataclasses.field, flax.struct.field)
+    frozen_default=True,
+    field_specifiers=(dataclasses.field, flax.struct.field, number),
 )
 class Rule:
     """Base of samplers and schedules: each subclass is a frozen dataclass and a pytree.
 
-    Numeric fields are traced (changing one does not recompile); a field that sets a
-    shape or selects code is declared with `flax.struct.field(pytree_node=False)`.
+    Numeric fields are traced (changing one does not recompile); one that does not take
+    every number is declared with `number`. A field that sets a shape or selects code is
+    declared with `flax.struct.field(pytree_node=False)`.
 
     Subclasses are not decorated. `flax.struct.dataclass` would register them by
     `jax.tree_util.register_dataclass`, and tree structures of such classes are equal
@@ -378,19 +408,26 @@ class Options:
 _Struct = TypeVar("_Struct")
 
 
-def canonical(struct: _Struct, shape: tuple[int, ...] = ()) -> _Struct:
+def canonical(
+    struct: _Struct, shape: tuple[int, ...] = (), name: str | None = None
+) -> _Struct:
     """Casts the traced fields of a sampler to arrays of their declared dtype.
 
-    0, 0.1 and np.float64(0.1) then lead to the same compiled program.
+    0, 0.1 and np.float64(0.1) then lead to the same compiled program. All that is
+    sampled goes through here while its numbers are still known, so that here they are
+    checked.
 
     Args:
       struct: a `Rule` or `flax.struct.dataclass` with fields declared float, int or
         another of the two; None stays None.
       shape: what every field is broadcast to; a field may already have this shape.
+      name: what errors call it; its class by default.
 
     Raises:
-      InputError: naming a field that is no number or does not broadcast.
+      InputError: naming a field that is no number, not one that it takes (see
+        `number`) or does not broadcast.
     """
+    name = name or type(struct).__name__
     hints = typing.get_type_hints(type(struct))
     values = {}
     for field in dataclasses.fields(struct):  # type: ignore[arg-type]
@@ -419,11 +456,17 @@ def canonical(struct: _Struct, shape: tuple[int, ...] = ()) -> _Struct:
             dtype = jnp.result_type(float) if is_real else np.dtype(np.int32)
             array = np.broadcast_to(array.astype(dtype), shape)
         except (TypeError, ValueError):
-            name = f"{type(struct).__name__}.{field.name}"
             kind = "a number" if is_real else "an integer of 32 bits"
             raise InputError(
-                f"{name} ({value!r}) must be {kind}"
+                f"{name}: {field.name} ({value!r}) must be {kind}"
                 + (f" or an array of shape {shape}" if shape else "")
             ) from None
+        for bound, limit in field.metadata.get("bounds", {}).items():
+            is_wrong = ~_BOUNDS[bound](array, limit)  # NaN is on no side.
+            if is_wrong.any():
+                shown = value if np.ndim(value) == 0 else array[is_wrong][0]
+                raise InputError(
+                    f"{name}: {field.name} ({shown}) must be {bound} {limit}"
+                )
         values[field.name] = array
     return dataclasses.replace(struct, **values)  # type: ignore[type-var]

@@ -6,7 +6,8 @@ r"""Asks a model a task's examples with one or more samplers, and judges the ans
 
 WORKDIR gets manifest.json and records.jsonl, a line per example. Started again with the
 same arguments it goes on where it was stopped; more samplers, seeds or examples may be
-added. NFE is the number of forwards that an example took part in.
+added. NFE is the number of forwards that an example took part in. If
+several commits made the records, they are named below the tables.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,15 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import evaluation, provenance, samplers, tables, tasks, zoo
+from dlm_jax import (
+    evaluation,
+    evaluation_files,
+    provenance,
+    samplers,
+    tables,
+    tasks,
+    zoo,
+)
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/evaluate.py", "Defaults.")
@@ -80,6 +89,10 @@ def main(argv: Sequence[str]) -> None:
     print(tables.accuracy(results))
     if len(results) > 1:
         print(f"\n{tables.paired(results)}")
+    commits = evaluation_files.commits(workdir)
+    if len(commits) > 1:
+        names = ", ".join(map(provenance.short_commit, commits))
+        print(f"\nThe records of {workdir} are of {len(commits)} commits: {names}.")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ TABLE = [
     "entropy_bound(gamma=1.0, error_proxy='margin')",
     "saber",
     "saber(mu=2, n=4)",
-    "saber(n=0)",
     "saber(backtracking=False)",
     "saber(acceleration=False)",
     "saber(threshold=0.5)",
@@ -285,7 +284,7 @@ def test_values_do_not_retrace(model, spec):
         value = getattr(sampler, field.name)
         if not field.metadata.get("pytree_node", True) or value is None:
             continue
-        for other in (0, 1, 0.1, np.float64(0.3), np.float32(2), jnp.float32(0.2)):
+        for other in (1, 0.1, np.float64(0.3), np.float32(0.7), jnp.float32(0.2)):
             if dataclasses.is_dataclass(value):
                 schedule = {
                     f.name: int(other) + 1

@@ -14,6 +14,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
+import tqdm
 from flax import nnx
 
 from dlm_jax import (
@@ -21,8 +22,10 @@ from dlm_jax import (
     checkpoints,
     evaluation,
     evaluation_files,
+    provenance,
     samplers,
     tables,
+    tasks,
 )
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
@@ -204,7 +207,9 @@ def test_table_of_pairs_is_on_the_same_examples(num_seeds):
     # Three to one of four unequal ones: 5 of 16 outcomes are as uneven, on either side.
     assert cells[3:6] == (["3", "1", "0.62"] if num_seeds == 1 else [""] * 3)
     assert cells[6:] == ["2.00", "2.00 to 2.00"]
-    assert [cell.strip() for cell in entropy.split("|")][2] == "+0.0"
+    cells = [cell.strip() for cell in entropy.split("|")]
+    # The score interval's z^2 / (8 + z^2): that they agree on eight proves little.
+    assert cells[2:4] == ["+0.0", "-32.4 to +32.4"]
 
 
 @pytest.mark.parametrize(
@@ -249,6 +254,70 @@ def test_the_manifest_lists_the_runs_that_added_records(model, tmp_path):
     assert environment["jax"] == jax.__version__
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", "no identity"),
+        ('{"identity": {}}', "no runs"),
+        ('{"identity": 3, "runs": []}', "identity is 3"),
+        ('{"identity": {}, "runs": [{}]}', "no environment"),
+        ('{"identity": {}, "runs": 7}', "not iterable"),
+        ('{"identity":', "Expecting value: line 1"),
+        ("", "Expecting value: line 1"),
+        ("hello", "Expecting value: line 1"),
+        (b"\xff\xfe\xff", "can't decode"),
+        ("[]", "list indices"),
+    ],
+)
+def test_a_damaged_manifest_is_named(tmp_path, content, reason):
+    path = tmp_path / "manifest.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for read in (
+        lambda: evaluation_files.Manifest(tmp_path, {}, {}),
+        lambda: evaluation_files.environments(tmp_path),
+    ):
+        with pytest.raises(InputError) as error:
+            read()
+        said = str(error.value)
+        assert said.startswith(f"{path} must be the manifest of an evaluation (")
+        assert reason in said and "another directory" in said and "\n" not in said
+
+
+def test_records_without_a_manifest_are_of_nobody_knows_what(model, whole, tmp_path):
+    content = (whole[0] / "records.jsonl").read_bytes()
+    (tmp_path / "records.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=r"has records.jsonl, but no manifest.json"):
+        run(model, tmp_path)
+    assert (tmp_path / "records.jsonl").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("", "hello", '{"sampler": "random", "se', "[]", "3", "null", '{"a": 1}'),
+        '{"sampler": "random", "seed": 0, "index": [1]}',
+        b"\xff" * 500,
+    ],
+)
+@pytest.mark.parametrize("tail", [b"", b'{"sampler": "ran'])
+def test_a_damaged_record_is_named(whole, tmp_path, line, tail):
+    """But for a last line without an end, which a kill leaves."""
+    first, *rest = (whole[0] / "records.jsonl").read_bytes().splitlines()
+    line = line if isinstance(line, bytes) else line.encode()
+    content = b"\n".join([first, line, *rest, tail])
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(content)
+    for read in (evaluation_files.Log, evaluation_files.read_records):
+        with pytest.raises(InputError) as error:
+            read(tmp_path)
+        said = str(error.value)
+        assert said.startswith(f"{path}, line 2 ({line.decode(errors='replace')!r:.60}")
+        assert "delete the line" in said and "\n" not in said and len(said) < 400
+        assert path.read_bytes() == content
+    path.write_bytes(b"\n".join([first, *rest, tail]))
+    assert len(evaluation_files.read_records(tmp_path)) == 1 + len(rest)
+
+
 def test_more_examples_ask_for_those_only(model, tmp_path, whole):
     """3 are there, so the second run's calls begin in the middle of a whole run's."""
     run(model, tmp_path, SPECS[:1], num=3)
@@ -291,6 +360,58 @@ def test_samplers_take_turns(whole):
         for indices in (range(4), range(4, 6))
         for spec in specs
     ]
+
+
+class Visible(tqdm.tqdm):
+    """A progress bar that is shown though no terminal is there."""
+
+    def __init__(self, **options):
+        super().__init__(**(options | {"disable": False}))
+
+
+def test_script_prints_the_tables_and_goes_on_where_it_was(
+    checkpoint, tmp_path, monkeypatch, run_script
+):
+    monkeypatch.setattr(tasks, "get", lambda name: Arbitrary())
+    monkeypatch.setattr(provenance, "_commit", lambda: "abcdef0123")
+    workdir = tmp_path / "runs"
+    arguments = [
+        *(f"--checkpoint={checkpoint}", f"--workdir={workdir}", "--split=test"),
+        *("--num_examples=3", "--sampler=random", "--sampler=threshold"),
+        *("--batch_size=2", "--queue_length=3"),
+    ]
+    status, out, error = run_script("evaluate", *arguments)
+    # Neither progress, without a terminal, nor anything else.
+    assert (status, error) == (0, "")
+    accuracy, paired = (table.splitlines() for table in out.split("\n\n"))
+    assert (len(accuracy), len(paired)) == (4, 3)
+    results = evaluation.summaries(evaluation_files.read_records(workdir))
+    assert sum(result.is_correct.size for result in results) == 6
+    for line, result in zip(accuracy[2:], results, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[0] == samplers.short_spec(samplers.parse(result.sampler))
+        assert cells[1:3] == [str(result.is_correct.sum()), "3"]
+        assert cells[5] == f"{result.nfe.mean():.2f}"
+    assert paired[2].startswith("| threshold ")
+
+    before = {path.name: path.read_bytes() for path in workdir.iterdir()}
+    assert set(before) == {"manifest.json", "records.jsonl"}
+    # Another commit that adds nothing is none of the records'.
+    monkeypatch.setattr(provenance, "_commit", lambda: "fedcba9876+")
+    monkeypatch.setattr(tqdm, "tqdm", Visible)
+    status, again, error = run_script("evaluate", *arguments)
+    assert status == 0 and again == out
+    assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
+    num_right = results[1].is_correct.sum()
+    assert "threshold: 100%" in error and "6/6" in error
+    assert f"right={num_right / 3:.1%}, seed=0" in error
+
+    status, more, _ = run_script("evaluate", *arguments, "--sampler=margin")
+    assert status == 0
+    last = f"The records of {workdir} are of 2 commits: abcdef0, fedcba9+."
+    assert more.splitlines()[-2:] == ["", last]
+    records = evaluation_files.read_records(workdir)
+    assert [record["run"] for record in records] == [0] * 6 + [1] * 3
 
 
 def _script(checkpoint, workdir):

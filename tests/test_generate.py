@@ -221,8 +221,11 @@ def test_bad_sampler_values_are_named():
     prompts = prompts_of([2], 6, vocab_size=9)
     keys = generate.row_keys(0, np.arange(1))
     for value, message in (
-        ("high", r"Threshold.threshold \('high'\) must be a number"),
-        (np.zeros(3), r"Threshold.threshold .* must be a number or an array"),
+        ("high", r"Threshold: threshold \('high'\) must be a number"),
+        (np.zeros(3), r"Threshold: threshold .* must be a number or an array"),
+        (1.5, r"^Threshold: threshold \(1.5\) must be at most 1$"),
+        (np.array([-0.25]), r"^Threshold: threshold \(-0.25\) must be at least 0$"),
+        (np.nan, r"^Threshold: threshold \(nan\) must be at least 0$"),
     ):
         with pytest.raises(InputError, match=message):
             generate.generate(

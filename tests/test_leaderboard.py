@@ -60,6 +60,16 @@ def test_entries_come_back_from_the_file(tmp_path_factory, pairs):
     leaderboard.write(path, [*leaderboard.read(path), entry(task="maze")])
     after = path.read_text().splitlines()
     assert len(after) == len(before) + 1 and set(before) < set(after)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_board_as_it_was(tmp_path):
+    path = tmp_path / "new" / "leaderboard.csv"
+    leaderboard.write(path, [entry()])
+    before = path.read_bytes()
+    with pytest.raises(AttributeError):
+        leaderboard.write(path, [entry(), None])
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
 def test_no_file_is_an_empty_board(tmp_path):

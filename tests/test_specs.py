@@ -154,6 +154,18 @@ def test_spec_of_a_sampler_with_arrays_reads_back():
         ("random(schedule=dream(steps=0))", "steps (0) must be an integer of at least"),
         ("random(schedule=dream(steps='4'))", "steps ('4') must be an integer"),
         ("random(schedule=dream(eps='x'))", "eps ('x') must be a number"),
+        ("saber(n=0)", "saber: n (0) must be at least 1"),
+        ("saber(mu=0)", "saber: mu (0) must be above 0"),
+        ("saber(threshold=-0.1)", "saber: threshold (-0.1) must be at least 0"),
+        ("saber(threshold=inf)", "saber: threshold (inf) must be at most 1"),
+        ("threshold(threshold=2)", "threshold: threshold (2) must be at most 1"),
+        ("factor(factor=-1)", "factor: factor (-1) must be at least 0"),
+        ("factor_released(factor=-1)", "factor_released: factor (-1) must be at least"),
+        ("entropy_bound(gamma=-1)", "entropy_bound: gamma (-1) must be at least 0"),
+        ("margin(schedule=fixed(k=0))", "fixed: k (0) must be at least 1"),
+        ("margin(schedule=linear(steps=0))", "linear: steps (0) must be at least 1"),
+        ("margin(schedule=cosine(steps=-2))", "cosine: steps (-2) must be at least 1"),
+        ("margin(schedule=dream(eps=1.5))", "dream: eps (1.5) must be at most 1"),
         ("saber(n=2", "sampler ('saber(n=2') must be a name or a call like saber(n=2)"),
         ("", "sampler ('') must be a name or a call"),
         ("saber; random", "must be a name or a call"),
@@ -168,20 +180,35 @@ def test_bad_specs_answer_with_one_clear_line(spec, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("value", ["0", "1", "0.1", "-0.5", "inf"])
 @pytest.mark.parametrize(
-    "spec",
+    ("spec", "values"),
     [
-        "threshold(threshold={})",
-        "factor(factor={})",
-        "entropy_bound(gamma={})",
-        "saber(mu={}, threshold=0.5)",
-        "entropy(schedule=dream(eps={}))",
+        ("threshold(threshold={})", "0 1 0.1"),
+        ("factor(factor={})", "0 1 0.1 inf"),
+        ("entropy_bound(gamma={})", "0 1 0.1 inf"),
+        ("saber(mu={}, threshold=0.5)", "1 0.1 inf"),
+        ("saber(threshold={})", "0 1 0.1"),
+        ("entropy(schedule=dream(eps={}))", "0 1 0.1"),
     ],
 )
-def test_any_number_leads_to_the_same_types(spec, value):
+def test_any_number_leads_to_the_same_types(spec, values):
     """So that a change of threshold does not compile again."""
-    one, other = (canonical(samplers.parse(spec.format(x))) for x in (value, "0.9"))
-    assert jax.tree.structure(one) == jax.tree.structure(other)
+    one = canonical(samplers.parse(spec.format("0.9")))
     hash(jax.tree.structure(one))
-    assert jax.tree.map(jax.typeof, one) == jax.tree.map(jax.typeof, other)
+    for value in values.split():
+        other = canonical(samplers.parse(spec.format(value)))
+        assert jax.tree.structure(one) == jax.tree.structure(other)
+        assert jax.tree.map(jax.typeof, one) == jax.tree.map(jax.typeof, other)
+
+
+def test_a_value_per_row_is_checked_like_one():
+    rule = samplers.Saber(mu=np.array([4.0, 0.5, np.inf]), threshold=np.float32(0.5))
+    assert canonical(rule, (3,)).mu.tolist() == [4, 0.5, np.inf]
+    with pytest.raises(InputError, match=r"^Saber: mu \(-2.0\) must be above 0$"):
+        canonical(samplers.Saber(mu=np.array([4.0, -2.0, -3.0])), (3,))
+
+
+def test_numbers_that_jax_traces_are_not_checked():
+    """What is sampled has been; in a transformation nobody knows them."""
+    rule = canonical(samplers.parse("saber(n=3, threshold=0.5)"))
+    assert jax.jit(lambda rule: jax.tree.map(lambda x: -x, rule))(rule).n == -3

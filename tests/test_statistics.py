@@ -97,6 +97,33 @@ def test_no_unequal_pair_leaves_a_width():
     assert statistics.compare(same, same).interval == pytest.approx(interval)
 
 
+def test_runs_that_differ_alike_on_all_examples_leave_a_width():
+    same = np.random.default_rng(5).random((3, 60)) < 0.7
+    as_one = statistics.score_interval(0, 0, 60)
+    assert statistics.difference_interval(same, same) == as_one
+    assert as_one[1] - as_one[0] > 0.1
+    yes, no = np.ones((3, 60), bool), np.zeros((3, 60), bool)
+    assert statistics.difference_interval(yes, no) == statistics.score_interval(
+        60, 0, 60
+    )
+    # In one of three runs on each example: a third of the pairs of a mean run.
+    some = np.arange(180).reshape(3, 60) // 60 == np.arange(60) % 3
+    low, high = statistics.difference_interval(some, no)
+    assert (low, high) == statistics.score_interval(20, 0, 60)
+    assert low < 1 / 3 < high
+    # Alike on the whole, but not in any run: unequal pairs count.
+    low, high = statistics.difference_interval(some, some[[1, 2, 0]])
+    assert (low, high) == statistics.score_interval(20, 20, 60)
+    assert low < as_one[0] < 0 < as_one[1] < high
+
+
+def test_runs_that_differ_are_bootstrapped_over_examples():
+    first, second = np.random.default_rng(6).random((2, 4, 90)) < [[[0.7]], [[0.5]]]
+    expected = statistics.bootstrap_interval((first * 1.0 - second).mean(axis=0))
+    found = statistics.difference_interval(first, second)
+    np.testing.assert_allclose(found, expected)
+
+
 def test_a_score_interval_covers_what_it_says():
     n, shares = 100, (0.12, 0.05, 0.83)
     truth = shares[0] - shares[1]

@@ -1,13 +1,26 @@
 """Points, fronts and areas of a sweep against counts by hand."""
 
 import csv
+import zlib
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import sweep
-from dlm_jax import samplers, statistics, sweeps
+from dlm_jax import (
+    checkpoints,
+    evaluation_files,
+    samplers,
+    statistics,
+    sweeps,
+    tasks,
+)
 from dlm_jax.evaluation import Summary
+from dlm_jax.models.llada import LLaDA
+from dlm_jax.tasks import sudoku
+from dlm_jax.tasks.task import Verdict
 
 CURVES = {
     "bound": ("entropy_bound(gamma=0.5)", "entropy_bound"),
@@ -85,6 +98,75 @@ def test_csv_has_a_line_for_each_point(made, tmp_path):
     areas = [float(row["area"]) for row in rows]
     assert areas == pytest.approx([0.6, 0.6, 0.25, 0.25])
     assert [float(row["area_of_all"]) for row in rows] == pytest.approx([0.6] * 4)
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+def get_config():
+    return ConfigDict({
+        "curves": {
+            "threshold": ("threshold(threshold=0.3)", "threshold(threshold=0.9)"),
+            "margin": ("margin",),
+        },
+        "split": "test", "num_examples": 3, "example_seed": 0, "seed": 0,
+        "temperature": 0.0, "batch_size": 2, "queue_length": 4,
+    })
+"""
+
+
+class Arbitrary(sudoku.Sudoku):
+    """An arbitrary half is right: a random model would solve no puzzle."""
+
+    def verdict(self, example, answer):
+        return Verdict(zlib.crc32(answer.encode()) % 2 == 0, "")
+
+
+def test_script_draws_what_the_records_say(tmp_path, monkeypatch, run_script):
+    task = Arbitrary()
+    shape = {"d_model": 32, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 48}
+    graph, params = nnx.split(LLaDA(task.model_config(**shape), rngs=nnx.Rngs(0)))
+    model = nnx.merge(graph, jax.tree.map(lambda weight: 4 * weight, params))
+    files = task.tokenizer().save_pretrained(tmp_path / "tokenizer")
+    checkpoints.save_hf(model, tmp_path / "model", files)
+    (tmp_path / "config.py").write_text(CONFIG)
+    monkeypatch.setattr(tasks, "get", lambda name: task)
+    workdir = tmp_path / "runs"
+    arguments = [
+        f"--config={tmp_path / 'config.py'}",
+        f"--checkpoint={tmp_path / 'model'}",
+        f"--workdir={workdir}",
+    ]
+    status, out, error = run_script("sweep", *arguments)
+    assert status == 0, error
+    records = evaluation_files.read_records(workdir)
+    assert len(records) == 3 * 3
+    with (workdir / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # A ConfigDict sorts the curves.
+    assert [(row["curve"], row["sampler"]) for row in rows] == [
+        ("margin", "margin"),
+        ("threshold", "threshold(threshold=0.3)"),
+        ("threshold", "threshold"),
+    ]
+    for row in rows:
+        spec = samplers.canonical_spec(row["sampler"])
+        own = [record for record in records if record["sampler"] == spec]
+        assert len(own) == int(row["num_examples"]) == 3
+        for column, name in (("accuracy", "is_correct"), ("nfe", "nfe")):
+            mean = np.mean([record[name] for record in own])
+            assert float(row[column]) == pytest.approx(mean)
+    assert (workdir / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    table = (workdir / "sweep.md").read_text()
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [
+        *("margin", "threshold", "all")
+    ]
+    assert out.startswith(table) and str(workdir / "sweep.csv") in out
+
+    names = ("records.jsonl", "manifest.json", "sweep.csv", "sweep.md")
+    before = [(workdir / name).read_bytes() for name in names]
+    status, again, _ = run_script("sweep", *arguments)
+    assert status == 0 and again == out
+    assert [(workdir / name).read_bytes() for name in names] == before
 
 
 def test_config_has_every_sampler_and_none_twice():

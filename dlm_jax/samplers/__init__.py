@@ -130,7 +130,7 @@ def _build(node: ast.expr, known: dict[str, type], kind: str, spec: str) -> Any:
                 f"{node.id}: {name} ({ast.unparse(keyword.value)}) must be a literal"
             ) from None
     built = cls(**values)
-    canonical(built)
+    canonical(built, name=node.id)
     return built
 
 

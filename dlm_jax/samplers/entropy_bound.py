@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 from dlm_jax import select
 from dlm_jax.errors import InputError
 from dlm_jax.samplers.margin import Margin, probability_margin
-from dlm_jax.types import Canvas, Decision, Prediction, Sampler
+from dlm_jax.types import Canvas, Decision, Prediction, Sampler, number
 
 # Error proxies rank positions by the distribution, not by the drawn token: the fields
 # of Prediction that each reads, and its negative (best position first).
@@ -35,7 +35,7 @@ class EntropyBound(Sampler):
       error_proxy: a key of ERROR_PROXIES; the order positions are taken in (static).
     """
 
-    gamma: float = 0.1
+    gamma: float = number(default=0.1, at_least=0)
     error_proxy: str = flax.struct.field(pytree_node=False, default="entropy")
 
     def __post_init__(self):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from dlm_jax import select
-from dlm_jax.types import Canvas, Decision, Prediction, Sampler
+from dlm_jax.types import Canvas, Decision, Prediction, Sampler, number
 
 
 class Factor(Sampler):
@@ -17,7 +17,7 @@ class Factor(Sampler):
       factor: the bound f.
     """
 
-    factor: float = 1.0
+    factor: float = number(default=1.0, at_least=0)
 
     def step(
         self, key: jax.Array, state: PyTree, canvas: Canvas, prediction: Prediction

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from dlm_jax import select
 from dlm_jax.errors import InputError
-from dlm_jax.types import Canvas, Decision, Prediction, Sampler
+from dlm_jax.types import Canvas, Decision, Prediction, Sampler, number
 
 
 @flax.struct.dataclass
@@ -37,16 +37,16 @@ class Saber(Sampler):
     step decides at least one more position than it takes back.
 
     Attributes:
-      n: least number of tokens a step drafts; values below 1 act as 1.
+      n: least number of tokens a step drafts.
       mu: tokens drafted per token taken back.
       threshold: a fixed tau in place of the mean (ablation "fixed threshold").
       acceleration: draft by tau; if not, always the n best (ablation; static).
       backtracking: remask (if not: ablation; static).
     """
 
-    n: int = 2
-    mu: float = 8.0
-    threshold: float | None = None
+    n: int = number(default=2, at_least=1)
+    mu: float = number(default=8.0, above=0)
+    threshold: float | None = number(default=None, at_least=0, at_most=1)
     acceleration: bool = flax.struct.field(pytree_node=False, default=True)
     backtracking: bool = flax.struct.field(pytree_node=False, default=True)
     needs: ClassVar[tuple[str, ...]] = ("held_log_prob",)
@@ -79,12 +79,11 @@ class Saber(Sampler):
     ) -> tuple[SaberState, Decision]:
         confidence = jnp.exp(prediction.log_prob)
         is_committed = canvas.is_editable & ~canvas.is_mask
-        n = jnp.maximum(self.n, 1)
-        draft = select.top_k(confidence, canvas.is_eligible, n)
+        draft = select.top_k(confidence, canvas.is_eligible, self.n)
         if self.acceleration:
             tau = self._tau(state, canvas, is_committed, confidence)
             above = canvas.is_eligible & (confidence > tau)
-            draft = jnp.where(jnp.sum(above) < n, draft, above)
+            draft = jnp.where(jnp.sum(above) < self.n, draft, above)
 
         held = jnp.exp(prediction.held_log_prob)
         remask = jnp.zeros_like(draft)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from dlm_jax import select
-from dlm_jax.types import Canvas, Decision, Prediction, Sampler
+from dlm_jax.types import Canvas, Decision, Prediction, Sampler, number
 
 
 class Threshold(Sampler):
@@ -17,7 +17,7 @@ class Threshold(Sampler):
       threshold: probability.
     """
 
-    threshold: float = 0.9
+    threshold: float = number(default=0.9, at_least=0, at_most=1)
 
     def step(
         self, key: jax.Array, state: PyTree, canvas: Canvas, prediction: Prediction

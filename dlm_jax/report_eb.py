@@ -113,7 +113,16 @@ def check(
     baseline: str,
     compared: Sequence[tuple[str, str]],
 ) -> None:
-    """Raises InputError for a spec that is to be compared and stands in no curve."""
+    """Raises InputError for what cannot be compared.
+
+    That is no spec at all, one that stands in no curve, or curves without a bound or
+    without another sampler.
+    """
+    if not compared:
+        raise InputError("compared must name a sampler at least")
+    kinds = {_is_bound(line[0]) for line in curves.values()}
+    if len(kinds) < 2:
+        raise InputError("curves must have entropy_bound and another sampler")
     known = {samplers.canonical_spec(spec) for line in curves.values() for spec in line}
     for spec in (baseline, *itertools.chain.from_iterable(compared)):
         if samplers.canonical_spec(spec) not in known:
@@ -250,8 +259,7 @@ def front_sentence(section: Section) -> str:
     """The best area under a bound's front beside the best of the other curves."""
     areas = sweeps.areas(section.points)
     is_bound = {
-        name: isinstance(samplers.parse(line[0]["sampler"]), EntropyBound)
-        for name, line in section.points.items()
+        name: _is_bound(line[0]["sampler"]) for name, line in section.points.items()
     }
     best = [
         max((n for n in is_bound if is_bound[n] == kind), key=areas.__getitem__)
@@ -261,6 +269,10 @@ def front_sentence(section: Section) -> str:
         f"The largest area under a front of EB-Sampler is {areas[best[0]]:.3f} "
         f"({best[0]}), of a fixed k {areas[best[1]]:.3f} ({best[1]})."
     )
+
+
+def _is_bound(spec: str) -> bool:
+    return isinstance(samplers.parse(spec), EntropyBound)
 
 
 def write(

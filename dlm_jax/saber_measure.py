@@ -364,10 +364,12 @@ def over_others(
 ) -> tuple[float, tuple[float, float]]:
     """A sampler's accuracy minus the mean accuracy of others, and its 95 % interval.
 
-    The interval is the percentile bootstrap over examples.
+    Each of the others counts as a run of its own, see `statistics.difference_interval`.
     """
-    mean = np.mean(
-        [results[samplers.canonical_spec(o)].is_correct[0] for o in others], axis=0
+    second = np.stack(
+        [results[samplers.canonical_spec(o)].is_correct[0] for o in others]
     )
-    difference = results[samplers.canonical_spec(spec)].is_correct[0] - mean
-    return float(difference.mean()), statistics.bootstrap_interval(difference)
+    own = results[samplers.canonical_spec(spec)].is_correct[0]
+    first = np.broadcast_to(own, second.shape)
+    difference = float(first.mean() - second.mean())
+    return difference, statistics.difference_interval(first, second)

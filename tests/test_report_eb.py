@@ -19,6 +19,7 @@ from dlm_jax import (
     statistics,
 )
 from dlm_jax.error_split import Split
+from dlm_jax.errors import InputError
 from dlm_jax.evaluation import Summary
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import maze
@@ -207,19 +208,18 @@ def test_a_report_holds_its_numbers_and_figures(tmp_path):
 
 
 def test_the_config_compares_what_its_curves_hold():
-    for whole in (config.get_config(), config.get_config()):
-        quick = config.get_config()
-        quick.update(quick.quick)
-        for one in (whole, quick):
-            known = {
-                samplers.canonical_spec(spec)
-                for line in one.curves.values()
-                for spec in line
-            }
-            asked = [samplers.canonical_spec(spec) for spec, _ in one.compared]
-            assert len(asked) == 9 and known >= {*asked}
-            assert known >= {samplers.canonical_spec(own) for _, own in one.compared}
-            assert samplers.to_spec(samplers.parse(one.baseline)) in known
+    whole, quick = config.get_config(), config.get_config()
+    quick.update(quick.quick)
+    for one in (whole, quick):
+        known = {
+            samplers.canonical_spec(spec)
+            for line in one.curves.values()
+            for spec in line
+        }
+        asked = [samplers.canonical_spec(spec) for spec, _ in one.compared]
+        assert len(asked) == 9 and known >= {*asked}
+        assert known >= {samplers.canonical_spec(own) for _, own in one.compared}
+        assert samplers.to_spec(samplers.parse(one.baseline)) in known
 
 
 def test_one_token_a_step_has_the_order_of_the_bound_beside_it():
@@ -260,6 +260,21 @@ def get_config():
     config.error_split_examples = 2
     return config
 """
+
+
+@pytest.mark.parametrize(
+    ("curves", "compared", "message"),
+    [
+        (CURVES, (), "compared must name a sampler"),
+        ({"bound": BOUNDS}, COMPARED, "curves must have entropy_bound and another"),
+        ({"one": (BASE,)}, COMPARED, "curves must have entropy_bound and another"),
+        ({**CURVES, "own": ("entropy",)}, COMPARED, "margin is compared, so it must"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(curves, compared, message):
+    with pytest.raises(InputError, match=message):
+        report_eb.check(curves, BASE, compared)
+    report_eb.check(CURVES, BASE, COMPARED)
 
 
 def test_what_is_compared_must_stand_in_a_curve(tmp_path, run_script):

@@ -78,6 +78,18 @@ def stack(batches: list[Prompts]) -> Prompts:
     return jax.tree.map(lambda *xs: np.concatenate(xs), *batches)
 
 
+def mixed_prompts(gen_length) -> Prompts:
+    """Continuations, an infilling, short rows; at the front a row without a blank."""
+    return stack(
+        [
+            prompts_of([8], 0, width=26),
+            prompts_of([1, 14, 6, 9], gen_length, width=26),
+            infilling_of(11, 17, width=26),
+            prompts_of([5, 3], 7, width=26),
+        ]
+    )
+
+
 def take_rows(prompts: Prompts, rows) -> Prompts:
     """Some rows of a batch."""
     return jax.tree.map(lambda x: x[rows], prompts)

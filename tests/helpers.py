@@ -126,13 +126,13 @@ def start_script(name, flags, num_devices=1, **environment):
     )
 
 
-def finish(processes):
-    """What processes print that are to end well; none is left running."""
+def finish(processes, status=0):
+    """What processes print that are to end with a status; none is left running."""
     said = []
     try:
         for process in processes:
             said.append(process.communicate(timeout=600)[0])
-            assert process.returncode == 0, said[-1]
+            assert process.returncode == status, said[-1]
     finally:
         for process in processes:
             process.kill()

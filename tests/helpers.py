@@ -111,6 +111,12 @@ def free_port():
 
 def start_script(name, flags, num_devices=1, **environment):
     """Begins `python -m experiments.NAME` in a process that sees so many devices."""
+    arguments = ["-m", f"experiments.{name}", *flags]
+    return start_python(arguments, num_devices, **environment)
+
+
+def start_python(arguments, num_devices=1, **environment):
+    """Begins Python in a process that sees so many devices."""
     environment = {
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
@@ -118,7 +124,7 @@ def start_script(name, flags, num_devices=1, **environment):
         **environment,
     }
     return subprocess.Popen(
-        [sys.executable, "-m", f"experiments.{name}", *flags],
+        [sys.executable, *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -13,8 +11,9 @@ import checkpoint_files as files_of
 import jax
 import numpy as np
 import pytest
+import test_parallel
 from flax import nnx
-from helpers import ALL_SPECS, finish, free_port, start_script
+from helpers import ALL_SPECS, finish, free_port, start_python, start_script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -297,17 +296,7 @@ def test_a_process_loads_while_the_other_does_not(tmp_path):
     )
     # Process 0 is at its end at once, where it waits. Would the other wait for it to
     # load, too, it would fail after half a minute.
-    loading, _ = finish(
-        [
-            subprocess.Popen(
-                [sys.executable, "-c", program, str(number)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for number in (1, 0)
-        ]
-    )
+    loading, _ = finish([start_python(["-c", program, str(i)]) for i in (1, 0)])
     assert "loaded" in loading
 
 
@@ -360,3 +349,18 @@ def test_two_processes_of_four_devices_give_what_one_device_gives(
         assert len(one["prompts_digest"]) == 16
     # Rows differ, so that a wrong share or key would be seen.
     assert len({str(one["tokens"]) for one in ours}) > 5
+
+
+@pytest.mark.slow
+def test_two_processes_differ_in_float32_by_near_ties_only(tmp_path):
+    specs = test_parallel.SPECS
+    program = (
+        "import sys, test_parallel; from dlm_jax import hosts\n"
+        "number = int(sys.argv[1])\n"
+        f"host = hosts.start('localhost:{free_port()}', 2, number)\n"
+        # One with all weights on every device, one with groups of two.
+        f"sharing = {[None, 2]}[number]\n"
+        f"test_parallel.record_all({specs}, sharing, {str(tmp_path)!r}, host)"
+    )
+    finish([start_python(["-c", program, str(i)], num_devices=4) for i in range(2)])
+    test_parallel.check_near_ties(tmp_path, len(specs))

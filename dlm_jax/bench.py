@@ -172,7 +172,8 @@ def race(
         for a machine's speed drifts between runs.
       num_pairs: rounds.
       seed: of the random keys.
-      reference: another way to fill the rows.
+      reference: another way to fill rows, which is given batches of as many as ours
+        has in flight.
       on_run: called after every run of all rows.
 
     Raises:
@@ -182,6 +183,7 @@ def race(
         raise InputError(f"num_pairs ({num_pairs}) must be at least 1")
     num_rows = len(prompts.tokens)
     num_slots = options.num_slots or num_rows
+    batch_size = min(num_slots * parallel.num_groups, num_rows)
     keys = generate.row_keys(seed, np.arange(num_rows))
     num_forwards = {}
 
@@ -202,7 +204,8 @@ def race(
 
     ways = [ours]
     if reference is not None:
-        ways.append(lambda spec: reference(samplers[spec], prompts, keys))
+        theirs_in_batches = in_batches(reference, batch_size)
+        ways.append(lambda spec: theirs_in_batches(samplers[spec], prompts, keys))
     compile_seconds, outputs = {}, {}
     for spec, sampler in samplers.items():
         compile_seconds[spec] = parallel.compile(sampler, prompts, keys, options)
@@ -221,7 +224,7 @@ def race(
         Result(
             sampler=spec,
             length=prompts.tokens.shape[1],
-            batch_size=min(num_slots * parallel.num_groups, num_rows),
+            batch_size=batch_size,
             compile_seconds=compile_seconds[spec],
             seconds=seconds[spec],
             reference_seconds=None if reference is None else their_seconds[spec],

@@ -222,7 +222,8 @@ def load_orbax(
 ) -> LLaDA:
     """Loads an Orbax directory; arguments and errors are those of `load`.
 
-    Each device reads its own part of a sharded parameter. Processes do not wait for
+    For each device the chunks that its part of a sharded parameter touches are read,
+    whole, so that one at a border is read more than once. Processes do not wait for
     each other, so that one whose reading fails leaves none behind.
     """
     directory = Path(directory)

@@ -47,13 +47,9 @@ def fill(
       The filled rows int [b, l], and the forwards that each row took part in, int [b].
 
     Raises:
-      InputError: if there is no eager version of the sampler, rows are padded, or
-        blocks are empty.
+      InputError: as `check`.
     """
-    if not np.all(prompts.is_valid):
-        raise InputError("the eager loop takes rows without padding")
-    if block_length is not None and block_length < 1:
-        raise InputError(f"block_length ({block_length}) must be at least 1")
+    check(sampler, prompts, block_length)
     rule = _rule(sampler)
     device = next(model.parameters()).device
     with torch.inference_mode():
@@ -87,6 +83,20 @@ def fill(
                 tokens = tokens.masked_fill(remask, mask_id)
             is_mask = is_blank & (tokens == mask_id)
     return tokens.cpu().numpy(), num_steps.cpu().numpy()
+
+
+def check(sampler: Sampler, prompts: Prompts, block_length: int | None) -> None:
+    """Checks the arguments of `fill`.
+
+    Raises:
+      InputError: if there is no eager version of the sampler, rows are padded, or
+        blocks are empty.
+    """
+    if not np.all(prompts.is_valid):
+        raise InputError("the eager loop takes rows without padding")
+    if block_length is not None and block_length < 1:
+        raise InputError(f"block_length ({block_length}) must be at least 1")
+    _rule(sampler)
 
 
 def _rule(sampler: Sampler) -> _Rule:

@@ -8,9 +8,13 @@ if one is missing. To write a checkpoint together, they also agree on its place.
 
 import contextlib
 import dataclasses
+import glob
+import hashlib
 import json
 import pathlib
 import re
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -24,10 +28,12 @@ from dlm_jax.errors import InputError
 _Item = TypeVar("_Item")
 # Seconds, a week.
 _LONGEST_WAIT = 7 * 24 * 3600
+# Seconds, as long as JAX waits.
+_LONGEST_START = 300.0
 # What must be the same in all shards of an output.
 _COMMON = (
-    *("num_prompts", "checkpoint", "dtype", "gen_length", "block_length"),
-    *("temperature", "seed"),
+    *("num_prompts", "prompts_digest", "checkpoint", "dtype", "gen_length"),
+    *("block_length", "temperature", "seed"),
 )
 # What `merge` needs of a record, and the type that it must have.
 _FIELDS = {"index": int, "num_prompts": int, "sampler": str}
@@ -77,7 +83,9 @@ def start(
       This process among the others; alone if nothing is asked for.
 
     Raises:
-      InputError: if arguments are missing, or the others do not come.
+      InputError: if arguments are missing or do not fit, no cluster is found, or the
+        coordinator cannot be reached within five minutes. Where others than process 0
+        are missing, JAX ends the process after that time, with a message of its own.
     """
     given = {
         "coordinator": coordinator,
@@ -98,8 +106,15 @@ def start(
             f"process_id ({process_id}) must be from 0 to num_processes - 1 "
             f"(num_processes is {num_processes})"
         )
-    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
-        raise InputError(f"coordinator ({coordinator}) must be HOST:PORT")
+    if coordinator is not None:
+        place = re.fullmatch(r"\[?(.+?)\]?:(\d{1,5})", coordinator)
+        if place is None or not 1 <= int(place[2]) <= 65535:
+            raise InputError(
+                f"coordinator ({coordinator}) must be HOST:PORT, with a port from 1 to "
+                "65535"
+            )
+        if process_id:
+            _reach(place[1], int(place[2]))
     try:
         jax.distributed.initialize(
             *(coordinator, num_processes, process_id),
@@ -111,8 +126,35 @@ def start(
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
+        if missing and isinstance(error, ValueError):
+            flags = ", ".join(f"--{name}" for name in missing)
+            raise InputError(
+                f"no cluster is found here ({reason.rstrip('.')}); give {flags}"
+            ) from error
         raise InputError(f"processes did not find each other: {reason}") from error
     return Host(jax.process_index(), jax.process_count())
+
+
+def _reach(host: str, port: int) -> None:
+    """Waits for process 0: JAX would end this process with a trace of its C++ stack."""
+    end = time.monotonic() + _LONGEST_START
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=10).close()
+            return
+        except OSError as error:
+            # One that is not there, or not known by name, may just come later.
+            if time.monotonic() > end:
+                raise InputError(
+                    f"coordinator ({host}:{port}) cannot be reached: "
+                    f"{error.strerror or error}"
+                ) from error
+        time.sleep(0.2)
+
+
+def digest(prompts: Sequence[str]) -> str:
+    """Tells lists of prompts apart: 16 hexadecimal digits of a SHA-256."""
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -185,7 +227,8 @@ def merge(output: str | pathlib.Path) -> int:
     output = pathlib.Path(output)
     files.check_output(output)
     digits = "[0-9]" * 5
-    found = sorted(output.parent.glob(f"{output.name}.{digits}-of-{digits}"))
+    name = glob.escape(output.name)
+    found = sorted(output.parent.glob(f"{name}.{digits}-of-{digits}"))
     if not found:
         raise InputError(f"{output} has no shards ({output.name}.00000-of-...)")
     count = int(found[0].name[-5:])

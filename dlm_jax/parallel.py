@@ -101,7 +101,7 @@ class Parallel(abc.ABC):
 
     @abc.abstractmethod
     def _split(self, rows: HostArray) -> HostArray:
-        """Rows, a multiple of num_groups, as the mapped program takes them."""
+        """Rows, group after group, as the mapped program takes them."""
 
     def num_slots(self, batch_size: int) -> int:
         """Slots of a group, so that all together hold a batch."""
@@ -182,10 +182,10 @@ class Parallel(abc.ABC):
             is_known = is_done
 
     def _on_host(self, rows: PyTree, num_rows: int) -> PyTree:
-        """Rows of all groups, without those that filled them up."""
+        """Rows of all groups in the batch's order, without those that filled it up."""
 
         def join(x: np.ndarray) -> np.ndarray:
-            return x.reshape(-1, *x.shape[2:])[:num_rows]
+            return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:num_rows]
 
         return jax.tree.map(join, jax.device_get(rows))
 
@@ -229,20 +229,22 @@ class Parallel(abc.ABC):
     def _prepare(
         self, sampler: Sampler, prompts: Prompts, keys: Array, options: Options
     ) -> tuple[Sampler, Prompts, Array, Options]:
-        """Checks the arguments and fills up those with rows."""
+        """Checks the arguments, and fills up and deals out those with rows."""
         sampler, prompts, options = prepare(self.denoiser, sampler, prompts, options)
         num_rows = prompts.tokens.shape[0]
         check_keys(keys, num_rows)
         check_tokens(prompts, self._vocab_size)
         missing = -num_rows % self.num_groups
-        places = np.arange(num_rows + missing)
+        # Dealt like cards, g to group g % num_groups: neighbours are alike, and empty
+        # rows stand last, so that in one piece one group would have all of them.
+        places = np.arange(num_rows + missing).reshape(-1, self.num_groups).T.ravel()
 
         # On the host: eager JAX operations would take longer than a small model's step.
-        def fill(x: HostArray) -> HostArray:
+        def deal(x: HostArray) -> HostArray:
             # Repeating the last row keeps values legal; it is made blank-free below.
-            return x[np.minimum(places, num_rows - 1)] if missing else x
+            return x[np.minimum(places, num_rows - 1)] if self.num_groups > 1 else x
 
-        sampler, prompts, keys = jax.tree.map(fill, (sampler, prompts, keys))
+        sampler, prompts, keys = jax.tree.map(deal, (sampler, prompts, keys))
         is_real = (places < num_rows)[:, None]
         prompts = prompts.replace(is_blank=prompts.is_blank & is_real)
         rows = jax.tree.map(self._split, (sampler, prompts, keys))

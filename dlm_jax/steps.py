@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from dlm_jax import generate, roofline, row
 from dlm_jax.bench import Result
@@ -115,6 +115,14 @@ def region_size(
     return jax.eval_shape(jax.vmap(region), sampler, prompts).shape[1]
 
 
+def operand(size: int, dtype: jax.typing.DTypeLike) -> Float[Array, "n n"]:
+    """A square matrix as those of a model: of constants a GPU is faster.
+
+    It takes less power to multiply them, so that its clock falls less.
+    """
+    return jax.random.normal(jax.random.key(0), (size, size), dtype)
+
+
 def matmul_peak(dtype: jax.typing.DTypeLike, repeats: int = 5) -> float:
     """Operations a second of the best matrix product of this device, measured.
 
@@ -122,7 +130,7 @@ def matmul_peak(dtype: jax.typing.DTypeLike, repeats: int = 5) -> float:
     """
     best, size = 0.0, 512
     while True:
-        x = jnp.ones((size, size), dtype)
+        x = operand(size, dtype)
         product = jax.jit(jnp.matmul).lower(x, x).compile()
         product(x, x).block_until_ready()
         seconds = []

@@ -30,7 +30,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -52,14 +52,16 @@ from dlm_jax import (
 )
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
-from dlm_jax.models.llada import PRESETS, LLaDA
+from dlm_jax.models.llada import PRESETS, LLaDA, random_preset
 from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import load
 from dlm_jax.types import Options, Prompts, Sampler
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/benchmark.py", "Defaults.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face directory.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Hugging Face or Orbax directory."
+)
 _PRESET = flags.DEFINE_enum(
     "preset", None, sorted(PRESETS), "Random weights of this shape, no checkpoint."
 )
@@ -115,13 +117,17 @@ def main(argv: Sequence[str]) -> None:
     jax.block_until_ready(nnx.state(model))
     seconds = time.perf_counter() - start
     shape_of_model, dtype = model.config, model.wte.dtype
+    shapes = [(b, g) for g in gen_lengths for b in config.batch_sizes]
+    work = [workload(*shape) for shape in shapes]
+    denoiser, params = as_denoiser(model)
+    for rule, rows in itertools.product(rules.values(), work):
+        generate.prepare(denoiser, rule, *rows)
     fill_of, num_threads = None, None
     if _REFERENCE.value == "torch":
-        fill_of, num_threads = _torch_loop(model)
+        fill_of, num_threads = _torch_loop(model, rules.values(), work)
     devices = jax.local_devices()
     if _REFERENCE.value in ("torch", "host"):
         devices = devices[:1]
-    denoiser, params = as_denoiser(model)
     # From here on `model` and `params` are empty: a device holds the weights once.
     parallel = DataParallel(denoiser, params, devices, frees_params=True)
     if _REFERENCE.value == "host":
@@ -129,25 +135,20 @@ def main(argv: Sequence[str]) -> None:
     elif _REFERENCE.value == "batches":
         fill_of = functools.partial(bench.without_queue, parallel)
     peak = steps.matmul_peak(dtype)
-    shapes = [(b, g) for g in gen_lengths for b in config.batch_sizes]
     num_ways = 1 if fill_of is None else 2
     num_runs = len(shapes) * len(rules) * num_ways * config.num_pairs
     records = []
     with tqdm(total=num_runs, unit="run", disable=None) as progress:
-        for batch_size, gen_length in shapes:
+        for (batch_size, _), (prompts, options) in zip(shapes, work, strict=True):
             progress.set_description(f"batch {batch_size}")
-            prompts, options = workload(batch_size, gen_length)
             num_slots = parallel.num_slots(batch_size)
             options = dataclasses.replace(options, num_slots=num_slots)
             shape = steps.Shape(num_slots, prompts.tokens.shape[1], options.gen_length)
-            reference = None
-            if fill_of is not None:
-                reference = bench.in_batches(fill_of(options), batch_size)
             results = bench.race(
                 *(parallel, rules, prompts, options),
                 num_pairs=config.num_pairs,
                 seed=config.seed,
-                reference=reference,
+                reference=None if fill_of is None else fill_of(options),
                 forward=steps.forward_timer(parallel, shape),
                 on_run=progress.update,
             )
@@ -190,8 +191,13 @@ def main(argv: Sequence[str]) -> None:
 
 def _check(config: ConfigDict) -> None:
     """Refuses, before any work is done, what cannot be measured."""
-    for path in filter(None, (_OUTPUT.value, _PROFILE.value)):
-        files.check_output(path)
+    places = [pathlib.Path(x) for x in (_OUTPUT.value, _PROFILE.value) if x]
+    for place in places:
+        files.check_output(place)
+    if len(places) == 2:
+        output, profile = (place.resolve() for place in places)
+        if output in (profile, *profile.parents):
+            raise InputError(f"profile ({places[1]}) must not lie at or in the output")
     blocks = [] if config.block_length is None else [config.block_length]
     for name, values, least in (
         ("batch_sizes", config.batch_sizes, 1),
@@ -233,8 +239,7 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
 
         return model, [task.gen_length], examples
     if preset:
-        shape, rngs = PRESETS[preset](), nnx.Rngs(config.seed)
-        model = LLaDA(shape, rngs=rngs, dtype=dtype or "float32")
+        model = random_preset(preset, dtype, config.seed)
     else:
         model = checkpoints.load(checkpoint or zoo.path(config.zoo), dtype)
 
@@ -248,14 +253,25 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
     return model, gen_lengths or [config.gen_length], random
 
 
-def _torch_loop(model: LLaDA) -> tuple[Callable[[Options], bench.Fill], int]:
-    """The eager loop on the same weights, and the threads that PyTorch takes."""
+def _torch_loop(
+    model: LLaDA,
+    rules: Iterable[Sampler],
+    work: Sequence[tuple[Prompts, Options]],
+) -> tuple[Callable[[Options], bench.Fill], int]:
+    """The eager loop on the same weights, and the threads that PyTorch takes.
+
+    Raises:
+      InputError: if the loop, which is to do this work, does not take it.
+    """
     try:
         import torch
 
         from dlm_jax import eager, reference
     except ModuleNotFoundError as error:
         raise InputError(f"--reference=torch needs PyTorch: {error}") from None
+
+    for rule, (prompts, options) in itertools.product(rules, work):
+        eager.check(rule, prompts, options.block_length)
 
     @contextlib.contextmanager
     def in_memory() -> Iterator[None]:

@@ -28,7 +28,7 @@ from flax import nnx
 
 from dlm_jax import checkpoints, files, hosts
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import PRESETS, LLaDA, partition
+from dlm_jax.models.llada import PRESETS, partition, random_preset
 from dlm_jax.parallel import make_mesh, shardings
 from experiments import _app
 
@@ -77,8 +77,7 @@ def main(argv: Sequence[str]) -> None:
         placements = shardings(specs, make_mesh(len(devices), devices))
     start = time.perf_counter()
     if _PRESET.value is not None:
-        shape, dtype = PRESETS[source](), _DTYPE.value or "float32"
-        model, extra_files = LLaDA(shape, rngs=nnx.Rngs(0), dtype=dtype), ()
+        model, extra_files = random_preset(source, _DTYPE.value), ()
     else:
         model = checkpoints.load(source, _DTYPE.value, placements)
         extra_files = checkpoints.companions(source)

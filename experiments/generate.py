@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dlm_jax import batching, files, parallel, samplers, tasks, text, zoo
+from dlm_jax import batching, files, hosts, parallel, samplers, tasks, text, zoo
 from dlm_jax.errors import InputError
 from dlm_jax.tasks.task import BLANK, check_codec
 from dlm_jax.types import Options
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
             f"({host.count})"
         )
     # After encoding: all processes have the same shapes, whatever their share.
-    num_prompts = len(prompts)
+    num_prompts, prompts_digest = len(prompts), hosts.digest(prompts)
     ids = host.share(range(num_prompts))
     prompts, rows = host.share(prompts), host.share(rows)
     examples = host.share(examples)
@@ -101,8 +101,9 @@ def main(argv: Sequence[str]) -> None:
         **{"checkpoint": str(checkpoint), "dtype": str(model.dtype)},
         **{"gen_length": options.gen_length, "block_length": options.block_length},
         **{"temperature": config.temperature, "seed": config.seed},
-        # Of all processes, for `experiments.merge` to see whether something is missing.
-        "num_prompts": num_prompts,
+        # Of all processes, for `experiments.merge` to see whether something is missing
+        # or answers other prompts.
+        **{"num_prompts": num_prompts, "prompts_digest": prompts_digest},
     }
     runs = {}
     with tqdm(total=len(rules) * len(rows), unit="prompt", disable=None) as progress:

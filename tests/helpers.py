@@ -78,6 +78,18 @@ def stack(batches: list[Prompts]) -> Prompts:
     return jax.tree.map(lambda *xs: np.concatenate(xs), *batches)
 
 
+def mixed_prompts(gen_length) -> Prompts:
+    """Continuations, an infilling, short rows; at the front a row without a blank."""
+    return stack(
+        [
+            prompts_of([8], 0, width=26),
+            prompts_of([1, 14, 6, 9], gen_length, width=26),
+            infilling_of(11, 17, width=26),
+            prompts_of([5, 3], 7, width=26),
+        ]
+    )
+
+
 def take_rows(prompts: Prompts, rows) -> Prompts:
     """Some rows of a batch."""
     return jax.tree.map(lambda x: x[rows], prompts)
@@ -99,6 +111,12 @@ def free_port():
 
 def start_script(name, flags, num_devices=1, **environment):
     """Begins `python -m experiments.NAME` in a process that sees so many devices."""
+    arguments = ["-m", f"experiments.{name}", *flags]
+    return start_python(arguments, num_devices, **environment)
+
+
+def start_python(arguments, num_devices=1, **environment):
+    """Begins Python in a process that sees so many devices."""
     environment = {
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
@@ -106,7 +124,7 @@ def start_script(name, flags, num_devices=1, **environment):
         **environment,
     }
     return subprocess.Popen(
-        [sys.executable, "-m", f"experiments.{name}", *flags],
+        [sys.executable, *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -114,13 +132,13 @@ def start_script(name, flags, num_devices=1, **environment):
     )
 
 
-def finish(processes):
-    """What processes print that are to end well; none is left running."""
+def finish(processes, status=0):
+    """What processes print that are to end with a status; none is left running."""
     said = []
     try:
         for process in processes:
             said.append(process.communicate(timeout=600)[0])
-            assert process.returncode == 0, said[-1]
+            assert process.returncode == status, said[-1]
     finally:
         for process in processes:
             process.kill()

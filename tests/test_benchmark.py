@@ -115,7 +115,7 @@ def test_race_alternates_and_compiles_before(parallel):
 
     def reference(sampler, prompts, keys):
         runs.append("theirs")
-        return np.zeros((2, 90), int), np.ones(2, int)
+        return np.zeros((1, 90), int), np.ones(1, int)
 
     (result,) = race(
         parallel,
@@ -124,8 +124,9 @@ def test_race_alternates_and_compiles_before(parallel):
         reference=reference,
         on_run=lambda: runs.append("end"),
     )
-    # An untimed pass, then three pairs.
-    assert runs == ["theirs"] + ["end", "theirs", "end"] * 3
+    # An untimed pass, then three pairs; two batches of a row.
+    batches = ["theirs"] * 2
+    assert runs == batches + ["end", *batches, "end"] * 3
     assert result.compile_seconds > 0
     assert result.seconds.shape == result.reference_seconds.shape == (3,)
     assert (result.seconds > 0).all()
@@ -134,14 +135,25 @@ def test_race_alternates_and_compiles_before(parallel):
 
 def test_slots_of_all_devices_are_counted(parallel):
     """Two groups of two slots, each with half of the rows."""
+    batches = []
+
+    def reference(sampler, prompts, keys):
+        batches.append(len(keys))
+        return prompts.tokens, prompts.is_blank.sum(axis=1)
+
     groups = mock.Mock(wraps=parallel, num_groups=2, denoiser=parallel.denoiser)
     groups.side_effect = parallel
     options = Options(60, num_slots=2)
     rules = {"saber": samplers.parse("saber")}
     (result,) = bench.race(
-        groups, rules, prompts_of(5), options, forward=float, num_pairs=1
+        *(groups, rules, prompts_of(5), options),
+        forward=float,
+        num_pairs=1,
+        reference=reference,
     )
     assert result.batch_size == 4
+    # An untimed pass and a pair, with as many rows at once as ours has.
+    assert batches == [4, 1] * 2
 
 
 def test_records_are_medians_of_neighbours():
@@ -209,7 +221,7 @@ def test_the_queue_changes_no_row(parallel):
         forward=float,
         num_pairs=1,
         seed=3,
-        reference=bench.in_batches(bench.without_queue(parallel, options), 2),
+        reference=bench.without_queue(parallel, options),
     )
     assert [result.num_equal for result in results] == [5, 5]
 
@@ -224,7 +236,7 @@ def test_a_loop_driven_from_python_fills_as_the_compiled_one(parallel, guidance)
         *(parallel, rules, prompts_of(5), options),
         forward=float,
         num_pairs=1,
-        reference=bench.in_batches(fill, 2),
+        reference=fill,
     )
     assert [result.num_equal for result in results] == [5, 5]
 
@@ -301,6 +313,36 @@ def test_too_little_memory_for_torch_is_one_line(run_script, monkeypatch):
     )
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "--reference=torch does not fit beside our loop: CUDA out of mem" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--preset=tiny --prompt_length=200 --gen_lengths=4 --gen_lengths=57",
+            "row length (257) must be at most the model's context (256)",
+        ),
+        ("--config.zoo=program", "the eager loop takes rows without padding"),
+        ("--preset=tiny --samplers=margin", "there is no eager version of Margin"),
+        ("--output=out --profile=out", "profile (out) must not lie at or in the outp"),
+        ("--output=out --profile=x/../out/a", "profile (x/../out/a) must not lie at"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_timed(
+    flags, message, run_script, monkeypatch
+):
+    pytest.importorskip("torch")
+    for module, name in ((steps, "matmul_peak"), (checkpoints, "save_hf")):
+        monkeypatch.setattr(module, name, None)
+    status, out, err = run_script("benchmark", *flags.split())
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert message in err
+
+
+def test_the_peak_is_not_measured_on_constants():
+    x = steps.operand(64, jnp.bfloat16)
+    assert x.dtype == jnp.bfloat16
+    assert float(jnp.std(x.astype(float))) == pytest.approx(1, abs=0.1)
 
 
 def test_nothing_takes_a_device_before_the_script_says_how_much_of_it():

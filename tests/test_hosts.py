@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
+import re
+import socket
+import threading
+import time
 
 import checkpoint_files as files_of
 import jax
 import numpy as np
 import pytest
+import test_parallel
 from flax import nnx
-from helpers import ALL_SPECS, finish, free_port, start_script
+from helpers import ALL_SPECS, finish, free_port, start_python, start_script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +26,7 @@ from dlm_jax.tasks import sudoku
 def record(index, num_prompts, sampler="saber"):
     return {
         **{"index": index, "num_prompts": num_prompts, "sampler": sampler},
+        "prompts_digest": hosts.digest([f"prompt {i}" for i in range(num_prompts)]),
         "text": f"{sampler} of {index}",
     }
 
@@ -66,6 +70,19 @@ def test_shards_with_any_character_are_merged(tmp_path):
     assert merged == (tmp_path / "b.jsonl").read_bytes()
 
 
+def test_an_output_may_have_any_name(tmp_path):
+    output = tmp_path / "a[1]*?.jsonl"
+    write_shards(output, 2, 3)
+    assert hosts.merge(output) == 6
+
+
+def test_a_digest_is_of_prompts_in_their_order():
+    lists = (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], ["a\udc80"])
+    assert len({hosts.digest(prompts) for prompts in lists}) == len(lists)
+    assert hosts.digest(("a", "b")) == hosts.digest(["a", "b"])
+    assert re.fullmatch("[0-9a-f]{16}", hosts.digest([]))
+
+
 def remove(shards):
     shards[1].unlink()
 
@@ -107,6 +124,10 @@ def set_another_seed(shards):
     change(shards[1], seed=1)
 
 
+def answer_other_prompts(shards):
+    change(shards[1], prompts_digest=hosts.digest([*"abcdefg"]))
+
+
 def set_more_prompts(shards):
     change(shards[2], num_prompts=8)
 
@@ -140,6 +161,7 @@ def add_of_another_run(shards):
         (cut_within_a_line, r"a\.jsonl\.00000-of-00003 is damaged"),
         (empty, r"the shards of .*a\.jsonl have no records"),
         (set_another_seed, r"a\.jsonl\.00001-of-00003 is of another run: .*'seed': 1"),
+        (answer_other_prompts, r"00001-of-00003 is of another run: .*'prompts_digest'"),
         (set_more_prompts, r"00002-of-00003 is of another run: .*'num_prompts': 8"),
         (
             set_fewer_prompts,
@@ -177,11 +199,49 @@ def test_an_output_without_shards_or_one_that_exists_is_refused(tmp_path):
         ),
         (("localhost", 2, 1), r"coordinator \(localhost\) must be HOST:PORT"),
         (("localhost:1", 2, -1), r"process_id \(-1\) must be from 0"),
+        *(
+            ((f"localhost:{port}", 2, 0), rf"\(localhost:{port}\) must be HOST:PORT, w")
+            for port in ("0", "65536", "123456", "-1", "")
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_at_once(arguments, message):
     with pytest.raises(InputError, match=message):
         hosts.start(*arguments)
+
+
+@pytest.mark.parametrize("host", ["localhost", "[::1]", "nowhere.invalid"])
+def test_a_coordinator_that_is_not_there_is_one_line(monkeypatch, host):
+    monkeypatch.setattr(hosts, "_LONGEST_START", 0.3)
+    address = f"{host}:{free_port()}"
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"^coordinator \(.*\) cannot be reached: .+$"):
+        hosts.start(address, 2, 1)
+    assert time.monotonic() - start >= 0.3
+
+
+def test_a_coordinator_may_come_later(monkeypatch):
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: joined.append(a))
+    port = free_port()
+
+    def serve():
+        time.sleep(0.5)
+        with socket.create_server(("localhost", port)) as listener:
+            listener.accept()
+
+    server = threading.Thread(target=serve)
+    server.start()
+    hosts.start(f"localhost:{port}", 2, 1)
+    server.join()
+    assert joined == [(f"localhost:{port}", 2, 1)]
+
+
+def test_where_there_is_no_cluster_the_flags_are_named():
+    (said,) = finish([start_script("generate", ["--cluster"])], status=1)
+    assert said.count("\n") == 1
+    assert "no cluster is found here" in said
+    assert said.endswith("; give --coordinator, --num_processes, --process_id\n")
 
 
 def test_alone_if_nothing_is_asked_for():
@@ -236,17 +296,7 @@ def test_a_process_loads_while_the_other_does_not(tmp_path):
     )
     # Process 0 is at its end at once, where it waits. Would the other wait for it to
     # load, too, it would fail after half a minute.
-    loading, _ = finish(
-        [
-            subprocess.Popen(
-                [sys.executable, "-c", program, str(number)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for number in (1, 0)
-        ]
-    )
+    loading, _ = finish([start_python(["-c", program, str(i)]) for i in (1, 0)])
     assert "loaded" in loading
 
 
@@ -296,5 +346,21 @@ def test_two_processes_of_four_devices_give_what_one_device_gives(
         del one["seconds"], other["seconds"]
         assert one == other
         assert one["num_prompts"] == 5
+        assert len(one["prompts_digest"]) == 16
     # Rows differ, so that a wrong share or key would be seen.
     assert len({str(one["tokens"]) for one in ours}) > 5
+
+
+@pytest.mark.slow
+def test_two_processes_differ_in_float32_by_near_ties_only(tmp_path):
+    specs = test_parallel.SPECS
+    program = (
+        "import sys, test_parallel; from dlm_jax import hosts\n"
+        "number = int(sys.argv[1])\n"
+        f"host = hosts.start('localhost:{free_port()}', 2, number)\n"
+        # One with all weights on every device, one with groups of two.
+        f"sharing = {[None, 2]}[number]\n"
+        f"test_parallel.record_all({specs}, sharing, {str(tmp_path)!r}, host)"
+    )
+    finish([start_python(["-c", program, str(i)], num_devices=4) for i in range(2)])
+    test_parallel.check_near_ties(tmp_path, len(specs))

@@ -13,9 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import ALL_SPECS, DATA, prompts_of
+from helpers import (
+    ALL_SPECS,
+    DATA,
+    TableDenoiser,
+    mixed_prompts,
+    prompts_of,
+    take_rows,
+)
 
-from dlm_jax import checkpoints, generate, models, replay, samplers, traces
+from dlm_jax import (
+    batching,
+    checkpoints,
+    generate,
+    hosts,
+    models,
+    replay,
+    samplers,
+    traces,
+)
 from dlm_jax.errors import InputError
 from dlm_jax.models import llada
 from dlm_jax.parallel import DataParallel, ModelParallel, make_mesh
@@ -60,9 +76,9 @@ def groups_of(line):
     return None
 
 
-def small_model(dtype="float64"):
+def small_model(dtype="float64", config=None):
     """Weights at which predictions differ, and a key head for each of four devices."""
-    config = dataclasses.replace(llada.tiny(), n_kv_heads=4)
+    config = config or dataclasses.replace(llada.tiny(), n_kv_heads=4)
     model = llada.LLaDA(config, rngs=nnx.Rngs(3))
     graph, state = nnx.split(checkpoints.astype(model, dtype))
     return nnx.merge(graph, jax.tree.map(lambda x: 4 * x, state))
@@ -106,6 +122,68 @@ def run_all(specs, num_sharing=None):
         assert not collectives_of(begin.as_text())
         collectives[spec] = collectives_of(compiled.as_text())
     return results, collectives, runner.num_groups, placements(runner, *arguments)
+
+
+def run_mixed(spec, num_slots, all_sharing=(None,)):
+    """Generates with all that makes the loop's work uneven, on all devices.
+
+    A part of the vocabulary (half of 2,320) is read in two slices, and the second one
+    starts inside of a tile of noise.
+    """
+    config = dataclasses.replace(
+        *(llada.tiny(),),
+        **{"n_kv_heads": 4, "n_layers": 1, "vocab_size": 2300, "embedding_size": 2320},
+    )
+    model = small_model(config=config)
+    options = Options(
+        *(12, 4, 0.7, 0.5),
+        stop_ids=(2, 3, 4),
+        suppressed_ids=(5,),
+        deferred_ids=(2,),
+        num_slots=num_slots,
+        vocab_slice=1024,
+    )
+    prompts = mixed_prompts(12)
+    keys = generate.row_keys(5, np.arange(len(prompts.tokens)))
+    found = []
+    for num_sharing in all_sharing:
+        result = runner_of(model, num_sharing)(
+            samplers.parse(spec), prompts, keys, options
+        )
+        fields = result.tokens, result.num_steps, result.commit_step, result.confidence
+        found.append([x.tolist() for x in (*fields, result.last_iteration)])
+    return found
+
+
+def fill_calls(num_rows, batch_size):
+    """Fills rows of equal NFE, call after call.
+
+    Returns:
+      Tokens of all rows, and the iterations of each call.
+    """
+    table = 3 * jax.random.normal(jax.random.key(1), (12, 12))
+    runner = DataParallel(TableDenoiser(mask_id=11, eos_id=10), table)
+    calls, stream = [], runner.stream
+
+    def counted(*arguments):
+        for places, rows in stream(*arguments):
+            calls.append(int(rows.last_iteration.max()))
+            yield places, rows
+
+    runner.stream = counted
+    prompts = prompts_of([i % 4 for i in range(num_rows)], 8, vocab_size=9)
+    rows = [
+        batching.Encoded(tokens[is_valid], is_blank[is_valid], is_infill=False)
+        for tokens, is_blank, is_valid in zip(
+            prompts.tokens, prompts.is_blank, prompts.is_valid, strict=True
+        )
+    ]
+    found = batching.fill(
+        *(runner, samplers.parse("random"), rows, Options(8, temperature=1.0)),
+        *(0, batch_size),
+        period=float("inf"),
+    )
+    return [answer.tokens.tolist() for answer in found.answers], calls
 
 
 def placements(runner, *arguments):
@@ -155,20 +233,29 @@ def is_in_place(runner, *arguments):
     return [all(lies_right), addresses() == before]
 
 
-def record_all(specs, num_sharing, directory):
-    """Writes traces of every sampler and row in float32, on all devices."""
+def record_all(specs, num_sharing, directory, host=None):
+    """Writes traces of every sampler and row in float32, on all devices.
+
+    Args:
+      specs: of the samplers.
+      num_sharing: devices that share the weights; None for `DataParallel`.
+      directory: of the traces.
+      host: whose share of the rows is run; all by default.
+    """
+    host = host or hosts.Host()
     model = small_model("float32")
     runner = runner_of(model, num_sharing)
-    prompts = prompts_of(LENGTHS, 8)
-    keys = generate.row_keys(0, np.zeros(len(LENGTHS), np.int32))
+    places = host.share(range(len(LENGTHS)))
+    prompts = take_rows(prompts_of(LENGTHS, 8), places)
+    keys = generate.row_keys(0, np.zeros(len(places), np.int32))
     options = Options(gen_length=8, block_length=4, has_trajectory=True)
     for number, spec in enumerate(specs):
         sampler = samplers.parse(spec)
         found = runner(sampler, prompts, keys, options)
-        for row in range(len(LENGTHS)):
+        for row, place in enumerate(places):
             trace = traces.record(
                 *(found, prompts, sampler, options),
-                name=f"{number:02}_{row}",
+                name=f"{number:02}_{place}",
                 checkpoint="small_model",
                 mask_id=model.config.mask_token_id,
                 row=row,
@@ -215,6 +302,22 @@ def check_collectives(by_spec, num_groups, num_sharing):
             for shape in shapes:
                 assert np.prod(shape) <= largest[opcode]
                 assert not vocabulary & {*shape}
+
+
+def check_near_ties(directory, num_specs):
+    """One device follows what `record_all` wrote, up to near-ties."""
+    denoiser, params = models.as_denoiser(small_model("float32"))
+    sample = DataParallel(denoiser, params)
+    found = [
+        replay.replay(trace, denoiser, params, sample, tolerance=1e-3)
+        for trace in traces.load_directory(directory)
+    ]
+    assert len(found) == num_specs * len(LENGTHS)
+    for comparison in found:
+        divergence = comparison.divergence
+        assert comparison.is_match or divergence.label == "near-tie", divergence
+    # With few rows at a near-tie, a wrong one would be seen.
+    assert sum(comparison.is_match for comparison in found) > 0.9 * len(found)
 
 
 # What `placements` finds on several devices, if weights are placed once.
@@ -340,6 +443,25 @@ def test_two_groups_of_two_devices_give_what_one_gives(on_one_device):
     assert in_place == IN_PLACE
 
 
+def test_uneven_rows_on_several_devices_are_as_on_one():
+    with jax.enable_x64(True):
+        ((*wanted, their_confidence, nfe),) = run_mixed("saber", 8)
+    # A slot in each of two or four groups, so that rows wait for one.
+    for found in elsewhere(4, run_mixed, "saber", 1, (2, None)):
+        *exact, confidence, iterations = found
+        assert exact == wanted
+        np.testing.assert_allclose(confidence, their_confidence, rtol=1e-9)
+        assert max(iterations) > max(nfe)
+
+
+def test_a_call_that_is_not_full_is_shared_by_all_devices():
+    tokens, calls = elsewhere(3, fill_calls, 29, 3)
+    # 24 rows and 5, each of 8 forwards, in 3 slots.
+    assert calls == [64, 16]
+    with jax.enable_x64(True):
+        assert tokens == fill_calls(29, 3)[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_devices", "num_sharing"), [(4, 2), (3, None)])
 def test_optimized_programs_give_it_too(on_one_device, num_devices, num_sharing):
@@ -374,18 +496,7 @@ def test_eight_devices_give_what_one_gives_with_every_sampler(num_sharing):
 @pytest.mark.parametrize("num_sharing", [None, 1, 2, 4])
 def test_eight_devices_differ_in_float32_by_near_ties_only(tmp_path, num_sharing):
     elsewhere(8, record_all, ALL_SPECS, num_sharing, str(tmp_path), is_wide=False)
-    denoiser, params = models.as_denoiser(small_model("float32"))
-    sample = DataParallel(denoiser, params)
-    found = [
-        replay.replay(trace, denoiser, params, sample, tolerance=1e-3)
-        for trace in traces.load_directory(tmp_path)
-    ]
-    assert len(found) == len(ALL_SPECS) * len(LENGTHS)
-    for comparison in found:
-        divergence = comparison.divergence
-        assert comparison.is_match or divergence.label == "near-tie", divergence
-    # With few rows at a near-tie, a wrong one would be seen.
-    assert sum(comparison.is_match for comparison in found) > 0.9 * len(found)
+    check_near_ties(tmp_path, len(ALL_SPECS))
 
 
 def test_all_specs_are_the_registry():

@@ -21,7 +21,7 @@ from dlm_jax.types import Options, Prompts
 VOCAB_SIZE, SLICE = 126464, 4096
 # Arrays of region x slice in float32 that were alive at once, by temperature, with
 # jaxlib 0.10.2 on a CPU; as many for one row as for four. Noise takes the difference.
-MEASURED = {0: 3.7, 0.7: 12.0}
+MEASURED = {0: 3.7, 0.7: 5.7}
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -130,6 +130,5 @@ def test_no_array_of_the_vocabulary_but_the_weights(spec):
     )
     assert (1, region, SLICE) in shapes
     assert {shape for shape in shapes if VOCAB_SIZE in shape} == {(VOCAB_SIZE, 16)}
-    # High-precision noise is made from two random numbers.
     largest = max(math.prod(shape) for shape in shapes - {(VOCAB_SIZE, 16)})
-    assert largest == 2 * region * SLICE
+    assert largest == region * SLICE

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import DATA, TableDenoiser, infilling_of, prompts_of, stack, take_rows
+from helpers import (
+    DATA,
+    TableDenoiser,
+    mixed_prompts,
+    prompts_of,
+    stack,
+    take_rows,
+)
 
 from dlm_jax import batching, checkpoints, generate, models, parallel, samplers, zoo
 from dlm_jax.errors import InputError
@@ -19,25 +26,13 @@ GEN_LENGTH = 12
 SPECS = ("entropy_bound(gamma=1.0)", "saber", "random(schedule=fixed(k=2))")
 
 
-def mixed():
-    """Continuations, an infilling, short rows; at the front a row without a blank."""
-    return stack(
-        [
-            prompts_of([8], 0, width=26),
-            prompts_of([1, 14, 6, 9], GEN_LENGTH, width=26),
-            infilling_of(11, 17, width=26),
-            prompts_of([5, 3], 7, width=26),
-        ]
-    )
-
-
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("num_slots", [1, 3])
 def test_rows_are_as_without_a_queue_and_no_slot_stays_idle(spec, num_slots):
     with jax.enable_x64(True):
         model = checkpoints.load(DATA / "checkpoints" / "tiny_kv2_seed3", "float64")
         denoiser, params = models.as_denoiser(model)
-        prompts = mixed()
+        prompts = mixed_prompts(GEN_LENGTH)
         options = Options(GEN_LENGTH, 4, temperature=0.6, has_trajectory=True)
 
         def run(options):
@@ -75,7 +70,7 @@ def test_rows_that_are_handed_over_early_are_those_of_one_call(spec):
     runner = parallel.DataParallel(*models.as_denoiser(model))
     keys = generate.row_keys(3, np.arange(8))
     options = Options(GEN_LENGTH, 4, temperature=0.6, num_slots=3, has_trajectory=True)
-    arguments = samplers.parse(spec), mixed(), keys, options
+    arguments = samplers.parse(spec), mixed_prompts(GEN_LENGTH), keys, options
     expected = runner(*arguments)
     places, parts = zip(*runner.stream(*arguments, period=0.0), strict=True)
     # The loop stopped at every iteration, so only rows of one came together.

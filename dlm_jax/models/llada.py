@@ -393,6 +393,19 @@ def deepen(model: LLaDA) -> LLaDA:
     return nnx.merge(graph, abstract)
 
 
+def random_preset(
+    name: str, dtype: jax.typing.DTypeLike | None = None, seed: int = 0
+) -> LLaDA:
+    """Random weights of a shape, for where only time or memory is to be measured.
+
+    Args:
+      name: in PRESETS.
+      dtype: of the weights, float32 by default.
+      seed: of the weights.
+    """
+    return LLaDA(PRESETS[name](), rngs=nnx.Rngs(seed), dtype=dtype or jnp.float32)
+
+
 def _block(
     x: Float[Array, "b l d"],
     w: dict[str, Array],

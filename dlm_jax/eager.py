@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from dlm_jax.errors import InputError
+from dlm_jax.reference import wide
 from dlm_jax.samplers.entropy_bound import EntropyBound
 from dlm_jax.samplers.low_confidence import LowConfidence
 from dlm_jax.samplers.saber import Saber
@@ -70,7 +71,7 @@ def fill(
                 first = block_of.gather(1, is_mask.int().argmax(dim=1, keepdim=True))
                 active = torch.maximum(active, first)
                 is_eligible = is_mask & (block_of <= active)
-            log_probs = model(tokens).logits.float().log_softmax(dim=-1)
+            log_probs = wide(model(tokens).logits).log_softmax(dim=-1)
             candidates = log_probs.clone()
             candidates[..., mask_id] = -torch.inf
             best, best_token = candidates.max(dim=-1)

@@ -43,8 +43,13 @@ class Output:
     logits: torch.Tensor
 
 
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """A tensor in float32, or in float64 if that is what it has."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class RMSNorm(torch.nn.Module):
-    """Unit root mean square in float32, cast back, then the weight: LLaDA's order."""
+    """Unit root mean square, `wide`, cast back, then the weight: LLaDA's order."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -53,9 +58,9 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalises the last axis."""
-        wide = x.float()
-        mean_square = wide.square().mean(-1, keepdim=True)
-        return self.weight * (wide * torch.rsqrt(mean_square + self.eps)).to(x.dtype)
+        whole = wide(x)
+        mean_square = whole.square().mean(-1, keepdim=True)
+        return self.weight * (whole * torch.rsqrt(mean_square + self.eps)).to(x.dtype)
 
 
 class Block(torch.nn.Module):
@@ -99,8 +104,8 @@ class Block(torch.nn.Module):
 
 
 def _rotate(x: torch.Tensor, rotation: _Rotation) -> torch.Tensor:
-    """Rotates the first half of each head with its second half, in float32."""
-    first, second = x.float().chunk(2, dim=-1)
+    """Rotates the first half of each head with its second half, `wide`."""
+    first, second = wide(x).chunk(2, dim=-1)
     sin, cos = rotation
     rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
     return rotated.to(x.dtype)
@@ -153,7 +158,10 @@ class TorchLLaDA(torch.nn.Module):
 
     def _rotation(self, length: int) -> _Rotation:
         """Sine and cosine of the rotary angles, once for all layers."""
-        exponent = torch.arange(0, self.config.head_dim, 2, device=self.device)
+        dtype = wide(self.wte.weight[:0]).dtype
+        exponent = torch.arange(
+            0, self.config.head_dim, 2, dtype=dtype, device=self.device
+        )
         frequency = self.config.rope_theta ** (-exponent / self.config.head_dim)
         angles = torch.arange(length, device=self.device)[:, None] * frequency
         return angles.sin(), angles.cos()

@@ -306,8 +306,9 @@ def alike(judged: Sequence[Judged]) -> list[float]:
 
 
 def find(judged: Sequence[Judged], spec: str) -> Judged | None:
-    """The one of a short spec, if it is there."""
-    return next((j for j in judged if j.spec == spec), None)
+    """The one of a spec in any spelling, if it is there."""
+    name = samplers.short_spec(samplers.parse(spec))
+    return next((j for j in judged if j.spec == name), None)
 
 
 def _seconds(records: Sequence[Mapping[str, Any]], spec: str) -> dict[tuple, float]:

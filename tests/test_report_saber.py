@@ -251,6 +251,8 @@ def test_compared_by_example_and_by_call():
     records[4]["run"] = 1
     _, other = saber_measure.compare(records, results, [a, b], a)
     assert (other.num_calls, other.speed_up) == (1, pytest.approx((2, 2, 2)))
+    assert saber_measure.find([own, other], "saber(mu=8, n=2)") is other
+    assert saber_measure.find([own, other], "margin") is None
     fixed, broken = saber_measure.cases(records, b, a)
     assert [p[0]["index"] for p in fixed] == [2, 3]
     assert [p[1]["index"] for p in broken] == [1]

@@ -189,7 +189,8 @@ def bands(
                     xs, low, high, color=style["color"], alpha=0.2, linewidth=0
                 )
         axes.set_ylabel(panel["label"])
-    all_axes[0, 0].set_title(title, fontsize=8)
+    # Of the figure, which is wider than axes with labels of two lines.
+    figure.suptitle(title, fontsize=8)
     all_axes[-1, 0].set_xlabel(x_label)
     figure.legend(loc="outside lower center", ncols=3, fontsize=6, frameon=False)
     figure.savefig(path)

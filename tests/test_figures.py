@@ -124,7 +124,8 @@ def test_bands_share_an_abscissa_and_one_legend(tmp_path, drawn):
     (figure,) = drawn
     first, second = figure.axes
     assert (first.get_ylabel(), second.get_ylabel()) == ("tokens", "share")
-    assert second.get_xlabel() == "step" and first.get_title() == "two panels"
+    assert second.get_xlabel() == "step"
+    assert first.figure.get_suptitle() == "two panels"
     assert len(first.collections) == 2 and not second.collections
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]

@@ -198,7 +198,7 @@ def table(entries: Sequence[Entry]) -> str:
         low, high = statistics.accuracy_interval(np.arange(num)[None] < entry.right)
         rows.append(
             [
-                f"`{samplers.short_spec(samplers.parse(entry.sampler))}`",
+                f"`{samplers.short_spec(entry.sampler)}`",
                 f"{entry.right} of {num}",
                 f"{_accuracy(entry):.1%}",
                 f"{low:.1%} to {high:.1%}",

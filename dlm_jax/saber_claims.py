@@ -139,13 +139,11 @@ def _speed_claim(main: Judged, controls: Sequence[float]) -> str:
             "told from noise."
         )
     return _gain_claim(
-        *(
-            "Speed-up",
-            _SPEED_UP,
-            total,
-            (low, high),
-            f"range of {main.num_calls} calls",
-        ),
+        "Speed-up",
+        _SPEED_UP,
+        total,
+        (low, high),
+        f"range of {main.num_calls} calls",
         why,
         nothing,
     )

@@ -271,7 +271,7 @@ def compare(
         total = sum(base_calls[key] for key in common)
         made.append(
             Judged(
-                spec=samplers.short_spec(samplers.parse(spec)),
+                spec=samplers.short_spec(spec),
                 summary=own,
                 interval=statistics.accuracy_interval(own.is_correct),
                 against=None
@@ -307,7 +307,7 @@ def alike(judged: Sequence[Judged]) -> list[float]:
 
 def find(judged: Sequence[Judged], spec: str) -> Judged | None:
     """The one of a spec in any spelling, if it is there."""
-    name = samplers.short_spec(samplers.parse(spec))
+    name = samplers.short_spec(spec)
     return next((j for j in judged if j.spec == name), None)
 
 

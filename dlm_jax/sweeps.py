@@ -36,7 +36,7 @@ def points(
             low, high = statistics.accuracy_interval(result.is_correct)
             made[curve].append(
                 {
-                    "sampler": samplers.short_spec(samplers.parse(spec)),
+                    "sampler": samplers.short_spec(spec),
                     "accuracy": float(result.is_correct.mean()),
                     "accuracy_low": low,
                     "accuracy_high": high,

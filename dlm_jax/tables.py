@@ -6,7 +6,7 @@ import numpy as np
 
 from dlm_jax import statistics
 from dlm_jax.evaluation import Summary
-from dlm_jax.samplers import parse, short_spec
+from dlm_jax.samplers import short_spec
 
 
 def markdown(rows: Sequence[Sequence[str]], num_text_columns: int = 1) -> str:
@@ -59,7 +59,7 @@ def accuracy(results: Sequence[Summary]) -> str:
         quantiles = np.quantile(result.nfe, [0.1, 0.5, 0.9])
         rows.append(
             [
-                short_spec(parse(result.sampler)),
+                short_spec(result.sampler),
                 str(int(result.is_correct.sum())),
                 str(result.is_correct.size),
                 f"{result.is_correct.mean():.1%}",
@@ -104,7 +104,7 @@ def paired(results: Sequence[Summary]) -> str:
         low, high = statistics.ratio_interval(*nfe)
         rows.append(
             [
-                short_spec(parse(own.sampler)),
+                short_spec(own.sampler),
                 points(difference),
                 between(interval),
                 *counts,

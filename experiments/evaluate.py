@@ -6,8 +6,8 @@ r"""Asks a model a task's examples with one or more samplers, and judges the ans
 
 WORKDIR gets manifest.json and records.jsonl, a line per example. Started again with the
 same arguments it goes on where it was stopped; more samplers, seeds or examples may be
-added. NFE is the number of forwards that an example took part in. If
-several commits made the records, they are named below the tables.
+added. NFE is the number of forwards that an example took part in. If several commits
+made the records, they are named below the tables.
 """
 
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
             spec, seed = records[0]["sampler"], records[0]["seed"]
             own = done.setdefault((spec, seed), [])
             own += [record["is_correct"] for record in records]
-            progress.set_description(samplers.short_spec(samplers.parse(spec)))
+            progress.set_description(samplers.short_spec(spec))
             progress.set_postfix(seed=seed, right=f"{sum(own) / len(own):.1%}")
             progress.update(len(records))
 

@@ -389,7 +389,7 @@ def test_script_prints_the_tables_and_goes_on_where_it_was(
     assert sum(result.is_correct.size for result in results) == 6
     for line, result in zip(accuracy[2:], results, strict=True):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert cells[0] == samplers.short_spec(samplers.parse(result.sampler))
+        assert cells[0] == samplers.short_spec(result.sampler)
         assert cells[1:3] == [str(result.is_correct.sum()), "3"]
         assert cells[5] == f"{result.nfe.mean():.2f}"
     assert paired[2].startswith("| threshold ")

@@ -92,7 +92,7 @@ def examples():
 def test_the_published_table_and_its_ablations_come_of_one_command():
     config = humaneval_llada_8b.get_config()
     lanes = evaluation.lanes(config.sampler, config.seeds, is_mixed=False)
-    specs = {samplers.short_spec(samplers.parse(lane.specs[0])) for lane in lanes}
+    specs = {samplers.short_spec(lane.specs[0]) for lane in lanes}
     ablations = ("backtracking=False", "acceleration=False", "threshold=0.9")
     assert specs == {
         *("saber", "saber_released", "low_confidence", "margin", "entropy"),

@@ -139,9 +139,13 @@ def to_spec(sampler: Sampler) -> str:
     return _write(sampler, _names(), is_short=False)
 
 
-def short_spec(sampler: Sampler) -> str:
-    """The spec that `parse` reads back, without the fields at their defaults."""
-    return _write(sampler, _names(), is_short=True)
+def short_spec(spec: str) -> str:
+    """A spec without the fields at their defaults, for tables.
+
+    Raises:
+      InputError: as `parse`.
+    """
+    return _write(parse(spec), _names(), is_short=True)
 
 
 def _names() -> dict[type, str]:

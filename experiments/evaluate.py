@@ -16,55 +16,28 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import (
-    evaluation,
-    evaluation_files,
-    provenance,
-    samplers,
-    tables,
-    tasks,
-    zoo,
-)
-from experiments import _app
+from dlm_jax import evaluation, evaluation_files, provenance, samplers, tables
+from experiments import _app, _evaluating
 
-_CONFIG = _app.define_config("configs/evaluate.py", "Defaults.")
-_TASK = flags.DEFINE_string("task", "sudoku", "sudoku, maze, countdown, program, ...")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Hugging Face or Orbax directory; default: the shipped model."
+_READ = _evaluating.define_evaluation(
+    "evaluate",
+    "Defaults.",
+    (
+        flags.DEFINE_multi_string(
+            "sampler", None, "As saber(n=2, mu=8); may be repeated."
+        ),
+        flags.DEFINE_multi_integer("seeds", None, "Of the random keys; repeatable."),
+    ),
 )
-_DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["bfloat16", "float32"], "Default: as stored."
-)
-_SHARING = _app.define_sharing()
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the records; default: runs/evaluate/TASK."
-)
-_OVERRIDES = [
-    flags.DEFINE_multi_string("sampler", None, "As saber(n=2, mu=8); may be repeated."),
-    flags.DEFINE_multi_integer("seeds", None, "Of the random keys; may be repeated."),
-    flags.DEFINE_string("split", None, "Of the task's examples."),
-    flags.DEFINE_integer("num_examples", None, "The first ones of the split."),
-    flags.DEFINE_integer("example_seed", None, "Of examples that are drawn."),
-    flags.DEFINE_float("temperature", None, "0 takes the most probable token."),
-    flags.DEFINE_integer("batch_size", None, "Examples in flight at once."),
-    flags.DEFINE_integer("queue_length", None, "Examples of one call."),
-]
 
 
 def main(argv: Sequence[str]) -> None:
     """Evaluates, and prints the tables of what was asked for."""
     del argv
-    config = _CONFIG.value
-    config.update({f.name: f.value for f in _OVERRIDES if f.value is not None})
-    task = tasks.get(_TASK.value)
-    workdir = _WORKDIR.value or f"runs/evaluate/{task.name}"
+    asked = _READ()
+    config = asked.config
     todo = evaluation.lanes(config.sampler, config.seeds, is_mixed=False)
-    checkpoint = _CHECKPOINT.value or zoo.path(task.name)
-    model, codec = evaluation.load(task, checkpoint, _DTYPE.value, _SHARING.value)
-    about = {
-        "checkpoint": provenance.digest(checkpoint),
-        "dtype": str(model.dtype),
-    }
+    model, codec, about = asked.load()
 
     done: dict[tuple[str, int], list[bool]] = {}
     total = len(todo) * config.num_examples
@@ -80,8 +53,8 @@ def main(argv: Sequence[str]) -> None:
             progress.update(len(records))
 
         records = evaluation.run(
-            *(model.parallel, codec, task, evaluation.Plan.of(config), todo),
-            *(config.num_examples, workdir),
+            *(model.parallel, codec, asked.task, evaluation.Plan.of(config), todo),
+            *(config.num_examples, asked.workdir),
             about=about,
             on_records=show,
         )
@@ -89,10 +62,12 @@ def main(argv: Sequence[str]) -> None:
     print(tables.accuracy(results))
     if len(results) > 1:
         print(f"\n{tables.paired(results)}")
-    commits = evaluation_files.commits(workdir)
+    commits = evaluation_files.commits(asked.workdir)
     if len(commits) > 1:
         names = ", ".join(map(provenance.short_commit, commits))
-        print(f"\nThe records of {workdir} are of {len(commits)} commits: {names}.")
+        print(
+            f"\nThe records of {asked.workdir} are of {len(commits)} commits: {names}."
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""What the scripts share that ask one task's examples of one model: their flags."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from dlm_jax import evaluation, provenance, tasks, zoo
+from dlm_jax.parallel import Loaded
+from dlm_jax.text import Codec
+from experiments import _app
+
+
+class Asked(NamedTuple):
+    """What is to be asked of which model, and where the records are.
+
+    Attributes:
+      config: the config's values, where no flag set others.
+      task: whose examples.
+      checkpoint: the model's directory.
+      workdir: of the records.
+      dtype: of the weights; as stored, if None.
+      devices_per_model: see `parallel.load`.
+    """
+
+    config: ConfigDict
+    task: tasks.Task
+    checkpoint: pathlib.Path
+    workdir: pathlib.Path
+    dtype: str | None
+    devices_per_model: int | None
+
+    def load(self) -> tuple[Loaded, Codec, dict[str, Any]]:
+        """The model, the codec, and what a manifest says of the checkpoint."""
+        model, codec = evaluation.load(
+            self.task, self.checkpoint, self.dtype, self.devices_per_model
+        )
+        digest = provenance.digest(self.checkpoint)
+        return model, codec, {"checkpoint": digest, "dtype": str(model.dtype)}
+
+
+def define_evaluation(
+    name: str, help_: str, own: Sequence[flags.FlagHolder[Any]] = ()
+) -> Callable[[], Asked]:
+    """Defines the flags of a script that evaluates.
+
+    Args:
+      name: of the script, its config file and its directory in runs/.
+      help_: what the config holds.
+      own: the script's own flags that stand for fields of the config.
+
+    Returns:
+      What reads them.
+    """
+    config = _app.define_config(f"configs/{name}.py", help_)
+    task = flags.DEFINE_string(
+        "task", "sudoku", "sudoku, maze, countdown, program, ..."
+    )
+    checkpoint = flags.DEFINE_string(
+        "checkpoint", None, "Hugging Face or Orbax directory; default: the zoo's."
+    )
+    dtype = flags.DEFINE_enum(
+        "dtype", None, ["bfloat16", "float32"], "Default: as stored."
+    )
+    sharing = _app.define_sharing()
+    workdir = flags.DEFINE_string(
+        "workdir", None, f"Directory of the records; default: runs/{name}/TASK."
+    )
+    overrides = [
+        *own,
+        flags.DEFINE_string("split", None, "Of the task's examples."),
+        flags.DEFINE_integer("num_examples", None, "The first ones of the split."),
+        flags.DEFINE_integer("example_seed", None, "Of examples that are drawn."),
+        flags.DEFINE_float("temperature", None, "0 takes the most probable token."),
+        flags.DEFINE_integer("batch_size", None, "Rows in flight at once."),
+        flags.DEFINE_integer("queue_length", None, "Rows of one call."),
+    ]
+
+    def read() -> Asked:
+        asked = config.value
+        asked.update({f.name: f.value for f in overrides if f.value is not None})
+        chosen = tasks.get(task.value)
+        return Asked(
+            config=asked,
+            task=chosen,
+            checkpoint=pathlib.Path(checkpoint.value or zoo.path(chosen.name)),
+            workdir=pathlib.Path(workdir.value or f"runs/{name}/{chosen.name}"),
+            dtype=dtype.value,
+            devices_per_model=sharing.value,
+        )
+
+    return read

@@ -135,7 +135,7 @@ def _best(score: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
 
 
 def _low_confidence(schedule: Fixed) -> _Rule:
-    k = max(int(schedule.k), 1)
+    k = int(schedule.k)
 
     def step(tokens, is_eligible, is_committed, confidence, log_probs):
         if k == 1:
@@ -186,7 +186,7 @@ class _Saber:
         mean = (self.committed * is_committed).sum(dim=1) / num_committed
         tau = torch.where(num_committed > 0, torch.minimum(mean, highest), highest)
 
-        n = max(int(self.sampler.n), 1)
+        n = int(self.sampler.n)
         draft = is_eligible & (confidence > tau[:, None])
         is_short = draft.sum(dim=1, keepdim=True) < n
         draft = torch.where(is_short, _top_k(confidence, is_eligible, n), draft)

@@ -205,7 +205,10 @@ def _accuracy_claim(
             "gain and the published one."
         )
     elif found == "not reproduced":
-        why = "The interval holds no gain, and excludes one as large as published."
+        why = (
+            "The interval does not lie above 0, and excludes a gain as large as "
+            "published."
+        )
     else:
         why = "The whole interval lies above 0."
     if found != "reproduced" and 1 - other < 2 * claimed:

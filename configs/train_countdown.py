@@ -2,10 +2,9 @@
 
 python -m experiments.train --config=configs/train_countdown.py --workdir=runs/countdown
 
-Expected: loss 0.50, 0.19, 0.26, 0.11, 0.15, 0.10, 0.20, 0.14, 0.15 and 0.11 at the ends
-of the stages, four and a half hours on two cores shared with other work; 65 % of
-validation puzzles are then solved. (The shipped model saw sums in up to three orders
-in stages 1 to 3.)
+Expected: loss 0.29, 0.13, 0.17, 0.10, 0.14, 0.10, 0.17, 0.13, 0.15, 0.10 and 0.09 at
+the ends of the stages, 80 minutes on one core at 3.0 steps a second; 65 % of 1,000
+validation puzzles are then solved, one token a step.
 """
 
 from typing import Any
@@ -55,6 +54,7 @@ def get_config() -> ConfigDict:
                 _stage(1200, seed=7, focus_power=3.0),
                 _stage(1300, (1.0, 1.0, 2.5, 4.0), seed=8, focus_power=3.0),
                 _stage(1500, seed=9, focus_power=3.0),
+                _stage(2000, seed=10, focus_power=3.0),
             ),
         }
     )

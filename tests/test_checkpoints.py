@@ -260,7 +260,9 @@ def test_parameters_are_placed_as_asked(tmp_path, model, orbax_directory, load):
 
 def test_orbax_restores_on_more_devices(tmp_path, monkeypatch):
     """Written on one device, read by each of four: bit-exact, each its part."""
-    monkeypatch.setattr(checkpoints, "_CHUNK_BYTES", 2**14)
+    # So small that a chunk lies in one part, but for those at the vocabulary's borders:
+    # one in two parts is read once or twice, as their readers meet or not.
+    monkeypatch.setattr(checkpoints, "_CHUNK_BYTES", 2**12)
     shape = {"d_model": 64, "n_layers": 4, "mlp_hidden_size": 256}
     config = dataclasses.replace(files.CONFIG, **shape)
     directory = tmp_path / "orbax"
@@ -307,8 +309,7 @@ print(num_whole, num_parts)
         params = (directory / "params").rglob("*")
         size = sum(path.stat().st_size for path in params if path.is_file())
         assert size < num_whole < 1.1 * size
-        # What is read is whole chunks, each of which may lie in two parts.
-        assert num_parts < 1.3 * size
+        assert num_parts < 1.1 * size
 
 
 def _orbax_copy(orbax_directory: Path, tmp_path: Path) -> Path:

@@ -54,6 +54,7 @@ def get_config() -> ConfigDict:
                 _stage(1200, seed=7, focus_power=3.0),
                 _stage(1300, (1.0, 1.0, 2.5, 4.0), seed=8, focus_power=3.0),
                 _stage(1500, seed=9, focus_power=3.0),
+                # The same again: the loss still fell when the rate ran out.
                 _stage(2000, seed=10, focus_power=3.0),
             ),
         }

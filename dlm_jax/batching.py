@@ -74,7 +74,8 @@ def pad(rows: Sequence[Encoded], length: int, batch_size: int | None = None) -> 
         tokens[i, : row.tokens.size] = row.tokens
         is_blank[i, : row.tokens.size] = row.is_blank
         is_valid[i, : row.tokens.size] = True
-    return Prompts(tokens=tokens, is_blank=is_blank, is_valid=is_valid)
+    can_stop = np.array([not row.is_infill for row in rows] + [True] * (b - len(rows)))
+    return Prompts(tokens, is_blank, is_valid, can_stop)
 
 
 def groups(rows: Sequence[Encoded], size: int, max_length: int) -> Iterator[Group]:

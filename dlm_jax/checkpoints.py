@@ -339,7 +339,7 @@ def _choose_dtype(
         raise InputError(f"dtype ({dtype}) must be one of {', '.join(_DTYPES)}")
     is_x64_enabled = jnp.result_type(float) == np.float64
     if dtype == np.float64 and not is_x64_enabled:
-        raise InputError("dtype (float64) needs JAX_ENABLE_X64=1")
+        raise InputError("dtype (float64) needs JAX_ENABLE_X64=1 in the environment")
     return dtype
 
 

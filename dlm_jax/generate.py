@@ -120,14 +120,24 @@ def prepare(
             f"gen_length ({options.gen_length}) must be at least the blanks of the "
             f"fullest row ({most})"
         )
+    can_stop = np.ones(b, bool) if prompts.can_stop is None else prompts.can_stop
+    if np.shape(can_stop) != (b,):
+        raise InputError(
+            f"prompts.can_stop (of shape {np.shape(can_stop)}) must be one per row: "
+            f"({b},)"
+        )
     prompts = Prompts(
         tokens=np.asarray(prompts.tokens, np.int32),
         is_blank=is_blank,
         is_valid=is_valid,
+        can_stop=np.asarray(can_stop, bool),
     )
     max_steps = options.max_steps
     if max_steps is None:
         max_steps = sampler.max_steps(options.gen_length)
+        if options.deferred_ids:
+            # A schedule may be at its end when the positions that waited are left.
+            max_steps += options.gen_length
     options = dataclasses.replace(
         options,
         block_length=block_length,
@@ -293,7 +303,11 @@ def iteration(
             (view, region),
             (hidden_prompt, region),
         )
-    hidden, cache = denoiser.denoise(params, shown, shown_region, cache)
+    head = denoiser.head(params)
+    # bfloat16 products are exact as they are; asking for more would slow them down.
+    precision = options.precision if head.dtype.itemsize >= 4 else "default"
+    with jax.default_matmul_precision(precision):
+        hidden, cache = denoiser.denoise(params, shown, shown_region, cache)
     hidden = hidden.reshape(-1, *region.shape, hidden.shape[-1])
     length = rows.tokens.shape[1]
     step_keys = jax.vmap(jax.random.fold_in)(keys, rows.step)
@@ -307,23 +321,25 @@ def iteration(
             sampler, rows.state, canvas, region, token_ids, logits
         )
 
-    regional = predict(
-        hidden,
-        denoiser.head(params),
-        jnp.take_along_axis(rows.tokens, region, axis=1, mode="clip"),
-        sampler.needs,
-        mask_id=denoiser.mask_id,
-        keys=draw_keys,
-        positions=region,
-        adjust=adjust,
-        temperature=options.temperature,
-        guidance=options.guidance,
-        suppressed_ids=options.suppressed_ids,
-        deferred_ids=options.deferred_ids,
-        confidence_dtype=options.confidence_dtype,
-        vocab_slice=options.vocab_slice,
-        vocab_axis=denoiser.model_axis,
-    )
+    with jax.default_matmul_precision(precision):
+        regional = predict(
+            hidden,
+            head,
+            jnp.take_along_axis(rows.tokens, region, axis=1, mode="clip"),
+            sampler.needs,
+            mask_id=denoiser.mask_id,
+            keys=draw_keys,
+            positions=region,
+            adjust=adjust,
+            temperature=options.temperature,
+            guidance=options.guidance,
+            suppressed_ids=options.suppressed_ids,
+            deferred_ids=options.deferred_ids,
+            logits_dtype=options.logits_dtype,
+            probability_dtype=options.probability_dtype,
+            vocab_slice=options.vocab_slice,
+            vocab_axis=denoiser.model_axis,
+        )
     prediction = jax.vmap(functools.partial(row.spread, length))(
         region, regional, rows.tokens
     )

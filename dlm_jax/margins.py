@@ -35,10 +35,13 @@ def logits_at(
     view = View(both, columns, jnp.repeat(is_valid[:, None], 2, axis=0))
     region = jnp.full((2, 1), position, jnp.int32)
     cache = denoiser.init_cache(params, *both.shape)
-    hidden, _ = denoiser.denoise(params, view, region, cache)
-    logits = jnp.matmul(
-        hidden[:, 0], denoiser.head(params).T, preferred_element_type=jnp.float32
-    )
+    # What is compared with other code is computed as exactly as the dtype allows.
+    head = denoiser.head(params)
+    wide = jnp.promote_types(head.dtype, jnp.float32)
+    precision = "highest" if head.dtype.itemsize >= 4 else "default"
+    with jax.default_matmul_precision(precision):
+        hidden, _ = denoiser.denoise(params, view, region, cache)
+        logits = jnp.matmul(hidden[:, 0], head.T, preferred_element_type=wide)
     return logits[1] + (guidance + 1) * (logits[0] - logits[1])
 
 

@@ -84,7 +84,8 @@ def predict(
     guidance: float | Float[Array, ""] | None = None,
     suppressed_ids: tuple[int, ...] = (),
     deferred_ids: tuple[int, ...] = (),
-    confidence_dtype: Any = None,
+    logits_dtype: Any = None,
+    probability_dtype: Any = None,
     vocab_slice: int = 16384,
     vocab_axis: str | None = None,
 ) -> Prediction:
@@ -107,8 +108,9 @@ def predict(
       suppressed_ids: tokens whose logits become -inf.
       deferred_ids: tokens that may be candidates but have probability 0 in all
         statistics.
-      confidence_dtype: what logits and probabilities are rounded to; None for float32
-        or wider.
+      logits_dtype: what logits are rounded to, and under guidance every step of their
+        arithmetic; None for float32 or wider.
+      probability_dtype: what probabilities are rounded to; None for float32 or wider.
       vocab_slice: entries of the vocabulary per slice, a multiple of NOISE_TILE.
       vocab_axis: mapped axis over which equal parts of the head lie, in order; None if
         `head` is all of it. Only statistics per position cross it.
@@ -128,12 +130,14 @@ def predict(
         logits = jnp.einsum(
             "gbrd,vd->gbrv", hidden, weights, preferred_element_type=wide
         )
+        logits = _round(logits, logits_dtype)
         if guidance is None:
             logits = logits[0]
         else:
-            logits = logits[1] + (guidance + 1) * (logits[0] - logits[1])
-        if confidence_dtype is not None:
-            logits = _round(logits, confidence_dtype)
+            # Rounded after each operation, as PyTorch does in half precision.
+            difference = _round(logits[0] - logits[1], logits_dtype)
+            scaled = _round((guidance + 1) * difference, logits_dtype)
+            logits = _round(logits[1] + scaled, logits_dtype)
         return _exclude(adjust(token_ids, logits), token_ids, suppressed_ids)
 
     def summarise(weights: Array, start: Any) -> dict[str, Array]:
@@ -145,11 +149,17 @@ def predict(
         counted = _exclude(logits, token_ids, deferred_ids)
         # Not -inf, where all are excluded: differences of maxima have to be finite.
         highest = jnp.maximum(jnp.max(counted, axis=-1), _LOWEST)
-        mass = jnp.exp(counted - highest[..., None])
-        found = {"max": highest, "sum": jnp.sum(mass, axis=-1)}
+        shifted = counted - highest[..., None]
+        mass = jnp.exp(shifted)
+        # The mass of all tokens but one of the best, whose own mass is 1. A sum with
+        # that 1 in it would lose what lies below float32's resolution there.
+        is_best = counted == highest[..., None]
+        # A best token adds 0, or NaN if its logit is infinite.
+        others = jnp.sum(jnp.where(is_best, shifted, mass), axis=-1)
+        found = {"max": highest, "rest": others + (jnp.sum(is_best, axis=-1) - 1)}
         if "entropy" in needs:
             # Sum of mass * (logit - max); a mass of 0 may meet a logit of -inf.
-            moment = jnp.where(mass > 0, mass * (counted - highest[..., None]), 0)
+            moment = jnp.where(mass == 0, 0, mass * shifted)
             found["moment"] = jnp.sum(moment, axis=-1)
 
         candidates = _exclude(logits, token_ids, (mask_id,))
@@ -208,14 +218,15 @@ def predict(
             ),
         )
 
-    log_sum = running["max"] + jnp.log(running["sum"])
+    log_sum = jnp.log1p(running["rest"])  # Of the masses: relative to the maximum.
 
     def log_prob(logit: Array, token: Array | None) -> Array:
-        value = logit - log_sum
+        # The maximum first: next to a logit of 30, a sum would lose four digits.
+        value = (logit - running["max"]) - log_sum
         for token_id in deferred_ids if token is not None else ():
             value = jnp.where(token == token_id, -jnp.inf, value)
-        if confidence_dtype is not None:
-            value = jnp.log(_round(jnp.exp(value), confidence_dtype))
+        if probability_dtype is not None:
+            value = jnp.log(_round(jnp.exp(value), probability_dtype))
         return value
 
     # Without any candidate (all -inf, or only mask_id left) there is no token to take:
@@ -239,11 +250,11 @@ def predict(
     if "held_log_prob" in needs:
         optional["held_log_prob"] = log_prob(running["held"], None)
     if "entropy" in needs:
-        entropy = jnp.log(running["sum"]) - running["moment"] / running["sum"]
+        entropy = log_sum - running["moment"] / (1 + running["rest"])
         # Rounding can leave a certain distribution a hair below 0.
         entropy = jnp.maximum(entropy, 0)
-        # What is left beside a deferred token may be certain, yet has to wait.
-        is_deferred = jnp.isin(running["best_token"], jnp.array(deferred_ids, int))
+        # What is left beside a deferred token says nothing of the candidate.
+        is_deferred = jnp.isin(token, jnp.array(deferred_ids, int))
         optional["entropy"] = jnp.where(is_deferred, jnp.inf, entropy)
     return Prediction(token=token, log_prob=chosen_log_prob, **optional)
 
@@ -254,10 +265,14 @@ def _merge(left: dict[str, Array], right: dict[str, Array]) -> dict[str, Array]:
     shifts = [part["max"] - highest for part in (left, right)]
     scales = [jnp.exp(shift) for shift in shifts]
     both = {"max": highest}
-    both["sum"] = left["sum"] * scales[0] + right["sum"] * scales[1]
+    both["rest"] = jnp.where(
+        left["max"] >= right["max"],
+        left["rest"] + (1 + right["rest"]) * scales[1],
+        right["rest"] + (1 + left["rest"]) * scales[0],
+    )
     if "moment" in left:
         own = [
-            (part["moment"] + part["sum"] * shift) * scale
+            (part["moment"] + (1 + part["rest"]) * shift) * scale
             for part, shift, scale in zip((left, right), shifts, scales, strict=True)
         ]
         both["moment"] = own[0] + own[1]
@@ -280,6 +295,8 @@ def _merge(left: dict[str, Array], right: dict[str, Array]) -> dict[str, Array]:
 
 def _round(values: Float[Array, "*shape"], dtype: Any) -> Float[Array, "*shape"]:
     """Rounds to a narrower dtype; XLA may drop a pair of casts, but not this."""
+    if dtype is None:
+        return values
     precision = jnp.finfo(dtype)
     return jax.lax.reduce_precision(values, precision.nexp, precision.nmant)
 

@@ -30,10 +30,13 @@ class Rule:
       spec: the sampler's spec, with a field for every argument it takes.
       accepted: further arguments, with the values under which the rule holds;
         () where any value does, because the recorded code ignores it.
+      is_wide: the recorded code takes the softmax in float64, whatever the model's
+        dtype; otherwise in the model's.
     """
 
     spec: str
     accepted: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    is_wide: bool = False
 
 
 RULES = {
@@ -45,8 +48,9 @@ RULES = {
     "threshold": Rule(
         "threshold(threshold={threshold})",
         {"steps": (), "remasking": ("low_confidence",), "factor": (None,)},
+        is_wide=True,
     ),
-    "factor": Rule("factor_released(factor={factor})"),
+    "factor": Rule("factor_released(factor={factor})", is_wide=True),
     "entropy_bound": Rule("entropy_bound(gamma={gamma}, error_proxy={error_proxy!r})"),
     "saber_released": Rule("saber_released(n={n})"),
 }
@@ -63,6 +67,9 @@ _COMMON = {
     "stop_ids",
     "suppressed_ids",
     "deferred_ids",
+    "logits_dtype",
+    "probability_dtype",
+    # Both of them, in traces of version 0.1.
     "confidence_dtype",
 }
 
@@ -166,11 +173,15 @@ def _options(trace: Trace, denoiser: Denoiser, params: PyTree) -> Options:
     suppressed = tuple(recorded.get("suppressed_ids", ()))
     if recorded.get("logits_eos_inf"):
         suppressed += (denoiser.eos_id,)
-    dtype = recorded.get("confidence_dtype")
-    if dtype is None and "spec" not in recorded:
-        # The released samplers take confidences in the model's own dtype.
-        model_dtype = denoiser.head(params).dtype
-        dtype = model_dtype.name if model_dtype.itemsize < 4 else None
+    both = recorded.get("confidence_dtype")
+    logits_dtype = recorded.get("logits_dtype", both)
+    probability_dtype = recorded.get("probability_dtype", both)
+    model_dtype = denoiser.head(params).dtype
+    if "spec" not in recorded and model_dtype.itemsize < 4:
+        # The released samplers take logits, and some the softmax, in the model's dtype.
+        logits_dtype = logits_dtype or model_dtype.name
+        if not RULES[trace.sampler].is_wide:
+            probability_dtype = probability_dtype or model_dtype.name
     return Options(
         gen_length=gen_length,
         block_length=block_length,
@@ -178,7 +189,8 @@ def _options(trace: Trace, denoiser: Denoiser, params: PyTree) -> Options:
         stop_ids=tuple(recorded.get("stop_ids", ())),
         suppressed_ids=suppressed,
         deferred_ids=tuple(recorded.get("deferred_ids", ())),
-        confidence_dtype=dtype,
+        logits_dtype=logits_dtype,
+        probability_dtype=probability_dtype,
         has_trajectory=trace.canvases != FINAL_ONLY,
     )
 

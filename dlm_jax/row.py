@@ -4,6 +4,7 @@ Everything here knows one row; `generate` maps it over the batch.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from dlm_jax.types import (
     Canvas,
     Denoiser,
+    Missing,
     Options,
     Prediction,
     Prompts,
@@ -26,6 +28,7 @@ from dlm_jax.types import (
 class Frame:
     """What stays fixed during a row's generation."""
 
+    can_stop: Bool[Array, ""]
     is_editable: Bool[Array, "l"]
     is_valid: Bool[Array, "l"]
     rank: Int[Array, "l"]  # index among the editable positions, g elsewhere
@@ -62,6 +65,7 @@ def start(
     slots = jnp.full(g, length, jnp.int32)
     slots = slots.at[rank].set(jnp.arange(length, dtype=jnp.int32), mode="drop")
     frame = Frame(
+        can_stop=jnp.asarray(prompts.can_stop),
         is_editable=is_blank,
         is_valid=jnp.asarray(prompts.is_valid),
         rank=rank,
@@ -139,12 +143,32 @@ def spread(
         return elsewhere.at[region].set(values, mode="drop")
 
     elsewhere = {"token": tokens, "entropy": jnp.inf}
-    fields = {
-        field.name: put(value, elsewhere.get(field.name, -jnp.inf))
-        for field in dataclasses.fields(regional)
-        if (value := getattr(regional, field.name)) is not None
+    fields: dict[str, Any] = {
+        field.name: Missing(field.name) for field in dataclasses.fields(regional)
     }
+    fields |= {
+        name: put(value, elsewhere.get(name, -jnp.inf))
+        for name in fields
+        if (value := getattr(regional, name)) is not None
+    }
+    fields["is_known"] = put(jnp.ones(region.shape, bool), False)
     return Prediction(**fields)
+
+
+def _let_deferred_wait(
+    options: Options, canvas: Canvas, prediction: Prediction
+) -> Canvas:
+    """The canvas whose eligible positions can be committed now.
+
+    Positions without a prediction cannot. Those with a deferred candidate wait while
+    another position is eligible.
+    """
+    is_eligible = canvas.is_eligible & prediction.is_known
+    if options.deferred_ids:
+        deferred_ids = jnp.array(options.deferred_ids, jnp.int32)
+        is_ready = is_eligible & ~jnp.isin(prediction.token, deferred_ids)
+        is_eligible = jnp.where(jnp.any(is_ready), is_ready, is_eligible)
+    return dataclasses.replace(canvas, is_eligible=is_eligible)
 
 
 def advance(
@@ -158,24 +182,32 @@ def advance(
     prediction: Prediction,
 ) -> Row:
     """One step of one row: the sampler's decision, the writes, the next block."""
+    has_nan = jnp.any(canvas.is_eligible & jnp.isnan(prediction.log_prob))
+    canvas = _let_deferred_wait(options, canvas, prediction)
     state, decision = sampler.step(key, row.state, canvas, prediction)
     # A sampler need not care whether its arithmetic was float32 or wider.
     state = jax.tree.map(lambda new, old: new.astype(old.dtype), state, row.state)
-    has_nan = jnp.any(canvas.is_eligible & jnp.isnan(prediction.log_prob))
-    commit = decision.commit & ~has_nan
+
+    # What can be done of the decision. Commits take eligible and decided positions.
+    is_free = canvas.is_open & prediction.is_known & ~has_nan
+    written = prediction.token if decision.tokens is None else decision.tokens
+    commit = decision.commit & is_free & (canvas.is_eligible | ~row.is_mask)
+    commit &= written != denoiser.mask_id
     remask = jnp.zeros_like(commit)
     if decision.remask is not None:
-        remask = decision.remask & ~has_nan
-    written = prediction.token if decision.tokens is None else decision.tokens
+        remask = decision.remask & is_free & (commit | ~row.is_mask)
+
+    # Write commits, then remasks.
     tokens = jnp.where(commit, written, row.tokens)
     tokens = jnp.where(remask, denoiser.mask_id, tokens)
     is_mask = (row.is_mask & ~commit) | remask
     commit_step = jnp.where(commit, row.step, row.commit_step)
     confidence = jnp.where(commit, jnp.exp(prediction.log_prob), row.confidence)
 
+    # A stop with nothing undecided before it ends the row.
     if options.stop_ids:
         is_stop = jnp.isin(tokens, jnp.array(options.stop_ids, jnp.int32))
-        is_stop &= frame.is_editable & ~is_mask
+        is_stop &= frame.is_editable & ~is_mask & frame.can_stop
         stop = jnp.min(jnp.where(is_stop, frame.rank, options.gen_length))
         is_clear = ~jnp.any(is_mask & (frame.rank < stop))
         is_tail = frame.is_editable & (frame.rank > stop) & is_clear
@@ -187,6 +219,7 @@ def advance(
     commit_step = jnp.where(is_undone, -1, commit_step)
     confidence = jnp.where(commit_step < 0, 0, confidence)
 
+    # The next block, if none of this one's positions is undecided.
     stays = jnp.any(is_mask & canvas.is_open)
     block = jnp.where(stays, row.block, row.block + 1)
     is_open = frame.rank < (block + 1) * options.block_length

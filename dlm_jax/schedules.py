@@ -72,7 +72,7 @@ class Cosine(Schedule):
 
     def count(self, canvas: Canvas) -> Int[Array, ""]:
         steps = _block_steps(self.steps, canvas)
-        masks = jnp.sum(canvas.is_eligible)
+        masks = jnp.sum(canvas.is_open & canvas.is_mask)
         progress = (canvas.block_step + 1) / steps
         left = jnp.floor(canvas.block_masks * jnp.cos(jnp.pi / 2 * progress))
         left = jnp.where(progress >= 1, 0, left).astype(jnp.int32)
@@ -102,7 +102,7 @@ class Dream(Schedule):
         steps = _block_steps(self.steps, canvas)
         slope = (1 - self.eps) / steps
         t = 1 - slope * canvas.block_step
-        masks = jnp.sum(canvas.is_eligible)
+        masks = jnp.sum(canvas.is_open & canvas.is_mask)
         share = jnp.floor(masks * (slope / t)).astype(jnp.int32)
         return jnp.where(canvas.block_step >= steps - 1, masks, share)
 

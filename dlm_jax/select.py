@@ -38,6 +38,15 @@ def top_k(
     return leading(positions, is_ranked & (jnp.arange(score.shape[0]) < k))
 
 
+def doubt(log_prob: Float[Array, "*l"]) -> Float[Array, "*l"]:
+    """1 - p of log-probabilities, with all its digits where p is nearly 1.
+
+    Trained models are nearly certain most of the time. There float32 has few different
+    probabilities, but many different doubts.
+    """
+    return -jnp.expm1(log_prob)
+
+
 def best(score: Num[Array, "l"], is_eligible: Bool[Array, "l"]) -> Bool[Array, "l"]:
     """The eligible position of highest score; none if nothing is eligible."""
     return top_k(score, is_eligible, jnp.int32(1))
@@ -54,7 +63,7 @@ def above(
 
 
 def factor(
-    confidence: Float[Array, "l"],
+    doubt: Float[Array, "l"],
     is_eligible: Bool[Array, "l"],
     bound: float | Float[Array, ""],
 ) -> tuple[Bool[Array, "l"], Bool[Array, "l"]]:
@@ -64,13 +73,18 @@ def factor(
     (n + 1) (1 - c_(n)) < bound; the longest run of passing ranks is taken, and rank 1
     always.
 
+    Args:
+      doubt: 1 - c of every position, see `doubt`.
+      is_eligible: positions that may be taken.
+      bound: of the rule.
+
     Returns:
       The mask of the rule as published, and of the released code, which takes all N
       eligible positions when ranks 1 to N - 1 pass, and passes a rank at equality.
     """
-    positions, is_ranked = order(confidence, is_eligible)
-    n = jnp.arange(1, confidence.shape[0] + 1)
-    error = (n + 1) * (1 - confidence[positions])
+    positions, is_ranked = order(-doubt, is_eligible)
+    n = jnp.arange(1, doubt.shape[0] + 1)
+    error = (n + 1) * doubt[positions]
     published = _leading_run((error < bound) | (n == 1)) & is_ranked
     # The released loop stops at the first failing rank and takes what lies before it;
     # but if that is rank N it takes rank N too.

@@ -25,7 +25,8 @@ class Codec:
     Attributes:
       tokenizer: a tokenizer of transformers.
       mask_id: the token that stands at blanks.
-      stop_ids: tokens that end a generated text: EOS, and the end of a turn if the
+      stop_ids: tokens that end a generated text: the EOS of the model's config and of
+        the tokenizer, those of generation_config.json, and the end of a turn if the
         vocabulary has it.
       max_length: longest canvas the model takes, blanks included.
     """
@@ -59,11 +60,18 @@ class Codec:
             )
         except Exception as error:  # the Rust tokenizers raise nothing narrower
             raise InputError(f"{path} does not load: {error}") from None
-        return cls.of(tokenizer, config)
+        return cls.of(tokenizer, config, _generation_eos(path.parent, config))
 
     @classmethod
-    def of(cls, tokenizer: Any, config: LLaDAConfig) -> "Codec":
+    def of(
+        cls, tokenizer: Any, config: LLaDAConfig, more_stop_ids: Sequence[int] = ()
+    ) -> "Codec":
         """Joins a tokenizer and the model that was trained with it.
+
+        Args:
+          tokenizer: a tokenizer of transformers.
+          config: of the model.
+          more_stop_ids: beside those that the two name.
 
         Raises:
           InputError: if the tokenizer has tokens that the model has not.
@@ -75,11 +83,14 @@ class Codec:
                 f"tokenizer's largest token id ({largest}) must be below the model's "
                 f"embedding_size ({config.embedding_size})"
             )
-        stop_ids = {config.eos_token_id, vocabulary.get(_END_OF_TURN)} - {None}
+        stop_ids = {
+            *(config.eos_token_id, tokenizer.eos_token_id),
+            *(vocabulary.get(_END_OF_TURN), *more_stop_ids),
+        }
         return cls(
             tokenizer=tokenizer,
             mask_id=config.mask_token_id,
-            stop_ids=tuple(sorted(stop_ids)),
+            stop_ids=tuple(sorted(stop_ids - {None})),
             max_length=config.max_sequence_length,
         )
 
@@ -240,6 +251,30 @@ class Codec:
             self.tokenizer.decode(piece[i > 0 :].tolist(), skip_special_tokens=True)
             for i, piece in enumerate(pieces)
         )
+
+
+def _generation_eos(directory: pathlib.Path, config: LLaDAConfig) -> tuple[int, ...]:
+    """The EOS ids of a checkpoint's generation_config.json: none, one or several.
+
+    Raises:
+      InputError: if the file is damaged or names what is no token of the model.
+    """
+    path = directory / "generation_config.json"
+    if not path.is_file():
+        return ()
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        found = read.get("eos_token_id")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    for token in ids:
+        if type(token) is not int or not 0 <= token < config.embedding_size:
+            raise InputError(
+                f"{path}: eos_token_id ({found!r}) must be token ids from 0 to "
+                f"{config.embedding_size - 1}"
+            )
+    return tuple(ids)
 
 
 def character_tokenizer(

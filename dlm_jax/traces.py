@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -262,8 +263,9 @@ def record(
     }
     for field in ("stop_ids", "suppressed_ids", "deferred_ids"):
         params[field] = list(getattr(options, field))
-    if options.confidence_dtype is not None:
-        params["confidence_dtype"] = np.dtype(options.confidence_dtype).name
+    for field in ("logits_dtype", "probability_dtype"):
+        if (dtype := getattr(options, field)) is not None:
+            params[field] = jnp.dtype(dtype).name
     return Trace(
         name=name,
         sampler=spec.partition("(")[0],

@@ -39,11 +39,15 @@ class Prompts:
       tokens: int32 [b, l]; what stands at blanks and padding is ignored.
       is_blank: bool [b, l]; True where a token is to be generated.
       is_valid: bool [b, l]; False at padding.
+      can_stop: bool [b]; whether `Options.stop_ids` end the row: True for a text that
+        is continued, False for one whose blanks lie between given tokens. All rows can
+        if ABSENT.
     """
 
     tokens: HostArray
     is_blank: HostArray
     is_valid: HostArray
+    can_stop: HostArray = ABSENT
 
 
 @flax.struct.dataclass
@@ -55,7 +59,9 @@ class Canvas:
       is_mask: bool [l]; still undecided.
       is_editable: bool [l]; the sampler owns it: generated region or blanks.
       is_open: bool [l]; editable and not past the end of the active block.
-      is_eligible: bool [l]; open and undecided: may be committed this step.
+      is_eligible: bool [l]; may be committed this step: open and undecided. In
+        `Sampler.step` also predicted, and not deferred while others are eligible (see
+        `Options.deferred_ids`).
       is_valid: bool [l]; not padding.
       slots: int32 [g]; positions of the editable cells in order, l where there are
         fewer than g.
@@ -99,25 +105,67 @@ class View:
     visibility: Bool[Array, "q m"]
 
 
+class Missing:
+    """Stands for a statistic that was not computed; any use of it is refused.
+
+    Attributes:
+      name: the field of `Prediction`.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Missing) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash((Missing, self.name))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # Libraries ask for what an object does not have.
+            raise AttributeError(name)
+        self._refuse()
+
+    def _refuse(self, *unused: Any) -> typing.NoReturn:
+        raise InputError(
+            f"prediction.{self.name} is read but not computed: the sampler's `needs` "
+            f"must list {self.name!r}"
+        )
+
+
+# Whatever arithmetic, indexing or a function of jax.numpy does with an operand.
+for _operator in (
+    *("neg", "pos", "abs", "invert", "bool", "int", "float", "len", "iter", "getitem"),
+    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow"),
+    *("rpow", "lt", "le", "gt", "ge", "and", "rand", "or", "ror", "matmul", "rmatmul"),
+    *("array", "jax_array"),
+):
+    setattr(Missing, f"__{_operator}__", Missing._refuse)
+jax.tree_util.register_static(Missing)
+
+
 @flax.struct.dataclass
 class Prediction:
     """Statistics of the model's distribution at every position, natural logarithms.
 
     Positions outside the sampler's region hold the canvas's token, log-probability
-    -inf and entropy +inf. Fields that the sampler does not list in `needs` are None.
+    -inf and entropy +inf. A sampler is refused fields that it does not list in `needs`.
 
     Attributes:
       token: int32 [l]; the candidate: the most probable token, or at a temperature
         above 0 the drawn one. Never mask_id.
-      log_prob: float [l]; the candidate's log-probability, without temperature.
+      log_prob: float [l]; the candidate's log-probability, without temperature; -inf
+        where the candidate is deferred.
+      is_known: bool [l]; True where there is a prediction: in the sampler's region.
       best_log_prob: float [l]; of the most probable token.
       runner_up_log_prob: float [l]; of the second most probable token.
-      entropy: float [l]; nats; +inf where the most probable token is deferred.
+      entropy: float [l]; nats; +inf where the candidate is deferred.
       held_log_prob: float [l]; of the token that stands on the canvas.
     """
 
     token: Int[Array, "l"]
     log_prob: Float[Array, "l"]
+    is_known: Bool[Array, "l"] = ABSENT
     best_log_prob: Float[Array, "l"] = ABSENT
     runner_up_log_prob: Float[Array, "l"] = ABSENT
     entropy: Float[Array, "l"] = ABSENT
@@ -128,9 +176,12 @@ class Prediction:
 class Decision:
     """What a sampler does with one row in one step.
 
+    The loop keeps to what can be done: it commits and takes back only open positions
+    with a prediction, and never writes mask_id.
+
     Attributes:
-      commit: bool [l]; positions to write.
-      remask: bool [l] or None; positions to take back, after the commits.
+      commit: bool [l]; positions to write: eligible or already decided.
+      remask: bool [l] or None; decided positions to take back, after the commits.
       tokens: int32 [l] or None; what to write; the prediction's candidates if None.
     """
 
@@ -375,17 +426,25 @@ class Options:
       temperature: of the candidate's draw; 0 takes the most probable token.
       guidance: scale s of classifier-free guidance, logits un + (s + 1) (cond - un),
         `un` with the prompt masked (arXiv:2502.09992); 0 is off.
-      stop_ids: tokens that end a row once nothing before them is undecided; what
-        follows is filled with eos_id.
+      stop_ids: tokens that end a row that can stop (`Prompts.can_stop`), once nothing
+        before them is undecided; what follows is filled with eos_id.
       suppressed_ids: tokens whose logits are -inf (LLaDA's `logits_eos_inf` for EOS).
-      deferred_ids: tokens that may be chosen but whose confidence is 0, so that they
-        are committed last (LLaDA's `confidence_eos_eot_inf`, at any temperature).
+      deferred_ids: tokens that are committed last (LLaDA's `confidence_eos_eot_inf`, at
+        any temperature): a position whose candidate is one of them is not eligible
+        while another is, and has confidence 0 and infinite entropy.
       num_slots: rows that are in flight at once on a device; the others wait in a
         queue, and take the place of rows that are done. All rows if ABSENT.
       max_steps: static bound on a row's forwards; the sampler's own if ABSENT.
-      confidence_dtype: dtype that logits and probabilities are rounded to before
-        positions are compared; None keeps float32 or wider. `bfloat16` repeats the
-        ties of a released sampler run in bfloat16.
+      logits_dtype: dtype that logits are rounded to, and under guidance every step of
+        their arithmetic; None keeps float32 or wider. `bfloat16` repeats a model that
+        is run in bfloat16 by PyTorch.
+      probability_dtype: dtype that probabilities are rounded to before positions are
+        compared; None keeps float32 or wider. `bfloat16` repeats the ties of released
+        samplers that take the softmax in the model's dtype (LLaDA, Saber), None those
+        that take it in float64 (Fast-dLLM).
+      precision: of matrix products of models in float32 or wider, as in
+        `jax.default_matmul_precision`. With "default", GPUs use TF32 and TPUs
+        bfloat16 passes: faster, but recorded float32 runs diverge.
       vocab_slice: entries of the vocabulary whose logits are alive at once; a
         multiple of 1,024.
       has_trajectory: return every step.
@@ -400,7 +459,9 @@ class Options:
     deferred_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     num_slots: int = flax.struct.field(pytree_node=False, default=ABSENT)
     max_steps: int = flax.struct.field(pytree_node=False, default=ABSENT)
-    confidence_dtype: Any = flax.struct.field(pytree_node=False, default=None)
+    logits_dtype: Any = flax.struct.field(pytree_node=False, default=None)
+    probability_dtype: Any = flax.struct.field(pytree_node=False, default=None)
+    precision: str = flax.struct.field(pytree_node=False, default="highest")
     vocab_slice: int = flax.struct.field(pytree_node=False, default=16384)
     has_trajectory: bool = flax.struct.field(pytree_node=False, default=False)
 

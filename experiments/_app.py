@@ -69,6 +69,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             # Orbax reports every step of its work, and warns where nothing is wrong.
             logging.set_verbosity(logging.ERROR)
         try:
+            if getattr(flags.FLAGS, "dtype", None) == "float64":
+                jax.config.update("jax_enable_x64", True)
             if len(argv) > 1:
                 raise InputError(f"unexpected arguments: {' '.join(argv[1:])}")
             main(argv)

@@ -62,7 +62,7 @@ def define_evaluation(
         "checkpoint", None, "Hugging Face or Orbax directory; default: the zoo's."
     )
     dtype = flags.DEFINE_enum(
-        "dtype", None, ["bfloat16", "float32"], "Default: as stored."
+        "dtype", None, ["bfloat16", "float32", "float64"], "Default: as stored."
     )
     sharing = _app.define_sharing()
     workdir = flags.DEFINE_string(

@@ -138,7 +138,9 @@ def _encode(
         rows = codec.encode_infill(prompts)
         block_length: Any = _BLOCK.value
         gen_length = batching.gen_length(rows, block_length)
-        return rows, Options(gen_length, block_length, config.temperature)
+        return rows, Options(
+            *(gen_length, block_length, config.temperature), stop_ids=codec.stop_ids
+        )
     is_chat = codec.has_chat_template if _CHAT.value is None else _CHAT.value
     encode = codec.encode_chat if is_chat else codec.encode
     rows = encode(prompts, config.gen_length)

@@ -116,7 +116,7 @@ def test_factor_is_the_longest_passing_run(confidence, is_eligible, bound):
     # These fractions are exact in binary; equality is decided alike on both sides, but
     # for bound / (rank + 2), which rounds: no case of it lies at a confidence above.
     published, released = factor(
-        _row(confidence), jnp.asarray(is_eligible), jnp.float32(bound)
+        1 - _row(confidence), jnp.asarray(is_eligible), jnp.float32(bound)
     )
     ranked = _ranked(confidence, is_eligible)
     expected = _published_factor(confidence, ranked, bound)
@@ -126,7 +126,7 @@ def test_factor_is_the_longest_passing_run(confidence, is_eligible, bound):
 
 def test_factor_released_takes_all_when_only_the_last_fails():
     confidence = _row([0.9, 0.95, 0.01])
-    published, released = factor(confidence, jnp.ones(3, bool), jnp.float32(1))
+    published, released = factor(1 - confidence, jnp.ones(3, bool), jnp.float32(1))
     assert published.tolist() == [True, True, False]
     assert released.tolist() == [True, True, True]
 

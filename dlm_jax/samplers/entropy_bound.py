@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dlm_jax import select
@@ -18,7 +17,7 @@ ERROR_PROXIES: dict[
     str, tuple[tuple[str, ...], Callable[[Prediction], Float[Array, "l"]]]
 ] = {
     "entropy": ((), lambda p: -p.entropy),
-    "confidence": (("best_log_prob",), lambda p: jnp.exp(p.best_log_prob)),
+    "confidence": (("best_log_prob",), lambda p: p.best_log_prob),
     "margin": (Margin.needs, probability_margin),
 }
 

@@ -1,7 +1,6 @@
 """Confidence-aware parallel decoding with a factor, as published and as released."""
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from dlm_jax import select
@@ -22,8 +21,8 @@ class Factor(Sampler):
     def step(
         self, key: jax.Array, state: PyTree, canvas: Canvas, prediction: Prediction
     ) -> tuple[PyTree, Decision]:
-        confidence = jnp.exp(prediction.log_prob)
-        commit, _ = select.factor(confidence, canvas.is_eligible, self.factor)
+        doubt = select.doubt(prediction.log_prob)
+        commit, _ = select.factor(doubt, canvas.is_eligible, self.factor)
         return state, Decision(commit)
 
 
@@ -37,6 +36,6 @@ class FactorReleased(Factor):
     def step(
         self, key: jax.Array, state: PyTree, canvas: Canvas, prediction: Prediction
     ) -> tuple[PyTree, Decision]:
-        confidence = jnp.exp(prediction.log_prob)
-        _, commit = select.factor(confidence, canvas.is_eligible, self.factor)
+        doubt = select.doubt(prediction.log_prob)
+        _, commit = select.factor(doubt, canvas.is_eligible, self.factor)
         return state, Decision(commit)

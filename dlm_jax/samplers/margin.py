@@ -5,14 +5,18 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from dlm_jax import select
 from dlm_jax.samplers.ordered import Ordered
 from dlm_jax.types import Canvas, Prediction
 
 
 def probability_margin(prediction: Prediction) -> Float[Array, "l"]:
-    """p1 - p2 of the two most probable tokens; reads what `Margin.needs` names."""
+    """p1 - p2 - 1 of the two most probable tokens; reads what `Margin.needs` names.
+
+    The 1 is taken off first, so that margins of nearly 1 keep their digits.
+    """
     best, runner_up = prediction.best_log_prob, prediction.runner_up_log_prob
-    return jnp.exp(best) - jnp.exp(runner_up)
+    return -select.doubt(best) - jnp.exp(runner_up)
 
 
 class Margin(Ordered):

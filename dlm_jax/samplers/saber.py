@@ -14,11 +14,11 @@ from dlm_jax.types import Canvas, Decision, Prediction, Sampler, number
 
 @flax.struct.dataclass
 class SaberState:
-    """What Saber remembers of the committed positions.
+    """What Saber remembers of the committed positions, as doubts: 1 - probability.
 
     Attributes:
-      committed: float [l]; confidence of each at its commit.
-      previous: float [l]; probability of the held token at the previous step.
+      committed: float [l]; doubt of each at its commit.
+      previous: float [l]; doubt of the held token at the previous step.
     """
 
     committed: Float[Array, "l"]
@@ -35,6 +35,9 @@ class Saber(Sampler):
     before this step, the max(1, floor(|draft| / mu)) whose held token lost most
     probability since the previous step are remasked, but fewer than were committed: a
     step decides at least one more position than it takes back.
+
+    Confidences are compared as doubts, 1 - c: near 1, float32 has few different
+    confidences, and the order of the drops would be that of rounding errors.
 
     Attributes:
       n: least number of tokens a step drafts.
@@ -64,8 +67,8 @@ class Saber(Sampler):
             )
 
     def init(self, canvas: Canvas) -> SaberState:
-        zeros = jnp.zeros(canvas.tokens.shape)
-        return SaberState(committed=zeros, previous=zeros)
+        unknown = jnp.ones(canvas.tokens.shape)
+        return SaberState(committed=unknown, previous=unknown)
 
     def region(self, canvas: Canvas) -> Int[Array, "r"]:
         return canvas.slots
@@ -77,38 +80,40 @@ class Saber(Sampler):
         canvas: Canvas,
         prediction: Prediction,
     ) -> tuple[SaberState, Decision]:
-        confidence = jnp.exp(prediction.log_prob)
+        doubt = select.doubt(prediction.log_prob)
         is_committed = canvas.is_editable & ~canvas.is_mask
-        draft = select.top_k(confidence, canvas.is_eligible, self.n)
+        draft = select.top_k(prediction.log_prob, canvas.is_eligible, self.n)
         if self.acceleration:
-            tau = self._tau(state, canvas, is_committed, confidence)
-            above = canvas.is_eligible & (confidence > tau)
+            # A confidence above tau is a doubt below 1 - tau.
+            bound = self._bound(state, canvas, is_committed, doubt)
+            above = canvas.is_eligible & (doubt < bound)
             draft = jnp.where(jnp.sum(above) < self.n, draft, above)
 
-        held = jnp.exp(prediction.held_log_prob)
+        held = select.doubt(prediction.held_log_prob)
         remask = jnp.zeros_like(draft)
         if self.backtracking:
             num_drafted = jnp.sum(draft)
             num_back = jnp.maximum(1, (num_drafted / self.mu).astype(jnp.int32))
             num_back = jnp.minimum(num_back, num_drafted - 1)
-            drop = state.previous - held
+            drop = held - state.previous
             remask = select.top_k(drop, is_committed & canvas.is_open, num_back)
         state = SaberState(
-            committed=jnp.where(draft, confidence, state.committed),
-            previous=jnp.where(draft, confidence, held),
+            committed=jnp.where(draft, doubt, state.committed),
+            previous=jnp.where(draft, doubt, held),
         )
         return state, Decision(draft, remask)
 
-    def _tau(
+    def _bound(
         self,
         state: SaberState,
         canvas: Canvas,
         is_committed: Array,
-        confidence: Float[Array, "l"],
+        doubt: Float[Array, "l"],
     ) -> float | Float[Array, ""]:
+        """1 - tau."""
         if self.threshold is not None:
-            return self.threshold
-        highest = jnp.max(confidence, where=canvas.is_eligible, initial=0)
+            return 1 - self.threshold
+        least = jnp.min(doubt, where=canvas.is_eligible, initial=1)
         num_committed = jnp.sum(is_committed)
         mean = jnp.sum(state.committed, where=is_committed) / num_committed
-        return jnp.where(num_committed > 0, jnp.minimum(mean, highest), highest)
+        return jnp.where(num_committed > 0, jnp.maximum(mean, least), least)

@@ -14,13 +14,13 @@ from dlm_jax.types import Canvas, Decision, Prediction, Sampler
 
 @flax.struct.dataclass
 class SaberReleasedState:
-    """What the released loop remembers.
+    """What the released loop remembers, as doubts: 1 - probability.
 
     Attributes:
-      committed: float [l]; confidence at the last commit, of every position ever
+      committed: float [l]; doubt at the last commit, of every position ever
         committed, remasked ones included.
       was_committed: bool [l].
-      previous: float [l]; confidence at the previous step.
+      previous: float [l]; doubt at the previous step, 1 before the first.
       has_previous: bool [l]; False at what lay past the block's end in that step.
     """
 
@@ -57,7 +57,9 @@ class SaberReleased(Sampler):
     def init(self, canvas: Canvas) -> SaberReleasedState:
         zeros = jnp.zeros(canvas.tokens.shape)
         no = jnp.zeros(canvas.tokens.shape, bool)
-        return SaberReleasedState(zeros, no, zeros, ~no)
+        return SaberReleasedState(
+            committed=zeros, was_committed=no, previous=zeros + 1, has_previous=~no
+        )
 
     def region(self, canvas: Canvas) -> Int[Array, "r"]:
         # The first n columns can enter the n best when masks run out.
@@ -70,20 +72,24 @@ class SaberReleased(Sampler):
         canvas: Canvas,
         prediction: Prediction,
     ) -> tuple[SaberReleasedState, Decision]:
-        confidence = jnp.exp(prediction.log_prob)
-        positions = jnp.arange(confidence.shape[0])
+        # Near 1, float32 has few different confidences, but many doubts 1 - c.
+        doubt = select.doubt(prediction.log_prob)
+        positions = jnp.arange(doubt.shape[0])
         # The released code counts columns: everything before the block's end.
         last = jnp.max(jnp.where(canvas.is_open, positions, -1))
         is_reached = canvas.is_valid & (positions <= last)
 
         counted = state.was_committed & is_reached
         mean = jnp.sum(state.committed, where=counted) / jnp.sum(counted)
-        tau = jnp.where(jnp.any(counted), mean, 1)
-        above = canvas.is_eligible & (confidence > tau)
-        # Decided positions rank behind every mask, lowest index first.
-        score = jnp.where(canvas.is_eligible, confidence, -1)
-        is_ranked = canvas.is_eligible | (canvas.is_valid & ~canvas.is_mask)
-        best = select.top_k(score, is_ranked, jnp.int32(self.n))
+        # Where tau is 1, no confidence is above it.
+        bound = jnp.where(jnp.any(counted), mean, 0)
+        above = canvas.is_eligible & (doubt < bound)
+        # Decided positions rank behind every mask, lowest index first; not while masks
+        # wait that the loop defers.
+        num_masks = jnp.sum(canvas.is_open & canvas.is_mask)
+        may_rewrite = canvas.is_valid & ~canvas.is_mask & (num_masks < self.n)
+        score = jnp.where(canvas.is_eligible, -doubt, -2)
+        best = select.top_k(score, canvas.is_eligible | may_rewrite, jnp.int32(self.n))
         num_above = jnp.sum(above)
         draft = jnp.where(num_above < self.n, best, above)
 
@@ -91,12 +97,12 @@ class SaberReleased(Sampler):
         is_block_full = ~jnp.any(canvas.is_eligible & ~draft)
         count = jnp.maximum(self.n, num_above)
         num_back = jnp.minimum(jnp.maximum(self.n // 2, -(-count // 8)), count - 1)
-        change = confidence - state.previous
-        remask = select.top_k(-change, is_decided & state.has_previous, num_back)
+        fall = doubt - state.previous
+        remask = select.top_k(fall, is_decided & state.has_previous, num_back)
         state = SaberReleasedState(
-            committed=jnp.where(draft, confidence, state.committed),
+            committed=jnp.where(draft, doubt, state.committed),
             was_committed=state.was_committed | draft,
-            previous=confidence,
+            previous=doubt,
             has_previous=is_reached,
         )
         return state, Decision(

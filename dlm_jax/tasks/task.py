@@ -116,10 +116,9 @@ class Task(abc.ABC):
         return encode(prompts, self.gen_length)
 
     def options(self, codec: Codec, temperature: float = 0.0) -> Options:
-        """How to generate: the task's lengths and, for continuations, stop at EOS."""
-        stop_ids = () if self.is_infill else codec.stop_ids
+        """How to generate: the task's lengths; continuations stop at EOS."""
         return Options(
-            self.gen_length, self.block_length, temperature, stop_ids=stop_ids
+            self.gen_length, self.block_length, temperature, stop_ids=codec.stop_ids
         )
 
     def check(

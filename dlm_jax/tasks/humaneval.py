@@ -53,8 +53,8 @@ class HumanEval(Task):
     splits: ClassVar[tuple[str, ...]] = ("test",)
     is_infill: ClassVar[bool] = False
     # The lengths with which Saber is evaluated on it (arXiv:2510.18165).
-    gen_length: ClassVar[int] = 256
-    block_length: ClassVar[int] = 128
+    gen_length: int = 256
+    block_length: int = 128
 
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
         self.check(split, num)

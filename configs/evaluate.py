@@ -5,7 +5,7 @@
 asks the shipped model of a task 1,000 validation examples with four samplers.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
@@ -17,6 +17,9 @@ def get_config() -> ConfigDict:
             "split": "valid",
             "num_examples": 1000,
             "example_seed": 0,
+            # Of the task, where none are given.
+            "gen_length": config_dict.placeholder(int),
+            "block_length": config_dict.placeholder(int),
             "temperature": 0.0,
             "batch_size": 32,
             # Rows of one call: slots stand idle only at its end. Samplers take turns,

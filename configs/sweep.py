@@ -5,7 +5,7 @@
 draws accuracy against forwards for every sampler of the registry.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 # Few: one token a step costs as much as a whole curve of an adaptive sampler.
 _K = (1, 3, 8, 16)
@@ -46,6 +46,9 @@ def get_config() -> ConfigDict:
             "num_examples": 1000,
             "example_seed": 0,
             "seed": 0,
+            # Of the task, where none are given.
+            "gen_length": config_dict.placeholder(int),
+            "block_length": config_dict.placeholder(int),
             "temperature": 0.0,
             "batch_size": 32,
             "queue_length": 512,

@@ -18,7 +18,7 @@ class Asked(NamedTuple):
 
     Attributes:
       config: the config's values, where no flag set others.
-      task: whose examples.
+      task: whose examples; with the lengths of the config, where it has some.
       checkpoint: the model's directory.
       workdir: of the records.
       dtype: of the weights; as stored, if None.
@@ -73,6 +73,12 @@ def define_evaluation(
         flags.DEFINE_string("split", None, "Of the task's examples."),
         flags.DEFINE_integer("num_examples", None, "The first ones of the split."),
         flags.DEFINE_integer("example_seed", None, "Of examples that are drawn."),
+        flags.DEFINE_integer(
+            "gen_length", None, "Blanks of a continuation; default: the task's."
+        ),
+        flags.DEFINE_integer(
+            "block_length", None, "Tokens per block; default: the task's."
+        ),
         flags.DEFINE_float("temperature", None, "0 takes the most probable token."),
         flags.DEFINE_integer("batch_size", None, "Rows in flight at once."),
         flags.DEFINE_integer("queue_length", None, "Rows of one call."),
@@ -80,8 +86,12 @@ def define_evaluation(
 
     def read() -> Asked:
         asked = config.value
-        asked.update({f.name: f.value for f in overrides if f.value is not None})
-        chosen = tasks.get(task.value)
+        with asked.unlocked():  # A config may leave out the lengths.
+            asked.update({f.name: f.value for f in overrides if f.value is not None})
+        # The lengths are checked here, before the weights are loaded.
+        chosen = tasks.get(task.value).with_lengths(
+            asked.get("gen_length"), asked.get("block_length")
+        )
         return Asked(
             config=asked,
             task=chosen,

@@ -31,7 +31,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.parallel import DataParallel
-from dlm_jax.tasks import sudoku
+from dlm_jax.tasks import humaneval, sudoku
 from dlm_jax.tasks.task import Example, Verdict
 from dlm_jax.text import Codec
 
@@ -75,12 +75,14 @@ def run(
     is_mixed=False,
     seeds=(0,),
     on_records=lambda records: None,
+    block_length=None,
 ):
     parallel, codec = model
     todo = evaluation.lanes(specs, seeds, is_mixed)
     about = {"checkpoint": "x"}
+    task = Arbitrary().with_lengths(block_length=block_length)
     records = evaluation.run(
-        *(parallel, codec, Arbitrary(), plan, todo, num, directory),
+        *(parallel, codec, task, plan, todo, num, directory),
         about=about,
         on_records=on_records,
     )
@@ -223,6 +225,7 @@ def test_table_of_pairs_is_on_the_same_examples(num_seeds):
         ({"plan": evaluation.Plan(example_seed=-1)}, r"examples \(-1\) must be at"),
         ({"plan": evaluation.Plan(batch_size=8, queue_length=4)}, "queue_length"),
         ({"plan": evaluation.Plan(split="train")}, r"split \(train\) must be one of"),
+        ({"block_length": 16}, r"block_length \(16\) must be None, as in the evalua"),
     ],
 )
 def test_bad_input_is_named(model, whole, changes, message):
@@ -231,6 +234,65 @@ def test_bad_input_is_named(model, whole, changes, message):
     with pytest.raises(InputError, match=message):
         run(model, directory, **changes)
     assert sorted(p.stat().st_size for p in directory.iterdir()) == before
+
+
+def test_lengths_are_of_a_copy_and_reach_rows_and_options():
+    task = tasks.get("countdown")
+    codec = Codec.of(task.tokenizer(), task.model_config(**SHAPE))
+    own = task.gen_length
+    for asked, lengths in (
+        ({}, (own, None)),
+        ({"gen_length": 20}, (20, None)),
+        ({"block_length": own // 2}, (own, own // 2)),
+        ({"gen_length": 20, "block_length": 5}, (20, 5)),
+    ):
+        changed = task.with_lengths(**asked)
+        options = changed.options(codec, 0.5)
+        assert (options.gen_length, options.block_length) == lengths
+        rows = changed.encode(codec, task.examples("test", 2))
+        assert [row.is_blank.sum() for row in rows] == [lengths[0]] * 2
+    assert (task.gen_length, task.block_length) == (own, None) and own != 20
+    # HumanEval writes the rows of a model without a chat template itself.
+    example = Example("made up", "", humaneval.Problem("1+1", "f", "", ""))
+    (row,) = tasks.get("humaneval").with_lengths(8, 4).encode(codec, [example])
+    assert row.is_blank.sum() == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths", "message"),
+    [
+        ("humaneval", {"gen_length": 200}, r"multiple of block_length \(128\)"),
+        ("humaneval", {"block_length": 100}, r"gen_length \(256\) must be a multiple"),
+        ("humaneval", {"block_length": 0}, r"block_length \(0\) must be at least 1"),
+        ("humaneval", {"gen_length": -256}, r"gen_length \(-256\) must be at least 1"),
+        ("sudoku", {"gen_length": 64}, r"gen_length \(64\) must not be set for sudoku"),
+        ("sudoku", {"block_length": 7}, r"gen_length \(64\) must be a multiple of bl"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_named(name, lengths, message):
+    with pytest.raises(InputError, match=message):
+        tasks.get(name).with_lengths(**lengths)
+
+
+def test_a_block_length_is_recorded_and_must_stay(model, whole, tmp_path):
+    _, in_one_block = whole
+    specs = ("threshold(threshold=0.5)", "random")
+    records = run(model, tmp_path, specs, block_length=16)
+    identity = json.loads((tmp_path / "manifest.json").read_text())["identity"]
+    assert (identity["gen_length"], identity["block_length"]) == (64, 16)
+    # Blocks hold a threshold back: more forwards.
+    spec = samplers.canonical_spec(specs[0])
+    nfe, free = (
+        sum(record["nfe"] for record in found if record["sampler"] == spec)
+        for found in (records, in_one_block)
+    )
+    assert nfe > free
+    before = (tmp_path / "records.jsonl").read_bytes()
+    for other in (None, 32):
+        with pytest.raises(InputError, match=r"block_length .* must be 16, as in the"):
+            run(model, tmp_path, specs, block_length=other)
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+    assert run(model, tmp_path, specs, block_length=16) == records
 
 
 @pytest.mark.parametrize("changes", [{"temperature": -1.0}, {"batch_size": -2}])
@@ -412,6 +474,44 @@ def test_script_prints_the_tables_and_goes_on_where_it_was(
     assert more.splitlines()[-2:] == ["", last]
     records = evaluation_files.read_records(workdir)
     assert [record["run"] for record in records] == [0] * 6 + [1] * 3
+
+
+@pytest.mark.parametrize("script", ["evaluate", "sweep"])
+@pytest.mark.parametrize(
+    "flag", ["--block_length=24", "--config.block_length=24", "--gen_length=100"]
+)
+def test_scripts_refuse_lengths_before_the_weights_are_loaded(
+    tmp_path, run_script, script, flag
+):
+    status, out, error = run_script(
+        script,
+        *("--task=humaneval", flag, f"--checkpoint={tmp_path / 'none'}"),
+        f"--workdir={tmp_path / 'runs'}",
+    )
+    assert (status, out) == (1, "")
+    assert error.startswith("error: gen_length (") and error.count("\n") == 1
+    assert "must be a multiple of block_length" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_script_records_the_lengths_of_its_flags(checkpoint, tmp_path, run_script):
+    (tmp_path / "config.py").write_text(
+        "from ml_collections import ConfigDict\n\n\n"
+        "def get_config():\n"
+        "    return ConfigDict({'sampler': ('threshold',), 'seeds': (0,),\n"
+        "        'split': 'test', 'num_examples': 2, 'example_seed': 0,\n"
+        "        'temperature': 0.0, 'batch_size': 2, 'queue_length': 2})\n"
+    )
+    # The config file has no lengths: it may have been written before they were there.
+    arguments = [f"--checkpoint={checkpoint}", f"--workdir={tmp_path / 'runs'}"]
+    arguments += [f"--config={tmp_path / 'config.py'}", "--task=sudoku"]
+    status, _, error = run_script("evaluate", *arguments, "--block_length=32")
+    assert (status, error) == (0, "")
+    manifest = json.loads((tmp_path / "runs" / "manifest.json").read_text())
+    assert manifest["identity"]["block_length"] == 32
+    status, _, error = run_script("evaluate", *arguments)
+    assert status == 1
+    assert error.startswith("error: block_length (None) must be 32, as in the evalua")
 
 
 def _script(checkpoint, workdir):

@@ -2,13 +2,17 @@
 
 import textwrap
 
+import jax
+import numpy as np
 import pytest
+from helpers import DATA, prompts_of
 
-from configs import humaneval_llada_8b
-from dlm_jax import evaluation, samplers
+from configs import humaneval_llada_8b, humaneval_llada_8b_whole_row
+from dlm_jax import checkpoints, evaluation, generate, models, samplers
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import humaneval
 from dlm_jax.tasks.task import Example
+from dlm_jax.types import Options
 
 PROBLEM = humaneval.Problem(
     prompt=(
@@ -89,18 +93,97 @@ def examples():
     return humaneval.HumanEval().examples("test", 164)
 
 
+def short_specs(config):
+    lanes = evaluation.lanes(config.sampler, config.seeds, is_mixed=False)
+    return {samplers.short_spec(lane.specs[0]) for lane in lanes}
+
+
 def test_the_published_table_and_its_ablations_come_of_one_command():
     config = humaneval_llada_8b.get_config()
-    lanes = evaluation.lanes(config.sampler, config.seeds, is_mixed=False)
-    specs = {samplers.short_spec(lane.specs[0]) for lane in lanes}
     ablations = ("backtracking=False", "acceleration=False", "threshold=0.9")
-    assert specs == {
-        *("saber", "saber_released", "low_confidence", "margin", "entropy"),
+    assert short_specs(config) == {
+        *("saber", "saber_released", "low_confidence"),
         *("threshold", "factor", "entropy_bound"),
         *(f"saber({changed})" for changed in ablations),
     }
     assert config.num_examples == 164
     assert evaluation.Plan.of(config).split == "test"
+    assert (config.gen_length, config.block_length) == (256, 128)
+    task = humaneval.HumanEval()
+    assert (task.gen_length, task.block_length) == (256, 128)
+
+
+def test_what_ignores_blocks_as_released_has_one_block():
+    config = humaneval_llada_8b_whole_row.get_config()
+    assert short_specs(config) == {
+        *("low_confidence", "margin", "entropy", "saber_released")
+    }
+    assert (config.gen_length, config.block_length) == (256, 256)
+    blocks = humaneval_llada_8b.get_config()
+    assert evaluation.Plan.of(config) == evaluation.Plan.of(blocks)
+    assert (config.num_examples, config.seeds) == (blocks.num_examples, blocks.seeds)
+
+
+def margin(probs):
+    second, first = np.sort(probs, axis=-1)[:, -2:].T
+    return first - second
+
+
+def negative_entropy(probs):
+    return np.sum(probs * np.log(probs), axis=-1)
+
+
+def released(model, prompt, score, gen_length, block_length):
+    """What Saber's released code commits for a score, at gen_length steps in all.
+
+    Its blocks share out tokens, and steps, but any mask may be committed. Returns the
+    canvas before every step, and the last one.
+    """
+    mask_id, start = model.config.mask_token_id, len(prompt)
+    row = np.concatenate([prompt, np.full(gen_length, mask_id, np.int32)])
+    forward = jax.jit(lambda tokens: jax.nn.softmax(model(tokens)))
+    canvases = [row.copy()]
+    for first in range(start, start + gen_length, block_length):
+        num_masks = np.count_nonzero(row[first : first + block_length] == mask_id)
+        for step in range(block_length):
+            probs = np.array(forward(row[None]))[0, start:]
+            scores = np.where(row[start:] == mask_id, score(probs), -np.inf)
+            probs[:, mask_id] = 0
+            if step < num_masks:
+                place = scores.argmax()
+                row[start + place] = probs[place].argmax()
+            canvases.append(row.copy())
+    return np.array(canvases)
+
+
+@pytest.mark.parametrize(
+    ("spec", "score"), [("margin", margin), ("entropy", negative_entropy)]
+)
+def test_one_block_is_what_the_released_baselines_do(spec, score):
+    model = checkpoints.load(DATA / "checkpoints" / "tiny_kv2_seed3")
+    mask_id, gen_length = model.config.mask_token_id, 16
+    prompts = prompts_of([6], gen_length)
+    whole = generate.generate(
+        *models.as_denoiser(model),
+        samplers.parse(spec),
+        prompts,
+        generate.row_keys(0, np.arange(1)),
+        Options(gen_length, gen_length, has_trajectory=True),
+    ).trajectory.canvas[0]
+    prompt = prompts.tokens[0, :6]
+    np.testing.assert_array_equal(
+        whole, released(model, prompt, score, gen_length, gen_length)
+    )
+
+    # In two blocks: the same, but the second half's quota has lost what the first
+    # block committed there, and as many masks are left.
+    halves = released(model, prompt, score, gen_length, gen_length // 2)
+    num_early = np.count_nonzero(halves[gen_length // 2, 14:] != mask_id)
+    assert num_early > 0
+    assert np.count_nonzero(halves[-1] == mask_id) == num_early
+    num_done = gen_length - num_early
+    np.testing.assert_array_equal(halves[: num_done + 1], whole[: num_done + 1])
+    np.testing.assert_array_equal(halves[-1], whole[num_done])
 
 
 def test_there_are_164_and_no_more(examples):

@@ -168,6 +168,10 @@ def test_script_draws_what_the_records_say(tmp_path, monkeypatch, run_script):
     assert status == 0 and again == out
     assert [(workdir / name).read_bytes() for name in names] == before
 
+    status, _, error = run_script("sweep", *arguments, "--block_length=32")
+    assert status == 1
+    assert error.startswith("error: block_length (32) must be None, as in the evalua")
+
 
 def test_config_has_every_sampler_and_none_twice():
     curves = sweep.get_config().curves

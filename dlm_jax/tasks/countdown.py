@@ -87,7 +87,7 @@ class Countdown(CharacterTask):
     splits: ClassVar[tuple[str, ...]] = HELD_OUT
     is_infill: ClassVar[bool] = False
     num_numbers: ClassVar[int] = 3
-    gen_length: ClassVar[int] = 2 * PERIOD
+    gen_length: int = 2 * PERIOD
     vocabulary: ClassVar[tuple[str, ...]] = VOCABULARY
     period: ClassVar[int] = PERIOD
     embedding_size: ClassVar[int] = 32
@@ -167,7 +167,7 @@ class Countdown4(Countdown):
 
     name: ClassVar[str] = "countdown4"
     num_numbers: ClassVar[int] = 4
-    gen_length: ClassVar[int] = 3 * PERIOD
+    gen_length: int = 3 * PERIOD
 
 
 def random_puzzles(

@@ -52,9 +52,10 @@ class HumanEval(Task):
     name: ClassVar[str] = "humaneval"
     splits: ClassVar[tuple[str, ...]] = ("test",)
     is_infill: ClassVar[bool] = False
-    # The lengths with which Saber is evaluated on it (arXiv:2510.18165).
-    gen_length: ClassVar[int] = 256
-    block_length: ClassVar[int] = 128
+    # The lengths with which Saber is evaluated on it (arXiv:2510.18165); its released
+    # config has one block of 256, see configs/humaneval_llada_8b_whole_row.py.
+    gen_length: int = 256
+    block_length: int = 128
 
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
         self.check(split, num)

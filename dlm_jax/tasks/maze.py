@@ -80,7 +80,7 @@ class Maze(CharacterTask):
     splits: ClassVar[tuple[str, ...]] = HELD_OUT
     is_infill: ClassVar[bool] = True
     # Cells without start and goal, and openings.
-    gen_length: ClassVar[int] = NUM_CELLS - 2 + NUM_CELLS - 1 + NUM_EXTRA
+    gen_length: int = NUM_CELLS - 2 + NUM_CELLS - 1 + NUM_EXTRA
     vocabulary: ClassVar[tuple[str, ...]] = VOCABULARY
     period: ClassVar[int] = PERIOD
     embedding_size: ClassVar[int] = 16

@@ -135,7 +135,7 @@ class Program(Trainable):
     splits: ClassVar[tuple[str, ...]] = ("test", "unseen", "valid")
     is_infill: ClassVar[bool] = False
     limits: ClassVar[Limits] = Limits(max_steps=3, prompt=28, answer=40)
-    gen_length: ClassVar[int] = limits.answer
+    gen_length: int = limits.answer
     most_examples: ClassVar[Mapping[str, int]] = {
         "test": 1000,
         "unseen": 500,
@@ -253,7 +253,7 @@ class LongProgram(Program):
 
     name: ClassVar[str] = "program_long"
     limits: ClassVar[Limits] = Limits(max_steps=5, prompt=48, answer=64)
-    gen_length: ClassVar[int] = limits.answer
+    gen_length: int = limits.answer
 
 
 def encode(text: str) -> list[int]:

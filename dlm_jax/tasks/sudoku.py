@@ -92,7 +92,7 @@ class Sudoku(CharacterTask):
     name: ClassVar[str] = "sudoku"
     splits: ClassVar[tuple[str, ...]] = ("test", "hard", "valid")
     is_infill: ClassVar[bool] = True
-    gen_length: ClassVar[int] = 64
+    gen_length: int = 64
     vocabulary: ClassVar[tuple[str, ...]] = VOCABULARY
     period: ClassVar[int] = 10
     embedding_size: ClassVar[int] = 16

@@ -6,6 +6,7 @@ also brings its own tokenizer, the shape of a model and the training data: `Trai
 """
 
 import abc
+import copy
 import dataclasses
 import hashlib
 import itertools
@@ -66,13 +67,15 @@ class Task(abc.ABC):
         ends at EOS.
       gen_length: most blanks that an example has; of a continuation, their number.
       block_length: tokens per semi-autoregressive block; one block if ABSENT.
+
+    Both lengths are defaults, see `with_lengths`.
     """
 
     name: ClassVar[str]
     splits: ClassVar[tuple[str, ...]]
     is_infill: ClassVar[bool]
-    gen_length: ClassVar[int]
-    block_length: ClassVar[int] = ABSENT
+    gen_length: int
+    block_length: int = ABSENT
 
     @abc.abstractmethod
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
@@ -114,6 +117,43 @@ class Task(abc.ABC):
             )
         encode = codec.encode_chat if codec.has_chat_template else codec.encode
         return encode(prompts, self.gen_length)
+
+    def with_lengths(
+        self, gen_length: int | None = None, block_length: int | None = None
+    ) -> "Task":
+        """The same task with other lengths.
+
+        Args:
+          gen_length: blanks of a continuation; the task's own if None. An infilling
+            task takes no other: the blanks are in its prompts.
+          block_length: tokens per semi-autoregressive block, a divisor of gen_length;
+            the task's own if None.
+
+        Returns:
+          A copy; the task itself does not change.
+
+        Raises:
+          InputError: for a length that does not fit.
+        """
+        if gen_length is not None and self.is_infill:
+            raise InputError(
+                f"gen_length ({gen_length}) must not be set for {self.name}, whose "
+                "prompts hold their blanks"
+            )
+        asked = copy.copy(self)
+        if gen_length is not None:
+            asked.gen_length = gen_length
+        if block_length is not None:
+            asked.block_length = block_length
+        blanks, block = asked.gen_length, asked.block_length
+        for name, value in (("gen_length", blanks), ("block_length", block)):
+            if value is not ABSENT and value < 1:
+                raise InputError(f"{name} ({value}) must be at least 1")
+        if block is not ABSENT and blanks % block:
+            raise InputError(
+                f"gen_length ({blanks}) must be a multiple of block_length ({block})"
+            )
+        return asked
 
     def options(self, codec: Codec, temperature: float = 0.0) -> Options:
         """How to generate: the task's lengths; continuations stop at EOS."""

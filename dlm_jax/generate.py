@@ -136,7 +136,9 @@ def prepare(
         guidance=options.guidance or None,
         max_steps=max_steps,
     )
-    return canonical(sampler, (b,)), prompts, canonical(options)
+    sampler = canonical(sampler, (b,))
+    sampler.check(options.gen_length, block_length)
+    return sampler, prompts, canonical(options)
 
 
 def sample(

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from dlm_jax import evaluation, provenance, tasks, zoo
 from dlm_jax.parallel import Loaded
+from dlm_jax.seeds import check_seed
 from dlm_jax.text import Codec
 from experiments import _app
 
@@ -81,6 +82,7 @@ def define_evaluation(
     def read() -> Asked:
         asked = config.value
         asked.update({f.name: f.value for f in overrides if f.value is not None})
+        check_seed(asked.example_seed, "example_seed")
         chosen = tasks.get(task.value)
         return Asked(
             config=asked,

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dlm_jax.errors import InputError
 from dlm_jax.models import attention, layers
 from dlm_jax.models.attention import Attention
+from dlm_jax.seeds import check_seed
 
 # Options of LLaDA's configuration class that no released checkpoint uses, with the
 # value that this module implements. Anything else is refused by name: silently
@@ -503,7 +504,11 @@ def random_preset(
       name: in PRESETS.
       dtype: of the weights, float32 by default.
       seed: of the weights.
+
+    Raises:
+      InputError: for a seed out of range.
     """
+    check_seed(seed)
     return LLaDA(PRESETS[name](), rngs=nnx.Rngs(seed), dtype=dtype or jnp.float32)
 
 

@@ -23,6 +23,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.evaluation_files import Key, Log, Manifest
 from dlm_jax.parallel import Loaded, Parallel
 from dlm_jax.parallel import load as load_parallel
+from dlm_jax.seeds import check_seed
 from dlm_jax.tasks.task import Example, Task, load_codec
 from dlm_jax.text import Codec
 from dlm_jax.types import Sampler
@@ -75,8 +76,10 @@ def lanes(specs: Sequence[str], seeds: Sequence[int], is_mixed: bool) -> list[La
         threshold is one bigger batch. What time a sampler takes is then not known.
 
     Raises:
-      InputError: for a spec that is not one, or a sampler or seed that stands twice.
+      InputError: for a spec or seed that is not one, or one that stands twice.
     """
+    for seed in seeds:
+        check_seed(seed, "seeds")
     if len(set(seeds)) < len(seeds):
         raise InputError(f"seeds ({', '.join(map(str, seeds))}) must differ")
     by_program: dict[Any, list[str]] = {}

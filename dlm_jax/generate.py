@@ -17,6 +17,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.predict import NOISE_TILE, predict
 from dlm_jax.queue import Job, Queue, Todo
 from dlm_jax.row import Row
+from dlm_jax.seeds import check_seed
 from dlm_jax.types import (
     Denoiser,
     Generation,
@@ -32,7 +33,17 @@ def row_keys(seed: int, ids: Int[np.ndarray, "b"]) -> Key[Array, "b"]:
     """One random key per row, a function of the seed and the row's own id.
 
     A row's draws then depend on which prompt it is, not on its place in a batch.
+
+    Args:
+      seed: an integer, 0 <= seed < 2**32.
+      ids: integers of the same range.
+
+    Raises:
+      InputError: naming what is out of range: modulo 2^32 two would be the same.
     """
+    check_seed(seed)
+    for bound in (np.min(ids, initial=0), np.max(ids, initial=0)):
+        check_seed(bound, "ids")
     root = jax.random.key(seed, impl="threefry2x32")
     return jax.vmap(functools.partial(jax.random.fold_in, root))(jnp.asarray(ids))
 
@@ -146,7 +157,9 @@ def prepare(
         guidance=options.guidance or None,
         max_steps=max_steps,
     )
-    return canonical(sampler, (b,)), prompts, canonical(options)
+    sampler = canonical(sampler, (b,))
+    sampler.check(options.gen_length, block_length)
+    return sampler, prompts, canonical(options)
 
 
 def sample(

@@ -21,6 +21,15 @@ from dlm_jax.models.llada import LLaDA, LLaDAConfig
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Files that change the weights beside them, or hold what is to be added to them: of
+# PEFT, of MLX and of diffusers.
+_ADAPTERS = (
+    "adapter_config.json",
+    "adapter_model*",
+    "adapters.*",
+    "non_lora_trainables.bin",
+    "pytorch_lora_weights.*",
+)
 DTYPES = {
     "BF16": np.dtype(jnp.bfloat16),
     "F16": np.dtype(np.float16),
@@ -153,8 +162,19 @@ def read_config(directory: Path) -> tuple[Format, LLaDAConfig]:
     """Reads config.json and finds the format of its model_type.
 
     Raises:
-      InputError: for a model type or an option that is not implemented.
+      InputError: for a model type or an option that is not implemented, or an adapter
+        beside the model.
     """
+    # First, for where only an adapter was saved there is no config.
+    found = {path.name for name in _ADAPTERS for path in directory.glob(name)}
+    if found:
+        raise CheckpointError(
+            directory,
+            [
+                f"{', '.join(sorted(found))}: adapters are not applied; merge it into "
+                "the model (PEFT: merge_and_unload), and save that without it"
+            ],
+        )
     values = read_json(directory, CONFIG)
     model_type = values.get("model_type")
     if model_type not in FORMATS:

@@ -5,10 +5,11 @@ A schedule is a function of the canvas's counters; it never looks at a predictio
 
 import flax.struct
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from dlm_jax.errors import InputError
-from dlm_jax.types import Canvas, Rule, number
+from dlm_jax.types import Canvas, HostArray, Rule, number
 
 
 class Schedule(Rule):
@@ -22,9 +23,42 @@ class Schedule(Rule):
         """A bound on the forwards needed to fill `num_blanks` blanks."""
         return num_blanks
 
+    def check(self, gen_length: int, block_length: int) -> None:
+        """Refuses lengths that the schedule does not fit, see `Sampler.check`."""
+
+
+def _check_steps(
+    schedule: Schedule, steps: HostArray | int, gen_length: int, block_length: int
+) -> None:
+    """Raises InputError unless `steps` can be divided equally among the blocks.
+
+    LLaDA's released loop makes the same demand. Otherwise other steps than those asked
+    for would run: 4 for 6 in 4 blocks, and for 3 too.
+
+    Args:
+      schedule: is named in the error.
+      steps: of the whole generation, one value or one per row.
+      gen_length: slots per row.
+      block_length: slots per block.
+    """
+    num_blocks = gen_length // block_length
+    values = np.atleast_1d(steps)
+    # What `canonical` accepts is at least 1, so that a multiple is enough for each.
+    is_wrong = values % num_blocks != 0
+    if is_wrong.any():
+        raise InputError(
+            f"{type(schedule).__name__}: steps ({values[is_wrong][0]}) must be a "
+            f"multiple of the number of blocks ({num_blocks}, of gen_length "
+            f"{gen_length} and block_length {block_length})"
+        )
+
 
 def _block_steps(steps: Int[Array, ""] | int, canvas: Canvas) -> Int[Array, ""]:
-    """Steps of each block when `steps` are divided among a row's blocks."""
+    """Steps of each block when `steps` are divided among a row's blocks.
+
+    A row of an infilling may have fewer blocks than the call. Its own number need not
+    divide `steps`: the remainder of the division is then not run.
+    """
     return jnp.maximum(steps // canvas.num_blocks, 1)
 
 
@@ -49,7 +83,8 @@ class Linear(Schedule):
     here a block ends when it is full.
 
     Attributes:
-      steps: forwards of the whole generation, divided among the blocks.
+      steps: forwards of the whole generation, divided among the blocks: a multiple of
+        their number.
     """
 
     steps: int = number(default=128, at_least=1)
@@ -60,12 +95,16 @@ class Linear(Schedule):
         is_early = canvas.block_step < canvas.block_masks % steps
         return jnp.maximum(share + is_early, 1)
 
+    def check(self, gen_length: int, block_length: int) -> None:
+        _check_steps(self, self.steps, gen_length, block_length)
+
 
 class Cosine(Schedule):
     """MaskGIT's schedule (arXiv:2202.04200): floor(m cos(pi k / 2 s)) masks after k.
 
     Attributes:
-      steps: forwards of the whole generation, divided among the blocks.
+      steps: forwards of the whole generation, divided among the blocks: a multiple of
+        their number.
     """
 
     steps: int = number(default=128, at_least=1)
@@ -78,6 +117,9 @@ class Cosine(Schedule):
         left = jnp.where(progress >= 1, 0, left).astype(jnp.int32)
         return jnp.maximum(masks - left, 1)
 
+    def check(self, gen_length: int, block_length: int) -> None:
+        _check_steps(self, self.steps, gen_length, block_length)
+
 
 class Dream(Schedule):
     """Dream's schedule (arXiv:2508.15487): int(masks (1 - s / t)), all at the last.
@@ -86,8 +128,8 @@ class Dream(Schedule):
     Dream has one block; with several, each runs through its own times.
 
     Attributes:
-      steps: forwards of the whole generation, divided among the blocks (static: it
-        bounds the loop).
+      steps: forwards of the whole generation, divided among the blocks: a multiple of
+        their number (static: it bounds the loop).
       eps: the last time.
     """
 
@@ -108,3 +150,6 @@ class Dream(Schedule):
 
     def max_steps(self, num_blanks: int) -> int:
         return max(self.steps, num_blanks)
+
+    def check(self, gen_length: int, block_length: int) -> None:
+        _check_steps(self, self.steps, gen_length, block_length)

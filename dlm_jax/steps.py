@@ -19,6 +19,7 @@ from dlm_jax import generate, roofline, row
 from dlm_jax.bench import Result
 from dlm_jax.models.llada import LLaDAConfig
 from dlm_jax.parallel import DataParallel, without_axis
+from dlm_jax.seeds import check_seed
 from dlm_jax.types import Denoiser, Options, Prompts, Sampler, View
 
 # A single call is too short to be timed; what is timed takes at least this long.
@@ -53,6 +54,7 @@ def synthetic(
       seed: of the tokens.
     """
     length = prompt_length + gen_length
+    check_seed(seed)
     tokens = np.random.default_rng(seed).integers(vocab_size, size=(num_rows, length))
     is_blank = np.broadcast_to(np.arange(length) >= prompt_length, tokens.shape)
     return Prompts(tokens.astype(np.int32), is_blank.copy(), np.ones_like(is_blank))

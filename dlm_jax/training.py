@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from dlm_jax import training_files
 from dlm_jax.errors import InputError
+from dlm_jax.seeds import check_seed
 from dlm_jax.types import HostArray
 
 _Model = TypeVar("_Model", bound=nnx.Module)
@@ -76,6 +77,7 @@ class TrainConfig:
     log_every: int = 50
 
     def __post_init__(self):
+        check_seed(self.seed)
         if not 0 <= self.warmup_steps < self.num_steps:
             raise InputError(
                 f"warmup_steps ({self.warmup_steps}) must be in "

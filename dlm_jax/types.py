@@ -365,6 +365,20 @@ class Sampler(Rule):
         """A bound on the forwards needed to fill `num_blanks` blanks."""
         return num_blanks
 
+    def check(self, gen_length: int, block_length: int) -> None:
+        """Refuses lengths that the hyper-parameters do not fit; by default none.
+
+        `generate.prepare` calls it on the host, before anything is compiled.
+        Hyper-parameters are then NumPy arrays [b], see `canonical`.
+
+        Args:
+          gen_length: slots per row.
+          block_length: slots per block, a divisor of gen_length.
+
+        Raises:
+          InputError: naming the field that does not fit.
+        """
+
 
 class Denoiser(Protocol):
     """A model as pure functions of its parameters; hashable, static under jit."""

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from dlm_jax import evaluation, provenance, tasks, zoo
 from dlm_jax.parallel import Loaded
+from dlm_jax.seeds import check_seed
 from dlm_jax.text import Codec
 from experiments import _app
 
@@ -88,6 +89,7 @@ def define_evaluation(
         asked = config.value
         with asked.unlocked():  # A config may leave out the lengths.
             asked.update({f.name: f.value for f in overrides if f.value is not None})
+        check_seed(asked.example_seed, "example_seed")
         # The lengths are checked here, before the weights are loaded.
         chosen = tasks.get(task.value).with_lengths(
             asked.get("gen_length"), asked.get("block_length")

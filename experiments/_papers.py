@@ -8,6 +8,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dlm_jax import tasks, zoo
+from dlm_jax.seeds import check_seed
 from experiments import _app
 
 
@@ -64,6 +65,8 @@ def define_report(
             given = config_flags.get_override_values(flags.FLAGS["config"])
             asked.update(asked.quick)
             asked.update_from_flattened_dict(given)
+        for seed in ("seed", "example_seed"):
+            check_seed(asked[seed], seed)
         chosen = [tasks.get(task) for task in names.value or asked.tasks]
         own = root.value
         return asked, Report(

@@ -54,6 +54,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import PRESETS, LLaDA, random_preset
 from dlm_jax.parallel import DataParallel
+from dlm_jax.seeds import check_seed
 from dlm_jax.tasks.task import load
 from dlm_jax.types import Options, Prompts, Sampler
 from experiments import _app
@@ -206,10 +207,10 @@ def _check(config: ConfigDict) -> None:
         ("rows_per_slot", [config.rows_per_slot], 1),
         ("num_pairs", [config.num_pairs], 1),
         ("prompt_length", [config.prompt_length], 0),
-        ("seed", [config.seed], 0),
     ):
         if min(values, default=least) < least:
             raise InputError(f"{name} ({min(values)}) must be at least {least}")
+    check_seed(config.seed)
     # Examples fill whole blocks whatever their length.
     random = _GEN_LENGTHS.value or ([config.gen_length] if _PRESET.value else [])
     for gen_length, block_length in itertools.product(random, blocks):

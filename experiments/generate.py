@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from dlm_jax import batching, files, hosts, parallel, samplers, tasks, text, zoo
 from dlm_jax.errors import InputError
+from dlm_jax.seeds import check_seed
 from dlm_jax.tasks.task import BLANK, check_codec
 from dlm_jax.types import Options
 from experiments import _app, _report
@@ -63,6 +64,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     config = _CONFIG.value
     config.update({f.name: f.value for f in _OVERRIDES if f.value is not None})
+    check_seed(config.seed)
     host = _START()
     if host.count > 1 and not _OUTPUT.value:
         raise InputError("several processes need an --output, to write shards of it")

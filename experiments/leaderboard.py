@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from dlm_jax import evaluation, leaderboard, provenance, tasks, zoo
 from dlm_jax.errors import InputError
+from dlm_jax.seeds import check_seed
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/leaderboard.py", "The frozen setting.")
@@ -37,6 +38,8 @@ def main(argv: Sequence[str]) -> None:
     names = _TASK.value or list(config.num_examples)
     specs = _SAMPLER.value or config.samplers
     # Everything is checked before anything is evaluated.
+    for seed in ("seed", "example_seed"):
+        check_seed(config[seed], seed)
     todo = []
     for name in names:
         if name not in config.num_examples:

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from dlm_jax import checkpoints, files, provenance, tasks, training
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, deepen
+from dlm_jax.seeds import check_seed
 from dlm_jax.tasks.task import Trainable
 from experiments import _app
 
@@ -44,6 +45,12 @@ def main(argv: Sequence[str]) -> None:
     del argv
     config = _CONFIG.value
     task = tasks.trainable(config.task)
+    # All stages are checked before the first one takes its time.
+    check_seed(config.seed)
+    schedules = [training.TrainConfig(**stage["train"]) for stage in config.stages]
+    contents = [{**config.data, **stage["data"]} for stage in config.stages]
+    for data in contents:
+        check_seed(data.get("seed", 0), "data.seed")
     workdir = Path(_WORKDIR.value or f"runs/{task.name}")
     files.check_output(workdir / "model")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -51,14 +58,13 @@ def main(argv: Sequence[str]) -> None:
     begun = {"seed": config.seed}
     if _FROM_MODEL.value:
         begun = {"model": provenance.digest(_FROM_MODEL.value), "stage": first}
-    for index, stage in enumerate(config.stages, start=1):
+    stages = zip(config.stages, schedules, contents, strict=True)
+    for index, (stage, train, data) in enumerate(stages, start=1):
         if index < first:
             continue
         print(f"Stage {index} of {len(config.stages)}: the data ...", flush=True)
-        train = training.TrainConfig(**stage["train"])
         if stage.get("is_deepened"):
             model = deepen(model)
-        data = {**config.data, **stage["data"]}
         batch_at = task.training_batches(
             data,
             batch_size=config.batch_size,

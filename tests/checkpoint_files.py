@@ -178,6 +178,21 @@ def use_gpt2(directory):
     (directory / "config.json").write_text(json.dumps(config))
 
 
+def add_adapter_config(directory):
+    (directory / "adapter_config.json").write_text("{}")
+
+
+def add_adapter_weights(directory):
+    for name in ("adapter_model.safetensors", "adapters.npz"):
+        (directory / name).write_bytes(b"")
+
+
+def leave_an_adapter_only(directory):
+    for path in directory.iterdir():
+        path.unlink()
+    add_adapter_config(directory)
+
+
 NAME = f"{PREFIX}blocks.0.k_proj.weight"
 SHARD = "model-00002-of-00003.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -211,5 +226,10 @@ DAMAGES = {
     ],
     remove_config: ["config.json is missing"],
     use_alibi: ["config.json: not supported: alibi=1"],
+    add_adapter_config: ["adapter_config.json: adapters are not applied; merge it"],
+    add_adapter_weights: [
+        "adapter_model.safetensors, adapters.npz: adapters are not applied; merge it"
+    ],
+    leave_an_adapter_only: ["adapter_config.json: adapters are not applied; merge it"],
     use_gpt2: ["config.json: model_type ('gpt2') must be one of ['llada']"],
 }

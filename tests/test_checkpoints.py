@@ -162,6 +162,15 @@ def test_all_problems_are_in_one_error(tmp_path):
     assert len(error.value.problems) == 7
 
 
+def test_an_adapter_beside_orbax_parameters_is_refused(tmp_path, orbax_directory):
+    directory = shutil.copytree(orbax_directory, tmp_path / "copy")
+    checkpoints.load(directory)
+    files.add_adapter_config(directory)
+    for read in (checkpoints.load, checkpoints.read_config):
+        with pytest.raises(CheckpointError, match="adapters are not applied"):
+            read(directory)
+
+
 def test_a_damaged_single_file_is_refused(tmp_path):
     directory = files.write(tmp_path / "hf", files.random_tensors())
     os.truncate(directory / "model.safetensors", 5000)

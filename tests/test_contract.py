@@ -25,7 +25,7 @@ TABLE = [
     "low_confidence",
     "low_confidence(schedule=linear(steps=6))",
     "low_confidence(schedule=cosine(steps=6))",
-    "entropy(schedule=dream(steps=5))",
+    "entropy(schedule=dream(steps=6))",
     "margin",
     "threshold(threshold=0.3)",
     "factor(factor=2.0)",

@@ -222,7 +222,10 @@ def test_table_of_pairs_is_on_the_same_examples(num_seeds):
         ({"plan": evaluation.Plan(batch_size=0)}, r"batch_size \(0\) must be at least"),
         ({"specs": ("saber", "saber(n=2)")}, "must be given once"),
         ({"seeds": (0, 1, 0)}, r"seeds \(0, 1, 0\) must differ"),
-        ({"plan": evaluation.Plan(example_seed=-1)}, r"examples \(-1\) must be at"),
+        (
+            {"plan": evaluation.Plan(example_seed=-1)},
+            r"examples \(-1\) must be an",
+        ),
         ({"plan": evaluation.Plan(batch_size=8, queue_length=4)}, "queue_length"),
         ({"plan": evaluation.Plan(split="train")}, r"split \(train\) must be one of"),
         ({"block_length": 16}, r"block_length \(16\) must be None, as in the evalua"),

@@ -234,12 +234,156 @@ def test_config_round_trip():
         ("input_emb_norm", True),
         ("block_group_size", 2),
         ("clip_qkv", 8.0),
+        ("rope_parameters", {"rope_type": "linear", "factor": 2.0}),
+        ("rope_parameters", {"rope_theta": 10000.0, "rope_type": "default"}),
+        ("rope_parameters", {"rope_type": "default", "factor": 2.0}),
+        ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+        ("rope_parameters", {"full_attention": {"rope_type": "default"}}),
+        ("rope_parameters", "yarn"),
+        ("rope_local_base_freq", 10000.0),
+        ("partial_rotary_factor", 0.25),
+        ("sliding_window", 1024),
+        ("use_sliding_window", True),
+        ("layer_types", ["full_attention", "sliding_attention", "full_attention"]),
+        ("attn_logit_softcapping", 50.0),
+        ("final_logit_softcapping", 30.0),
+        ("logit_soft_cap", 30.0),
+        ("query_pre_attn_scalar", 224),
+        ("embedding_multiplier", 12.0),
+        ("logits_scaling", 8.0),
+        ("scale_embedding", True),
+        ("use_qk_norm", True),
+        ("hidden_act", "gelu"),
+        ("attention_bias", True),
+        ("mlp_bias", True),
+        ("is_causal", True),
+        ("pruned_heads", {"0": [1]}),
+        ("num_experts", 8),
+        ("quantization_config", {"quant_method": "fp8", "ignored": ["x"] * 99}),
+        ("quantization", {"bits": 4, "group_size": 64}),
+        ("compression_config", {"format": "int-quantized"}),
+        ("lora_rank", 8),
+        ("architectures", ["LLaDAForSequenceClassification"]),
+        ("architectures", ["LLaDAMoEModelLM"]),
     ],
 )
 def test_unsupported_options_are_refused_by_name(option, value):
     with pytest.raises(InputError, match=f"not supported: {option}=") as error:
         LLaDAConfig.from_hf({**_HF_CONFIG, option: value})
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 250
+
+
+# What is written beside LLaDA's own fields and changes nothing: by the released
+# checkpoints (Base, Instruct and 1.5), by transformers 4 and 5, and by tools.
+_RELEASED = {
+    **{"alibi_bias_max": 8.0, "attention_layer_norm_with_affine": True},
+    **{"init_cutoff_factor": None, "init_device": "meta", "precision": "amp_bf16"},
+    "auto_map": {"AutoModel": "modeling_llada.LLaDAModelLM"},
+    "transformers_version": "4.46.3",
+}
+_HARMLESS = {
+    **{"torch_dtype": "bfloat16", "dtype": "bfloat16", "use_cache": True},
+    **{"_name_or_path": "x", "_attn_implementation": "sdpa", "return_dict": True},
+    **{"_experts_implementation": "eager", "output_attentions": False},
+    **{"chunk_size_feed_forward": 0, "is_encoder_decoder": False, "is_decoder": False},
+    **{"pruned_heads": {}, "problem_type": None, "tie_encoder_decoder": False},
+    **{"id2label": {"0": "A", "1": "B", "2": "C"}, "num_labels": 3},
+    **{"temperature": 1.0, "top_k": 50, "max_length": 20, "bad_words_ids": None},
+    **{"exponential_decay_length_penalty": None, "pretraining_tp": 1},
+    **{"max_position_embeddings": 4096, "initializer_range": 0.02},
+    **{"unsloth_version": "2025.1", "quantization_config": None},
+    # Options of other classes that are off.
+    **{"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28},
+    **{"layer_types": ["full_attention"] * 3, "partial_rotary_factor": 1.0},
+    **{"logit_scale": 1, "use_qk_norm": False, "final_logit_softcapping": None},
+    **{"attention_bias": False, "hidden_act": "silu", "scale_embedding": False},
+    # The same under other names.
+    **{"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
+    **{"num_hidden_layers": 3, "intermediate_size": 160, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("extra", [_RELEASED, _HARMLESS])
+def test_fields_that_change_nothing_are_accepted(extra):
+    assert LLaDAConfig.from_hf({**_HF_CONFIG, **extra}) == tiny()
+
+
+def test_released_8b_config_is_the_preset():
+    """All fields of the released file, but those of transformers' loading."""
+    released = {
+        **{"activation_type": "silu", "alibi": False, "attention_dropout": 0.0},
+        **{"architectures": ["LLaDAModelLM"], "attention_layer_norm": False},
+        **{"bias_for_layer_norm": False, "block_group_size": 1, "block_type": "llama"},
+        **{"d_model": 4096, "embedding_dropout": 0.0, "embedding_size": 126464},
+        **{"eos_token_id": 126081, "flash_attention": False, "include_bias": False},
+        **{"include_qkv_bias": False, "init_fn": "mitchell", "init_std": 0.02},
+        **{"input_emb_norm": False, "layer_norm_type": "rms", "mlp_ratio": 4},
+        **{"layer_norm_with_affine": True, "mask_token_id": 126336, "n_layers": 32},
+        **{"max_sequence_length": 4096, "mlp_hidden_size": 12288, "n_heads": 32},
+        **{"model_type": "llada", "multi_query_attention": None, "n_kv_heads": 32},
+        **{"pad_token_id": 126081, "residual_dropout": 0.0, "rms_norm_eps": 1e-05},
+        **{"rope": True, "rope_full_precision": True, "rope_theta": 500000.0},
+        **{"scale_logits": False, "use_cache": False, "vocab_size": 126464},
+        **{"weight_tying": False, **_RELEASED},
+    }
+    assert LLaDAConfig.from_hf(released) == llada_8b()
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+        {"rope_parameters": {"rope_theta": 500000}},
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}},
+        {"rope_parameters": None, "rope_scaling": {"type": "default"}},
+        {
+            "rope_theta": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+        },
+    ],
+)
+def test_rope_parameters_of_the_same_embedding_are_accepted(rope):
+    assert LLaDAConfig.from_hf({**_HF_CONFIG, **rope}) == tiny()
+
+
+def test_the_rotary_base_may_be_given_in_rope_parameters_only():
+    config = {name: x for name, x in _HF_CONFIG.items() if name != "rope_theta"}
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    found = LLaDAConfig.from_hf({**config, "rope_parameters": rope})
+    assert found == dataclasses.replace(tiny(), rope_theta=10000.0)
+    assert LLaDAConfig.from_hf(found.to_hf()) == found
+    with pytest.raises(InputError, match="missing: rope_theta"):
+        LLaDAConfig.from_hf({**config, "rope_parameters": {"rope_type": "default"}})
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
+    with pytest.raises(InputError, match="not supported: rope_parameters="):
+        LLaDAConfig.from_hf({**config, "rope_parameters": rope})
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("default", [False, True])
+def test_weight_tying_decides_as_in_the_released_code(is_tied, default):
+    """Transformers writes its own default of tie_word_embeddings beside it."""
+    tied = {"weight_tying": is_tied, "tie_word_embeddings": default}
+    assert LLaDAConfig.from_hf({**_HF_CONFIG, **tied}).weight_tying is is_tied
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "needed"),
+    [
+        ("head_dim", 32, 16),
+        ("hidden_size", 128, 64),
+        ("num_attention_heads", 8, 4),
+        ("num_key_value_heads", 4, 2),
+        ("num_hidden_layers", 2, 3),
+        ("intermediate_size", 256, 160),
+    ],
+)
+def test_other_names_of_a_shape_must_agree(name, value, needed):
+    with pytest.raises(InputError) as error:
+        LLaDAConfig.from_hf({**_HF_CONFIG, name: value})
+    message = f"config.json: {name} ({value}) must be {needed}, as the other fields say"
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlm_jax import samplers, schedules
-from dlm_jax.generate import generate, row_keys
+from dlm_jax.errors import InputError
+from dlm_jax.generate import generate, prepare, row_keys
 from dlm_jax.types import Canvas, Options, Prompts, View
 
 BLOCK_LENGTH = 32
@@ -169,7 +170,7 @@ BLANKS = (
         *(
             f"{name}(steps={steps})"
             for name in ("linear", "cosine", "dream")
-            for steps in (1, 7, 50)
+            for steps in (4, 8, 52)
         ),
     ],
 )
@@ -197,3 +198,61 @@ def test_infilling_fills_every_block_in_turn(spec):
             assert counts.tolist() == expected, (row, block)
             first_step += len(expected)
         assert result.num_steps[row] == first_step
+
+
+def _rows_of_sixteen(num_rows):
+    """Rows that are blank from end to end, and options for them: four blocks."""
+    is_blank = np.ones((num_rows, 16), bool)
+    prompts = Prompts(np.zeros((num_rows, 16), int), is_blank, is_blank)
+    return prompts, Options(gen_length=16, block_length=4)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "dream"])
+@pytest.mark.parametrize("steps", [4, 8, 16])
+def test_a_multiple_of_the_blocks_runs_as_many_forwards_as_asked(name, steps):
+    sampler = samplers.parse(f"left_to_right(schedule={name}(steps={steps}))")
+    prompts, options = _rows_of_sixteen(1)
+    keys = row_keys(0, np.arange(1))
+    result = generate(Constant(), (), sampler, prompts, keys, options)
+    assert result.num_steps.tolist() == [steps]
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "dream"])
+@pytest.mark.parametrize("steps", [1, 3, 6, 15])
+def test_other_steps_are_refused_before_anything_is_compiled(name, steps):
+    class Untouched(Constant):
+        def denoise(self, *arguments):
+            raise AssertionError("the model was traced")
+
+    sampler = samplers.parse(f"left_to_right(schedule={name}(steps={steps}))")
+    prompts, options = _rows_of_sixteen(1)
+    with pytest.raises(InputError) as error:
+        generate(Untouched(), (), sampler, prompts, row_keys(0, np.arange(1)), options)
+    assert str(error.value) == (
+        f"{name.title()}: steps ({steps}) must be a multiple of the number of blocks "
+        "(4, of gen_length 16 and block_length 4)"
+    )
+    # One block takes any number.
+    prepare(Constant(), sampler, prompts, Options(gen_length=16))
+
+
+@pytest.mark.parametrize("schedule", [schedules.Linear, schedules.Cosine])
+def test_steps_of_every_row_are_checked(schedule):
+    prompts, options = _rows_of_sixteen(3)
+    good = samplers.Margin(schedule=schedule(steps=np.array([4, 8, 12])))
+    prepare(Constant(), good, prompts, options)
+    bad = samplers.Margin(schedule=schedule(steps=np.array([4, 8, 6])))
+    with pytest.raises(InputError, match=r"steps \(6\) must be a multiple of"):
+        prepare(Constant(), bad, prompts, options)
+
+
+def test_a_rule_of_ones_own_can_refuse_lengths():
+    class Picky(samplers.Margin):
+        def check(self, gen_length, block_length):
+            raise InputError(f"{gen_length} in blocks of {block_length}")
+
+    prompts, options = _rows_of_sixteen(1)
+    with pytest.raises(InputError, match=r"^16 in blocks of 4$"):
+        prepare(Constant(), Picky(), prompts, options)
+    with pytest.raises(InputError, match=r"^16 in blocks of 16$"):
+        prepare(Constant(), Picky(), prompts, Options(gen_length=16))

@@ -6,6 +6,7 @@ Architecture and names follow the released checkpoints (arXiv:2502.09992 and the
 
 import dataclasses
 import functools
+import reprlib
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dlm_jax.errors import InputError
 from dlm_jax.models import attention, layers
 from dlm_jax.models.attention import Attention
+from dlm_jax.seeds import check_seed
 
 # Options of LLaDA's configuration class that no released checkpoint uses, with the
 # value that this module implements. Anything else is refused by name: silently
@@ -40,7 +42,6 @@ _SUPPORTED = {
     "input_emb_norm": (False,),
     "block_group_size": (1,),
     "clip_qkv": (None,),
-    "rope_scaling": (None,),
 }
 # What that class takes for an option that a config.json leaves out, where this module
 # does not implement it. (Its other defaults are supported values.)
@@ -50,6 +51,35 @@ _REFUSED_DEFAULTS = {
     "layer_norm_type": "default",
     "rope": False,
 }
+# Transformers' names of fields that the class has under its own: where a file has both,
+# they must agree. `tie_word_embeddings` is not among them: transformers writes its own
+# default, and the released code reads `weight_tying` only.
+_SYNONYMS = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "num_hidden_layers": "n_layers",
+    "intermediate_size": "mlp_hidden_size",
+    "head_dim": "head_dim",
+}
+# Fields of other configuration classes whose names do not tell, with the values that
+# mean what this module computes.
+_FOREIGN = {
+    "hidden_act": ("silu", None),
+    "hidden_activation": ("silu", None),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+}
+# How words begin in the names of options that change what a model computes: of other
+# architectures, of quantized weights, of adapters. The released class stores any field,
+# so that such an option reaches a config.json without an error.
+_CHANGING = (
+    *("adapter", "cap", "causal", "compress", "expert", "lora", "moe", "mrope"),
+    *("peft", "pruned", "qk", "quant", "rope", "sliding", "softcap", "sparse"),
+    *("window", "yarn"),
+)
+# The same of factors, which change nothing at 1.
+_FACTORS = ("multiplier", "rotary", "scal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,17 +144,14 @@ class LLaDAConfig:
           InputError: naming every option this module does not implement, or every
             field that is missing.
         """
-        refused = []
-        for name, accepted in _SUPPORTED.items():
-            value = config.get(name, _REFUSED_DEFAULTS.get(name, accepted[0]))
-            if value not in accepted:
-                absent = "" if name in config else "the default; "
-                refused.append(f"{name}={value!r} ({absent}supported: {accepted[0]!r})")
+        rope_theta, refused = _read_rope(config)
+        refused += _unsupported(config)
         if refused:
             raise InputError("config.json: not supported: " + ", ".join(refused))
         values: dict[str, Any] = {
             field.name: config.get(field.name) for field in dataclasses.fields(cls)
         }
+        values["rope_theta"] = rope_theta
         # null means as many as there are tokens; left out, it would be GPT-2's number.
         if values["embedding_size"] is None and "embedding_size" in config:
             values["embedding_size"] = values["vocab_size"]
@@ -145,13 +172,21 @@ class LLaDAConfig:
                     f"config.json: {name} ({values[name]!r}) must be of type "
                     f"{kind.__name__}"
                 )
-        return cls(**values)
+        shape = cls(**values)
+        for name, own in _SYNONYMS.items():
+            value = getattr(shape, own)
+            if config.get(name) not in (None, value):
+                raise InputError(
+                    f"config.json: {name} ({config[name]!r}) must be {value}, as "
+                    "the other fields say"
+                )
+        return shape
 
     def to_hf(self) -> dict[str, Any]:
         """The contents of a config.json that LLaDA's released code accepts."""
         fixed = {name: accepted[0] for name, accepted in _SUPPORTED.items()}
         return {
-            **{name: fixed[name] for name in fixed if name != "rope_scaling"},
+            **fixed,
             "architectures": ["LLaDAModelLM"],
             "bias_for_layer_norm": False,
             **dataclasses.asdict(self),
@@ -164,6 +199,73 @@ class LLaDAConfig:
             "mlp_ratio": 4,
             "use_cache": False,
         }
+
+
+def _read_rope(config: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """The base of the rotary embedding, and the fields that change the embedding.
+
+    Transformers 5 writes `rope_parameters`, before it was `rope_scaling`: a dict with
+    the type of the embedding, which must be the default, and from version 5 on with its
+    base.
+
+    Args:
+      config: contents of a config.json.
+
+    Returns:
+      `rope_theta`, None if there is none, and a text for each field that is refused.
+    """
+    theta = config.get("rope_theta")
+    refused = []
+    for name in ("rope_parameters", "rope_scaling"):
+        value = config.get(name)
+        if not value:
+            continue
+        found = value if isinstance(value, Mapping) else {"rope_type": value}
+        if theta is None:
+            theta = found.get("rope_theta")
+        neutral = {
+            "rope_type": "default",
+            "type": "default",
+            "rope_theta": theta,
+            "partial_rotary_factor": 1,
+        }
+        if any(key not in neutral or x != neutral[key] for key, x in found.items()):
+            supported = {"rope_type": "default", "rope_theta": theta}
+            refused.append(f"{name}={value!r} (supported: {supported!r})")
+    return theta, refused
+
+
+def _unsupported(config: Mapping[str, Any]) -> list[str]:
+    """A text for each option of a config.json that this module does not implement."""
+    refused = []
+    for name, accepted in (_SUPPORTED | _FOREIGN).items():
+        value = config.get(name, _REFUSED_DEFAULTS.get(name, accepted[0]))
+        if value not in accepted:
+            absent = "" if name in config else "the default; "
+            refused.append(f"{name}={value!r} ({absent}supported: {accepted[0]!r})")
+    # Other classes have other heads, such as those of classifiers.
+    names = config.get("architectures")
+    if names and not any(str(name).endswith("LLaDAModelLM") for name in names):
+        refused.append(f"architectures={names!r} (supported: ['LLaDAModelLM'])")
+    own = {field.name for field in dataclasses.fields(LLaDAConfig)}
+    own |= {*_SUPPORTED, "rope_parameters", "rope_scaling"}
+    is_sliding = config.get("use_sliding_window") is not False
+    for name, value in config.items():
+        words = name.lower().split("_")
+        # What begins with an underscore is transformers' own bookkeeping.
+        if name in own or not words[0] or ("window" in words and not is_sliding):
+            continue
+        if any(word.startswith(_FACTORS) for word in words):
+            is_one = type(value) in (int, float) and value == 1
+            is_neutral = value is None or value is False or is_one
+        elif name == "layer_types":
+            is_neutral = not value or {*map(str, value)} == {"full_attention"}
+        else:
+            is_neutral = not value or not any(w.startswith(_CHANGING) for w in words)
+        if not is_neutral:
+            # Such values may be long.
+            refused.append(f"{name}={reprlib.repr(value)} (supported: left out)")
+    return refused
 
 
 def llada_8b() -> LLaDAConfig:
@@ -402,7 +504,11 @@ def random_preset(
       name: in PRESETS.
       dtype: of the weights, float32 by default.
       seed: of the weights.
+
+    Raises:
+      InputError: for a seed out of range.
     """
+    check_seed(seed)
     return LLaDA(PRESETS[name](), rngs=nnx.Rngs(seed), dtype=dtype or jnp.float32)
 
 

@@ -35,3 +35,6 @@ class Ordered(Sampler):
 
     def max_steps(self, num_blanks: int) -> int:
         return self.schedule.max_steps(num_blanks)
+
+    def check(self, gen_length: int, block_length: int) -> None:
+        self.schedule.check(gen_length, block_length)

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Int, Int32
 
+from dlm_jax.seeds import check_seed
 from dlm_jax.tasks.task import (
     BatchAt,
     CharacterTask,
@@ -130,7 +131,12 @@ class Countdown(CharacterTask):
           batch_size: rows.
           seed: of the stage, so that each has other puzzles.
           workdir: nothing is kept.
+
+        Raises:
+          InputError: for a seed out of range.
         """
+        check_seed(data["seed"], "data.seed")
+        check_seed(seed)
         drawn_from = {
             name: data[name]
             for name in ("largest_given", "operator_weights")

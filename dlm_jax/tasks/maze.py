@@ -23,6 +23,7 @@ from jaxtyping import Float, Int, Int32
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from dlm_jax.seeds import check_seed
 from dlm_jax.tasks.task import (
     BLANK,
     BatchAt,
@@ -125,7 +126,12 @@ class Maze(CharacterTask):
           batch_size: rows.
           seed: of the stage, so that each has other mazes.
           workdir: nothing is kept.
+
+        Raises:
+          InputError: for a seed out of range.
         """
+        check_seed(data["seed"], "data.seed")
+        check_seed(seed)
 
         def batch_at(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             rng = np.random.default_rng([data["seed"], seed, step])

@@ -23,6 +23,7 @@ import numpy as np
 
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.seeds import check_seed
 from dlm_jax.tasks import program_text, sandbox
 from dlm_jax.tasks.program_grammar import (
     TESTS,
@@ -216,9 +217,10 @@ class Program(Trainable):
           workdir: not used.
 
         Raises:
-          InputError: if data names anything else.
+          InputError: if data names anything else, or for a seed out of range.
         """
         del workdir
+        check_seed(seed)
         known = [*(field.name for field in dataclasses.fields(Limits)), "is_told_only"]
         unknown = ", ".join(name for name in data if name not in known)
         if unknown:

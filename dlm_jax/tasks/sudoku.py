@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dlm_jax.errors import InputError
+from dlm_jax.seeds import check_seed
 from dlm_jax.tasks import sudoku_puzzles
 from dlm_jax.tasks.task import BLANK, BatchAt, CharacterTask, Example, Verdict, cached
 
@@ -135,8 +136,11 @@ class Sudoku(CharacterTask):
           workdir: where the set is kept.
 
         Raises:
-          InputError: if a puzzle of the set may be a test or a hard one.
+          InputError: if a puzzle of the set may be a test or a hard one, or for a seed
+            out of range.
         """
+        check_seed(data["seed"], "data.seed")
+        check_seed(seed)
         made_by = {name: value for name, value in data.items() if name != "is_advanced"}
         made = cached(workdir / "puzzles.npz", made_by, _random_puzzles)
         check_disjoint(made["solutions"])

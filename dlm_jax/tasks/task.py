@@ -21,6 +21,7 @@ from dlm_jax import checkpoints, files
 from dlm_jax.batching import Encoded
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
+from dlm_jax.seeds import check_seed
 from dlm_jax.text import Codec, character_tokenizer
 from dlm_jax.types import ABSENT, Options
 
@@ -169,15 +170,14 @@ class Task(abc.ABC):
         Args:
           split: must be one of the task's.
           num: must be at least 1, and at most `most`.
-          seed: must be at least 0.
+          seed: must be one, see `seeds.check_seed`.
           most: examples that there are.
         """
         if split not in self.splits:
             raise InputError(f"split ({split}) must be one of {', '.join(self.splits)}")
         if num < 1:
             raise InputError(f"num ({num}) must be at least 1")
-        if seed < 0:
-            raise InputError(f"seed of the examples ({seed}) must be at least 0")
+        check_seed(seed, "seed of the examples")
         if most is not None and num > most:
             raise InputError(f"num ({num}) must be at most {most} for {split}")
 

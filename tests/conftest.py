@@ -37,7 +37,7 @@ install_import_hook(
     "beartype.beartype",
 )
 # What scripts change of JAX's configuration.
-_CONFIGURED = ("jax_compilation_cache_dir", "jax_platforms")
+_CONFIGURED = ("jax_compilation_cache_dir", "jax_platforms", "jax_enable_x64")
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TableDenoiser, infilling_of, prompts_of, stack
+from flax import nnx
+from helpers import TableDenoiser, equations, infilling_of, prompts_of, stack
 
 from dlm_jax import generate, samplers
 from dlm_jax.errors import InputError
+from dlm_jax.models import as_denoiser
+from dlm_jax.models.llada import LLaDA, tiny
 from dlm_jax.types import Options, Prompts, View
 
 VOCAB, MASK, EOS = 12, 11, 1
@@ -74,6 +77,53 @@ def test_stop_fills_the_tail_and_saves_steps():
     assert (result.commit_step[0, 6:] == -1).all()
     assert (result.confidence[0, 6:] == 0).all()
     assert (result.tokens[0, 2:5] != EOS).all()
+
+
+def test_a_stop_waits_for_what_is_undecided_before_it():
+    """Seen at every step: the tail is filled when the last mask before it is gone."""
+    prompts = prompts_of([1], 5, vocab_size=9)
+    params = np.zeros((6, VOCAB))
+    params[:, EOS] = -50
+    params[4, EOS] = 50
+    params[5, 7] = 40  # Committed second, behind the stop, while masks stand before it.
+    params[1:4, 6] = [3, 2, 1]
+    options = Options(gen_length=5, stop_ids=(EOS,), has_trajectory=True)
+    result = run("low_confidence", prompts, options, jnp.asarray(params))
+    canvas = result.trajectory.canvas[0]
+    np.testing.assert_array_equal(canvas[1, 1:], [MASK, MASK, MASK, EOS, MASK])
+    np.testing.assert_array_equal(canvas[2, 1:], [MASK, MASK, MASK, EOS, 7])
+    np.testing.assert_array_equal(canvas[4, 1:], [6, 6, MASK, EOS, 7])
+    np.testing.assert_array_equal(canvas[5, 1:], [6, 6, 6, EOS, EOS])
+    assert result.num_steps[0] == 5
+    np.testing.assert_array_equal(result.commit_step[0], [-1, 2, 3, 4, 0, -1])
+
+
+def test_stop_ids_in_a_prompt_do_not_stop_it():
+    prompts = prompts_of([3], 4, vocab_size=9)
+    prompts.tokens[0, :3] = EOS
+    params = jnp.zeros((7, VOCAB)).at[:, 5].set(3.0)
+    result = run("left_to_right", prompts, Options(4, stop_ids=(EOS, 4)), params)
+    assert (result.tokens[0, 3:] == 5).all() and result.num_steps[0] == 4
+
+
+def test_stops_are_per_row():
+    """An infilling that shares a call with a continuation is not cut off."""
+    prompts = stack([prompts_of([2], 6, vocab_size=9)] * 2)
+    prompts = dataclasses.replace(prompts, can_stop=np.array([True, False]))
+    params = np.zeros((8, VOCAB))
+    params[:, 5] = 3
+    params[4, 4] = 9  # The second of two stop ids.
+    params = jnp.asarray(params)
+    options = Options(6, stop_ids=(EOS, 4))
+    result = run("left_to_right", prompts, options, params)
+    np.testing.assert_array_equal(result.num_steps, [3, 6])
+    np.testing.assert_array_equal(result.tokens[0, 2:], [5, 5, 4, EOS, EOS, EOS])
+    np.testing.assert_array_equal(result.tokens[1, 2:], [5, 5, 4, 5, 5, 5])
+    wrong = dataclasses.replace(prompts, can_stop=np.array([True]))
+    with pytest.raises(
+        InputError, match=r"can_stop \(of shape \(1,\)\) must be one per"
+    ):
+        run("left_to_right", wrong, options, params)
 
 
 def test_no_stop_while_something_before_it_is_undecided():
@@ -178,6 +228,62 @@ def test_guidance_combines_with_and_without_the_prompt():
     logits[[5, 7, MASK]] = 2, 1.5, -1
     expected = np.exp(2) / np.exp(logits).sum()
     np.testing.assert_allclose(strong.confidence[0, 1:], expected, rtol=1e-5)
+
+
+def test_guidance_hides_what_stands_behind_the_blanks_too():
+    """An infilling's prompt lies on both sides of its blanks."""
+
+    class SuffixReader(TableDenoiser):
+        """Logits favour the token in the last column, and less that in the first."""
+
+        def denoise(self, params, view, region, cache):
+            first, last = (jax.nn.one_hot(view.tokens[:, [i]], VOCAB) for i in (0, -1))
+            return params[region] + first + 2 * last, cache
+
+    is_blank = np.array([[False, True, True, False]])
+    prompts = Prompts(np.array([[5, 0, 0, 6]]), is_blank, np.ones((1, 4), bool))
+    options = Options(gen_length=2, guidance=1.0)
+    params = jnp.zeros((4, VOCAB)).at[:, 7].set(1.5)
+    reader = SuffixReader(mask_id=MASK)
+    result = run("low_confidence", prompts, options, params, reader)
+    assert (result.tokens[0, 1:3] == 6).all()
+    # un + 2 (cond - un): twice what the prompt adds, less what masks in its place do.
+    logits = np.zeros(VOCAB)
+    logits[[5, 6, 7, MASK]] = 2, 4, 1.5, -3
+    expected = np.exp(4) / np.exp(logits).sum()
+    np.testing.assert_allclose(result.confidence[0, 1:3], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "option", "expected"),
+    [
+        (jnp.float32, {}, "HIGHEST"),
+        (jnp.float32, {"precision": "default"}, None),
+        (jnp.bfloat16, {}, None),
+    ],
+)
+def test_products_of_float32_models_have_full_precision(dtype, option, expected):
+    """On a GPU or a TPU the default would be TF32 or bfloat16 passes."""
+    model = LLaDA(tiny(), rngs=nnx.Rngs(0), dtype=dtype)
+    denoiser, params = as_denoiser(model)
+    sampler, prompts, options = generate.prepare(
+        *(denoiser, samplers.parse("saber"), prompts_of([3], 4)),
+        Options(4, guidance=1.0, **option),
+    )
+    keys = generate.row_keys(0, np.arange(1))
+    traced = jax.jit(generate.sample, static_argnums=0).trace(
+        denoiser, params, sampler, prompts, keys, options
+    )
+    products = [
+        equation.params["precision"]
+        for _, equation in equations(traced.jaxpr.jaxpr)
+        if equation.primitive.name == "dot_general"
+    ]
+    assert len(products) >= 9
+    for precision in products:
+        names = [None if p is None else p.name for p in precision or (None, None)]
+        is_default = all(name in (None, "DEFAULT") for name in names)
+        assert is_default if expected is None else names == [expected] * 2
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ def test_rows_are_as_without_a_queue_and_no_slot_stays_idle(spec, num_slots):
     with jax.enable_x64(True):
         model = checkpoints.load(DATA / "checkpoints" / "tiny_kv2_seed3", "float64")
         denoiser, params = models.as_denoiser(model)
-        prompts = mixed_prompts(GEN_LENGTH)
+        # Not in the order in which they get slots.
+        prompts = take_rows(mixed_prompts(GEN_LENGTH), [6, 2, 0, 5, 7, 1, 3, 4])
         options = Options(GEN_LENGTH, 4, temperature=0.6, has_trajectory=True)
 
         def run(options):
@@ -141,10 +142,13 @@ def test_512_rows_in_32_slots(spec):
 
 @flax.struct.dataclass
 class CountingDenoiser(TableDenoiser):
-    """Counts the forwards of each slot in its cache, and shows the count as a token."""
+    """Counts the forwards of each slot in its cache, and shows the count as a token.
+
+    Under guidance the halves of the batch start at different counts.
+    """
 
     def init_cache(self, params, batch_size, length):
-        return {"forwards": jnp.zeros(batch_size, jnp.int32)}
+        return {"forwards": jnp.arange(batch_size, dtype=jnp.int32) // 2}
 
     def denoise(self, params, view, region, cache):
         forwards = cache["forwards"]
@@ -155,18 +159,24 @@ class CountingDenoiser(TableDenoiser):
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5])
 def test_a_new_row_finds_the_cache_as_it_starts(guidance):
+    """Rows of different lengths: the two slots are refilled one at a time."""
     denoiser = CountingDenoiser(mask_id=11, eos_id=10)
-    prompts = prompts_of([2, 3, 1, 2], 3, vocab_size=9)
+    blanks = [4, 1, 3, 2]
+    parts = [prompts_of([1], num, width=5, vocab_size=9) for num in blanks]
+    prompts = stack(parts)
     result = generate.generate(
         denoiser,
-        jnp.zeros((6, 12)),
+        jnp.zeros((5, 12)),
         samplers.parse("left_to_right"),
         prompts,
         generate.row_keys(0, np.arange(4)),
-        Options(3, guidance=guidance, num_slots=2),
+        Options(4, guidance=guidance, num_slots=2),
     )
-    written = np.asarray(result.tokens)[prompts.is_blank].reshape(4, 3)
-    np.testing.assert_array_equal(written, [[0, 1, 2]] * 4)
+    assert len(set(np.asarray(result.last_iteration))) > 2
+    # With guidance 0.5 and counts c and u the logits are 1.5 c - 0.5 u: c wins.
+    for row, num in enumerate(blanks):
+        written = result.tokens[row, 1 : 1 + num]
+        np.testing.assert_array_equal(written, np.arange(num))
 
 
 def test_thresholds_of_their_own_go_with_the_rows():

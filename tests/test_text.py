@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from chat_tokenizer import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlm_jax import text, zoo
+from dlm_jax import batching, text, zoo
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.task import BLANK
@@ -81,6 +82,41 @@ def test_chat_follows_the_template_of_the_released_checkpoint(chat):
 def test_stop_ids_are_eos_and_the_end_of_a_turn(chat):
     assert chat.stop_ids == (IDS[EOS], IDS[EOT])
     assert Codec.load(SUDOKU, SUDOKU_CONFIG).stop_ids == (sudoku.EOS_ID,)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ({"eos_token_id": [IDS[EOS], IDS["a"], IDS["b"]]}, [IDS["a"], IDS["b"]]),
+        ({"eos_token_id": IDS["a"]}, [IDS["a"]]),
+        ({"eos_token_id": None}, []),
+        ({}, []),
+    ],
+)
+def test_generation_config_may_name_several_stops(
+    directory, tmp_path, written, expected
+):
+    copy = shutil.copytree(directory, tmp_path / "checkpoint")
+    (copy / "generation_config.json").write_text(json.dumps(written))
+    codec = Codec.load(copy, CONFIG)
+    assert codec.stop_ids == tuple(sorted({IDS[EOS], IDS[EOT], *expected}))
+    [encoded] = codec.encode(["hi"], gen_length=4)
+    ids = to_ids(*"abcd")
+    new = codec.generated(encoded, fill(encoded, ids))
+    assert new.tolist() == ids[: 0 if expected else 4]
+
+
+@pytest.mark.parametrize("written", ['{"eos_token_id": [1, "x"]}', "[]", "{", '"x"'])
+def test_a_damaged_generation_config_is_named(directory, tmp_path, written):
+    copy = shutil.copytree(directory, tmp_path / "checkpoint")
+    (copy / "generation_config.json").write_text(written)
+    with pytest.raises(InputError, match=r"generation_config\.json"):
+        Codec.load(copy, CONFIG)
+
+
+def test_infillings_have_no_stop_and_continuations_have(chat):
+    rows = [*chat.encode(["hi"], 3), *chat.encode_infill([f"a{MASK}b"])]
+    assert batching.pad(rows, 12, 3).can_stop.tolist() == [True, False, True]
 
 
 @given(prompt=words, answer=words)

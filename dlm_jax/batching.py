@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
+from dlm_jax.core.canvas import Options, Prompts, Sampler, canonical
+from dlm_jax.core.loop import row_keys
 from dlm_jax.errors import InputError
-from dlm_jax.generate import row_keys
 from dlm_jax.parallel import Parallel
-from dlm_jax.types import Options, Prompts, Sampler, canonical
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, Key, PyTree
 
-from dlm_jax import generate, row
+from dlm_jax.core import loop, row
+from dlm_jax.core.canvas import ABSENT, Options, Prompts, Sampler
+from dlm_jax.core.row import Row
+from dlm_jax.core.slots import Job
 from dlm_jax.errors import InputError
 from dlm_jax.parallel import DataParallel, Parallel, without_axis
-from dlm_jax.queue import Job
-from dlm_jax.row import Row
 from dlm_jax.tables import markdown
-from dlm_jax.types import ABSENT, Options, Prompts, Sampler
 
 # Fills rows by their random keys: tokens [n, l], and the forwards each row took part
 # in, [n].
@@ -130,15 +130,15 @@ def host_driven(parallel: DataParallel, options: Options) -> Fill:
         shard: PyTree, options: Options, jobs: Job, rows: Row, cache: PyTree
     ) -> tuple[Row, PyTree]:
         params = without_axis(shard)
-        return generate.iteration(denoiser, params, options, jobs, rows, cache)
+        return loop.iteration(denoiser, params, options, jobs, rows, cache)
 
     def fill(
         sampler: Sampler, prompts: Prompts, keys: Key[jax.Array, "n"]
     ) -> tuple[np.ndarray, np.ndarray]:
-        sampler, prompts, own = generate.prepare(denoiser, sampler, prompts, options)
+        sampler, prompts, own = loop.prepare(denoiser, sampler, prompts, options)
         jobs, rows = begin(sampler, prompts, keys, own)
         b, length = prompts.tokens.shape
-        cache = init_cache(shard, generate.forwards_of(own) * b, length)
+        cache = init_cache(shard, loop.forwards_of(own) * b, length)
         while not np.all(rows.is_done):
             rows, cache = step(shard, own, jobs, rows, cache)
         return np.asarray(rows.tokens), np.asarray(rows.step)
@@ -184,7 +184,7 @@ def race(
     num_rows = len(prompts.tokens)
     num_slots = options.num_slots or num_rows
     batch_size = min(num_slots * parallel.num_groups, num_rows)
-    keys = generate.row_keys(seed, np.arange(num_rows))
+    keys = loop.row_keys(seed, np.arange(num_rows))
     num_forwards = {}
 
     def ours(spec: str) -> tuple[np.ndarray, np.ndarray]:

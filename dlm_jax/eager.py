@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from dlm_jax.core.canvas import Prompts, Sampler
 from dlm_jax.errors import InputError
 from dlm_jax.reference import wide
 from dlm_jax.samplers.entropy_bound import EntropyBound
 from dlm_jax.samplers.low_confidence import LowConfidence
 from dlm_jax.samplers.saber import Saber
+from dlm_jax.samplers.schedules import Fixed
 from dlm_jax.samplers.threshold import Threshold
-from dlm_jax.schedules import Fixed
-from dlm_jax.types import Prompts, Sampler
 
 # (tokens, is_eligible, is_committed, best token's probability, all [b, l];
 # log-probabilities [b, l, v]) -> what to commit, what to take back.

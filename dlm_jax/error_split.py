@@ -24,9 +24,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, Key, PyTree
 from scipy.special import entr
 
-from dlm_jax.errors import InputError
-from dlm_jax.generate import prepare, row_keys, sample
-from dlm_jax.types import (
+from dlm_jax.core.canvas import (
     ABSENT,
     Canvas,
     Decision,
@@ -38,6 +36,8 @@ from dlm_jax.types import (
     Sampler,
     View,
 )
+from dlm_jax.core.loop import prepare, row_keys, sample
+from dlm_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,14 +19,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from dlm_jax import batching, samplers
+from dlm_jax.core.canvas import Sampler
+from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation_files import Key, Log, Manifest
 from dlm_jax.parallel import Loaded, Parallel
 from dlm_jax.parallel import load as load_parallel
-from dlm_jax.seeds import check_seed
 from dlm_jax.tasks.task import Example, Task, load_codec
 from dlm_jax.text import Codec
-from dlm_jax.types import Sampler
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from dlm_jax.types import Canvas, Decision, Denoiser, Prediction, Sampler, View
+from dlm_jax.core.canvas import Canvas, Decision, Denoiser, Prediction, Sampler, View
 
 
 @functools.partial(jax.jit, static_argnums=0)

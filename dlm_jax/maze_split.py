@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from dlm_jax import batching, error_split, samplers, statistics
+from dlm_jax.core.canvas import Denoiser
 from dlm_jax.error_split import Joint, Split
 from dlm_jax.samplers.entropy_bound import EntropyBound
 from dlm_jax.tables import markdown
 from dlm_jax.tasks import maze
 from dlm_jax.tasks.task import cached
 from dlm_jax.text import Codec
-from dlm_jax.types import Denoiser
 
 
 def joint(prompt: Int[np.ndarray, "l"]) -> Joint:

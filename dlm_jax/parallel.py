@@ -20,8 +20,15 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
 from dlm_jax import checkpoints
-from dlm_jax.errors import InputError
-from dlm_jax.generate import (
+from dlm_jax.core.canvas import (
+    Denoiser,
+    Generation,
+    HostArray,
+    Options,
+    Prompts,
+    Sampler,
+)
+from dlm_jax.core.loop import (
     FOREVER,
     begin,
     check_keys,
@@ -30,16 +37,9 @@ from dlm_jax.generate import (
     prepare,
     proceed,
 )
+from dlm_jax.errors import InputError
 from dlm_jax.models import ModuleDenoiser, as_denoiser
 from dlm_jax.models.llada import LLaDAConfig, partition
-from dlm_jax.types import (
-    Denoiser,
-    Generation,
-    HostArray,
-    Options,
-    Prompts,
-    Sampler,
-)
 
 
 class Loaded(NamedTuple):

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from dlm_jax import batching, margins, samplers
+from dlm_jax.core.canvas import Denoiser, Generation, Options, Prompts, Sampler
+from dlm_jax.core.loop import row_keys
 from dlm_jax.errors import InputError
-from dlm_jax.generate import row_keys
 from dlm_jax.traces import FINAL_ONLY, Trace
-from dlm_jax.types import Denoiser, Generation, Options, Prompts, Sampler
 
 # Runs a batch: `parallel.DataParallel`, or `generate` given its first two arguments.
 Sample = Callable[[Sampler, Prompts, Key[Array, "b"], Options], Generation]

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dlm_jax import batching, statistics
+from dlm_jax.core.canvas import Denoiser, Options, Sampler, View
+from dlm_jax.core.loop import generate, row_keys
+from dlm_jax.core.predict import predict
 from dlm_jax.errors import InputError
-from dlm_jax.generate import generate, row_keys
-from dlm_jax.predict import predict
-from dlm_jax.types import Denoiser, Options, Sampler, View
 
 # A confidence that changed by less may have changed by rounding only.
 _ROUNDING = 1e-4

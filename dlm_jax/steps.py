@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from dlm_jax import generate, roofline, row
+from dlm_jax import roofline
 from dlm_jax.bench import Result
+from dlm_jax.core import loop, row
+from dlm_jax.core.canvas import Denoiser, Options, Prompts, Sampler, View
+from dlm_jax.core.keys import check_seed
 from dlm_jax.models.llada import LLaDAConfig
 from dlm_jax.parallel import DataParallel, without_axis
-from dlm_jax.seeds import check_seed
-from dlm_jax.types import Denoiser, Options, Prompts, Sampler, View
 
 # A single call is too short to be timed; what is timed takes at least this long.
 _SECONDS = 0.5
@@ -108,7 +109,7 @@ def region_size(
     denoiser: Denoiser, sampler: Sampler, prompts: Prompts, options: Options
 ) -> int:
     """Positions of a row that a sampler needs predictions of, in one step."""
-    sampler, prompts, options = generate.prepare(denoiser, sampler, prompts, options)
+    sampler, prompts, options = loop.prepare(denoiser, sampler, prompts, options)
 
     def region(sampler: Sampler, prompts: Prompts) -> Int[Array, "r"]:
         frame, first = row.start(denoiser, options, sampler, prompts)

@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Int
 
 from dlm_jax import files, samplers
+from dlm_jax.core.canvas import Generation, Options, Prompts, Sampler
 from dlm_jax.errors import InputError
-from dlm_jax.types import Generation, Options, Prompts, Sampler
 
 ALL_CANVASES = "before every forward, then final"
 FINAL_ONLY = "final only"

@@ -20,9 +20,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from tqdm import tqdm
 
 from dlm_jax import training_files
+from dlm_jax.core.canvas import HostArray
+from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
-from dlm_jax.seeds import check_seed
-from dlm_jax.types import HostArray
 
 _Model = TypeVar("_Model", bound=nnx.Module)
 

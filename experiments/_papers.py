@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dlm_jax import tasks, zoo
-from dlm_jax.seeds import check_seed
+from dlm_jax.core.keys import check_seed
 from experiments import _app
 
 

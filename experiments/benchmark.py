@@ -39,24 +39,15 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dlm_jax import (
-    batching,
-    bench,
-    checkpoints,
-    files,
-    generate,
-    samplers,
-    steps,
-    tasks,
-    zoo,
-)
+from dlm_jax import batching, bench, checkpoints, files, samplers, steps, tasks, zoo
+from dlm_jax.core import loop
+from dlm_jax.core.canvas import Options, Prompts, Sampler
+from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import PRESETS, LLaDA, random_preset
 from dlm_jax.parallel import DataParallel
-from dlm_jax.seeds import check_seed
 from dlm_jax.tasks.task import load
-from dlm_jax.types import Options, Prompts, Sampler
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/benchmark.py", "Defaults.")
@@ -122,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
     work = [workload(*shape) for shape in shapes]
     denoiser, params = as_denoiser(model)
     for rule, rows in itertools.product(rules.values(), work):
-        generate.prepare(denoiser, rule, *rows)
+        loop.prepare(denoiser, rule, *rows)
     fill_of, num_threads = None, None
     if _REFERENCE.value == "torch":
         fill_of, num_threads = _torch_loop(model, rules.values(), work)
@@ -159,7 +150,7 @@ def main(argv: Sequence[str]) -> None:
                 num_devices=parallel.num_groups,
                 reference_threads=num_threads,
             )
-            keys = generate.row_keys(config.seed, np.arange(len(prompts.tokens)))
+            keys = loop.row_keys(config.seed, np.arange(len(prompts.tokens)))
             calls = {
                 spec: (rule, prompts, keys, options) for spec, rule in rules.items()
             }

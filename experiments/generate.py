@@ -21,10 +21,10 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dlm_jax import batching, files, hosts, parallel, samplers, tasks, text, zoo
+from dlm_jax.core.canvas import Options
+from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
-from dlm_jax.seeds import check_seed
 from dlm_jax.tasks.task import BLANK, check_codec
-from dlm_jax.types import Options
 from experiments import _app, _report
 
 _CONFIG = _app.define_config("configs/generate.py", "Defaults.")

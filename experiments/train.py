@@ -22,9 +22,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from dlm_jax import checkpoints, files, provenance, tasks, training
+from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, deepen
-from dlm_jax.seeds import check_seed
 from dlm_jax.tasks.task import Trainable
 from experiments import _app
 

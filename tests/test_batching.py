@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from dlm_jax import batching, samplers
 from dlm_jax.batching import Encoded
+from dlm_jax.core.canvas import Options
+from dlm_jax.core.loop import generate, row_keys
 from dlm_jax.errors import InputError
-from dlm_jax.generate import generate, row_keys
 from dlm_jax.parallel import DataParallel
-from dlm_jax.types import Options
 
 MASK_ID, MAX_LENGTH, VOCAB_SIZE = 9, 128, 10
 lengths_strategy = st.lists(st.integers(1, 100), min_size=1, max_size=20)

@@ -12,23 +12,15 @@ import pytest
 from flax import nnx
 from helpers import DATA
 
-from dlm_jax import (
-    batching,
-    bench,
-    checkpoints,
-    generate,
-    samplers,
-    steps,
-    text,
-    zoo,
-)
+from dlm_jax import batching, bench, checkpoints, samplers, steps, text, zoo
+from dlm_jax.core import loop as generate
+from dlm_jax.core.canvas import Options
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA, tiny
 from dlm_jax.parallel import DataParallel, without_axis
 from dlm_jax.samplers.saber import Saber
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.task import load
-from dlm_jax.types import Options
 
 SUDOKU = sudoku.Sudoku()
 SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 2, "mlp_hidden_size": 48}

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from helpers import DATA, equations, infilling_of, prompts_of, stack, take_rows
 
-from dlm_jax import checkpoints, generate, models, samplers
-from dlm_jax.queue import Job
-from dlm_jax.row import start as start_row
-from dlm_jax.types import Options
+from dlm_jax import checkpoints, models, samplers
+from dlm_jax.core import loop
+from dlm_jax.core.canvas import Options
+from dlm_jax.core.row import start as start_row
+from dlm_jax.core.slots import Job
 
 TABLE = [
     "random",
@@ -71,8 +72,8 @@ def generated(denoiser, spec, temperature=0.0):
     """The batch of seven, generated once for all tests of a sampler."""
     options = dataclasses.replace(OPTIONS, temperature=temperature)
     prompts = batch_of_seven()
-    keys = generate.row_keys(7, np.arange(7))
-    result = generate.generate(
+    keys = loop.row_keys(7, np.arange(7))
+    result = loop.generate(
         denoiser, _PARAMS[denoiser], samplers.parse(spec), prompts, keys, options
     )
     return prompts, jax.device_get(result)
@@ -160,12 +161,12 @@ def test_row_is_the_same_alone_and_at_any_padding(run, model, spec, row, width):
     length = 17 if row == 4 else 6 + GEN_LENGTH
     alone = take_rows(batch_of_seven(max(width, WIDTH)), [row])
     alone = jax.tree.map(lambda x: x[:, :width], alone)
-    single = generate.generate(
+    single = loop.generate(
         denoiser,
         params,
         samplers.parse(spec),
         alone,
-        generate.row_keys(7, np.array([row])),
+        loop.row_keys(7, np.array([row])),
         dataclasses.replace(OPTIONS, temperature=0.8),
     )
     assert single.num_steps[0] == result.num_steps[row]
@@ -187,16 +188,16 @@ def test_row_with_guidance_and_stops_is_the_same_alone(model, spec):
         OPTIONS, guidance=1.5, stop_ids=tuple(range(3, 150)), has_trajectory=False
     )
     generated = functools.partial(
-        generate.generate, denoiser, params, samplers.parse(spec), options=options
+        loop.generate, denoiser, params, samplers.parse(spec), options=options
     )
     prompts = batch_of_seven()
-    result = generated(prompts, generate.row_keys(7, np.arange(7)))
+    result = generated(prompts, loop.row_keys(7, np.arange(7)))
     is_filler = prompts.is_blank & (result.tokens == denoiser.eos_id)
     assert is_filler.any(axis=1).sum() >= 2
     assert len(set(np.asarray(result.num_steps[:6]))) > 1
     row, width = 2, 40
     alone = take_rows(batch_of_seven(width), [row])
-    single = generated(alone, generate.row_keys(7, np.array([row])))
+    single = generated(alone, loop.row_keys(7, np.array([row])))
     assert single.num_steps[0] == result.num_steps[row]
     for name in ("tokens", "commit_step"):
         np.testing.assert_array_equal(
@@ -208,16 +209,14 @@ def test_row_with_guidance_and_stops_is_the_same_alone(model, spec):
 def test_while_loop_equals_a_python_loop(run, model, spec):
     prompts, result = run(spec)
     denoiser, params = model
-    sampler, prompts, options = generate.prepare(
+    sampler, prompts, options = loop.prepare(
         denoiser, samplers.parse(spec), prompts, OPTIONS
     )
-    keys = generate.row_keys(7, np.arange(7))
+    keys = loop.row_keys(7, np.arange(7))
     begin = functools.partial(start_row, denoiser, options)
     frames, rows = jax.vmap(begin)(sampler, prompts)
     jobs = Job(sampler, keys, frames)
-    step = jax.jit(
-        functools.partial(generate.iteration, denoiser, params, options, jobs)
-    )
+    step = jax.jit(functools.partial(loop.iteration, denoiser, params, options, jobs))
     cache = ()
     num_iterations = 0
     while not rows.is_done.all():
@@ -232,11 +231,11 @@ def test_while_loop_equals_a_python_loop(run, model, spec):
 @every_sampler
 def test_one_while_with_the_denoiser_inside_and_lowers_for_tpu(model, spec):
     denoiser, params = model
-    sampler, prompts, options = generate.prepare(
+    sampler, prompts, options = loop.prepare(
         denoiser, samplers.parse(spec), batch_of_seven(), OPTIONS
     )
-    keys = generate.row_keys(7, np.arange(7))
-    traced = jax.jit(generate.sample, static_argnums=0).trace(
+    keys = loop.row_keys(7, np.arange(7))
+    traced = jax.jit(loop.sample, static_argnums=0).trace(
         denoiser, params, sampler, prompts, keys, options
     )
     found = list(equations(traced.jaxpr.jaxpr))
@@ -273,8 +272,8 @@ def test_values_do_not_retrace(model, spec):
 
     def run(sampler, prompt_length, seed):
         prompts = prompts_of([prompt_length], 4, width=8)
-        keys = generate.row_keys(seed, np.array([seed]))
-        generate.generate(counting, params, sampler, prompts, keys, options)
+        keys = loop.row_keys(seed, np.array([seed]))
+        loop.generate(counting, params, sampler, prompts, keys, options)
 
     run(sampler, 2, 0)
     first = len(traces)
@@ -309,13 +308,13 @@ def test_entropy_bound_at_its_limits(model):
     denoiser, params = model
     prompts = prompts_of([3, 5], 16)
     options = Options(gen_length=16, has_trajectory=True)
-    keys = generate.row_keys(0, np.arange(2))
+    keys = loop.row_keys(0, np.arange(2))
     one = samplers.parse("entropy_bound(gamma=0)")
-    result = generate.generate(denoiser, params, one, prompts, keys, options)
+    result = loop.generate(denoiser, params, one, prompts, keys, options)
     assert (result.num_steps == 16).all()
     assert (result.trajectory.commit.sum(axis=-1) == 1).all()
     everything = samplers.EntropyBound(gamma=np.inf)
-    result = generate.generate(denoiser, params, everything, prompts, keys, options)
+    result = loop.generate(denoiser, params, everything, prompts, keys, options)
     assert (result.num_steps == 1).all()
 
 

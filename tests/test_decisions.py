@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from helpers import TableDenoiser, infilling_of, prompts_of, stack
 
-from dlm_jax import generate, samplers
+from dlm_jax import samplers
+from dlm_jax.core import loop
+from dlm_jax.core.canvas import Decision, Missing, Options, Prediction, Sampler
 from dlm_jax.errors import InputError
-from dlm_jax.types import Decision, Missing, Options, Prediction, Sampler
 
 VOCAB, MASK, EOS = 12, 11, 1
 DENOISER = TableDenoiser(mask_id=MASK, eos_id=EOS)
-KEYS = generate.row_keys(0, np.arange(1))
+KEYS = loop.row_keys(0, np.arange(1))
 
 
 def table(length, seed=0):
@@ -26,7 +27,7 @@ def table(length, seed=0):
 def run(sampler, prompts, options, params=None, keys=KEYS):
     if params is None:
         params = table(prompts.tokens.shape[1])
-    result = generate.generate(
+    result = loop.generate(
         DENOISER, jnp.asarray(params), sampler, prompts, keys, options
     )
     return jax.device_get(result)
@@ -95,7 +96,7 @@ def test_is_known_is_the_region():
     prompts = stack(
         [prompts_of([1], 5, vocab_size=9), infilling_of(4, 6, vocab_size=9)]
     )
-    keys = generate.row_keys(0, np.arange(2))
+    keys = loop.row_keys(0, np.arange(2))
     result = run(Checks(), prompts, Options(6, block_length=2), keys=keys)
     assert result.is_complete.all()
 
@@ -252,7 +253,7 @@ def test_a_new_row_starts_with_a_new_state(num_slots):
     """Rows of different lengths, so that slots are refilled one by one."""
     blanks = [5, 2, 7, 3, 1, 6]
     prompts = stack([prompts_of([2], num, width=9, vocab_size=9) for num in blanks])
-    keys = generate.row_keys(0, np.arange(6))
+    keys = loop.row_keys(0, np.arange(6))
     result = run(WritesItsCount(), prompts, Options(7, num_slots=num_slots), keys=keys)
     assert len(set(result.last_iteration)) > 3
     for row, num in enumerate(blanks):
@@ -262,7 +263,7 @@ def test_a_new_row_starts_with_a_new_state(num_slots):
 
 def test_the_draw_and_the_rule_have_keys_of_their_own():
     """A rule that draws a token as the loop does gets another one."""
-    from dlm_jax.predict import gumbel_noise
+    from dlm_jax.core.predict import gumbel_noise
 
     class Draws(samplers.LeftToRight):
         def step(self, key, state, canvas, prediction):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from helpers import TableDenoiser, infilling_of, prompts_of, stack
 
-from dlm_jax import generate, samplers
+from dlm_jax import samplers
+from dlm_jax.core import loop
+from dlm_jax.core.canvas import Options, Prompts, View
 from dlm_jax.errors import InputError
-from dlm_jax.types import Options, Prompts, View
 
 VOCAB, MASK, EOS = 12, 11, 1
 DENOISER = TableDenoiser(mask_id=MASK, eos_id=EOS)
@@ -24,8 +25,8 @@ def table(length, seed=0):
 def run(spec, prompts, options, params=None, denoiser=DENOISER, seed=0):
     if params is None:
         params = table(prompts.tokens.shape[1])
-    keys = generate.row_keys(seed, np.arange(len(prompts.tokens)))
-    result = generate.generate(
+    keys = loop.row_keys(seed, np.arange(len(prompts.tokens)))
+    result = loop.generate(
         denoiser, params, samplers.parse(spec), prompts, keys, options
     )
     return jax.device_get(result)
@@ -143,10 +144,10 @@ def test_a_value_per_row_is_a_sweep_in_one_batch():
     one = prompts_of([2], 6, vocab_size=9)
     thresholds = np.array([0.0, 0.3, 0.99])
     swept = samplers.Threshold(threshold=thresholds)
-    keys = generate.row_keys(0, np.arange(3))
+    keys = loop.row_keys(0, np.arange(3))
     params, options = table(8), Options(gen_length=6)
     batch = stack([one] * 3)
-    result = generate.generate(DENOISER, params, swept, batch, keys, options)
+    result = loop.generate(DENOISER, params, swept, batch, keys, options)
     assert result.num_steps[0] == 1
     assert result.num_steps[2] == 6
     for row, threshold in enumerate(thresholds):
@@ -219,7 +220,7 @@ def test_bad_prompts_are_named():
 
 def test_bad_sampler_values_are_named():
     prompts = prompts_of([2], 6, vocab_size=9)
-    keys = generate.row_keys(0, np.arange(1))
+    keys = loop.row_keys(0, np.arange(1))
     for value, message in (
         ("high", r"Threshold: threshold \('high'\) must be a number"),
         (np.zeros(3), r"Threshold: threshold .* must be a number or an array"),
@@ -228,7 +229,7 @@ def test_bad_sampler_values_are_named():
         (np.nan, r"^Threshold: threshold \(nan\) must be at least 0$"),
     ):
         with pytest.raises(InputError, match=message):
-            generate.generate(
+            loop.generate(
                 DENOISER,
                 table(8),
                 samplers.Threshold(threshold=value),
@@ -239,8 +240,8 @@ def test_bad_sampler_values_are_named():
 
 
 def test_row_keys_depend_on_the_id_alone():
-    both = jax.random.key_data(generate.row_keys(3, np.array([4, 9])))
-    one = jax.random.key_data(generate.row_keys(3, np.array([9])))
+    both = jax.random.key_data(loop.row_keys(3, np.array([4, 9])))
+    one = jax.random.key_data(loop.row_keys(3, np.array([9])))
     np.testing.assert_array_equal(both[1], one[0])
     assert (both[0] != both[1]).any()
 
@@ -256,12 +257,12 @@ def test_adjust_sees_every_slice_of_the_row():
             return logits + 100.0 * (token_ids == self.token)
 
     prompts = prompts_of([2, 4], 6, vocab_size=9)
-    result = generate.generate(
+    result = loop.generate(
         DENOISER,
         table(10),
         Favour(token=np.array([3, 7])),
         prompts,
-        generate.row_keys(0, np.arange(2)),
+        loop.row_keys(0, np.arange(2)),
         Options(gen_length=6),
     )
     assert (result.tokens[0, 2:8] == 3).all()
@@ -288,12 +289,12 @@ def test_view_can_show_more_than_the_canvas(guidance):
             return View(tokens, jnp.tile(view.positions, 2), visibility)
 
     prompts = prompts_of([2], 6, vocab_size=9)
-    result = generate.generate(
+    result = loop.generate(
         Middle(mask_id=MASK),
         table(8),
         Twice(),
         prompts,
-        generate.row_keys(0, np.arange(1)),
+        loop.row_keys(0, np.arange(1)),
         Options(gen_length=6, guidance=guidance),
     )
     assert (result.tokens[0, 2:] == 6).all()

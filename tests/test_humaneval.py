@@ -8,11 +8,12 @@ import pytest
 from helpers import DATA, prompts_of
 
 from configs import humaneval_llada_8b, humaneval_llada_8b_whole_row
-from dlm_jax import checkpoints, evaluation, generate, models, samplers
+from dlm_jax import checkpoints, evaluation, models, samplers
+from dlm_jax.core import loop
+from dlm_jax.core.canvas import Options
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import humaneval
 from dlm_jax.tasks.task import Example
-from dlm_jax.types import Options
 
 PROBLEM = humaneval.Problem(
     prompt=(
@@ -163,11 +164,11 @@ def test_one_block_is_what_the_released_baselines_do(spec, score):
     model = checkpoints.load(DATA / "checkpoints" / "tiny_kv2_seed3")
     mask_id, gen_length = model.config.mask_token_id, 16
     prompts = prompts_of([6], gen_length)
-    whole = generate.generate(
+    whole = loop.generate(
         *models.as_denoiser(model),
         samplers.parse(spec),
         prompts,
-        generate.row_keys(0, np.arange(1)),
+        loop.row_keys(0, np.arange(1)),
         Options(gen_length, gen_length, has_trajectory=True),
     ).trajectory.canvas[0]
     prompt = prompts.tokens[0, :6]

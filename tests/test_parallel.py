@@ -22,20 +22,12 @@ from helpers import (
     take_rows,
 )
 
-from dlm_jax import (
-    batching,
-    checkpoints,
-    generate,
-    hosts,
-    models,
-    replay,
-    samplers,
-    traces,
-)
+from dlm_jax import batching, checkpoints, hosts, models, replay, samplers, traces
+from dlm_jax.core import loop
+from dlm_jax.core.canvas import Options
 from dlm_jax.errors import InputError
 from dlm_jax.models import llada
 from dlm_jax.parallel import DataParallel, ModelParallel, make_mesh
-from dlm_jax.types import Options
 
 # Seven rows, which no number of devices here divides.
 LENGTHS = (1, 9, 4, 6, 9, 2, 5)
@@ -105,7 +97,7 @@ def run_all(specs, num_sharing=None):
     """
     runner = runner_of(small_model(), num_sharing)
     prompts = prompts_of(LENGTHS, 8)
-    keys = generate.row_keys(5, np.arange(len(LENGTHS)))
+    keys = loop.row_keys(5, np.arange(len(LENGTHS)))
     options = Options(gen_length=8, block_length=4, temperature=0.7)
     results, collectives = {}, {}
     for spec in specs:
@@ -144,7 +136,7 @@ def run_mixed(spec, num_slots, all_sharing=(None,)):
         vocab_slice=1024,
     )
     prompts = mixed_prompts(12)
-    keys = generate.row_keys(5, np.arange(len(prompts.tokens)))
+    keys = loop.row_keys(5, np.arange(len(prompts.tokens)))
     found = []
     for num_sharing in all_sharing:
         result = runner_of(model, num_sharing)(
@@ -247,7 +239,7 @@ def record_all(specs, num_sharing, directory, host=None):
     runner = runner_of(model, num_sharing)
     places = host.share(range(len(LENGTHS)))
     prompts = take_rows(prompts_of(LENGTHS, 8), places)
-    keys = generate.row_keys(0, np.zeros(len(places), np.int32))
+    keys = loop.row_keys(0, np.zeros(len(places), np.int32))
     options = Options(gen_length=8, block_length=4, has_trajectory=True)
     for number, spec in enumerate(specs):
         sampler = samplers.parse(spec)
@@ -530,7 +522,7 @@ def test_compiles_once_and_replicates_once():
     parallel = DataParallel(*models.as_denoiser(model))
     prompts = prompts_of([3, 5], 4)
     options = Options(gen_length=4)
-    keys = generate.row_keys(0, np.arange(2))
+    keys = loop.row_keys(0, np.arange(2))
     for threshold, is_new in ((0.9, True), (0, False), (np.float64(0.3), False)):
         sampler = samplers.Threshold(threshold=threshold)
         seconds = parallel.compile(sampler, prompts, keys, options)
@@ -549,13 +541,13 @@ def test_tokens_that_the_model_does_not_have_are_refused(token):
     # What stands at blanks and padding is ignored.
     prompts.tokens[:, 5:] = 10_000
     arguments = (samplers.parse("threshold"), prompts)
-    arguments += (generate.row_keys(0, np.arange(2)), Options(gen_length=4))
+    arguments += (loop.row_keys(0, np.arange(2)), Options(gen_length=4))
     DataParallel(denoiser, params)(*arguments)
     prompts.tokens[1, 2] = token
     message = rf"prompts.tokens \({token}\) must be token ids from 0 to 319"
     for run in (
         DataParallel(denoiser, params),
-        functools.partial(generate.generate, denoiser, params),
+        functools.partial(loop.generate, denoiser, params),
     ):
         with pytest.raises(InputError, match=message):
             run(*arguments)
@@ -568,10 +560,10 @@ def test_equals_generate(spec):
     arguments = (
         samplers.parse(spec),
         prompts_of([3, 5], 4),
-        generate.row_keys(0, np.arange(2)),
+        loop.row_keys(0, np.arange(2)),
         Options(gen_length=4),
     )
     ours = DataParallel(denoiser, params)(*arguments)
-    plain = generate.generate(denoiser, params, *arguments)
+    plain = loop.generate(denoiser, params, *arguments)
     np.testing.assert_array_equal(ours.tokens, plain.tokens)
     np.testing.assert_array_equal(ours.num_steps, plain.num_steps)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm_jax.generate import row_keys
-from dlm_jax.predict import predict
+from dlm_jax.core.loop import row_keys
+from dlm_jax.core.predict import predict
 
 ALL = ("best_log_prob", "runner_up_log_prob", "entropy", "held_log_prob")
 B, R = 2, 3

@@ -13,10 +13,10 @@ from flax import nnx
 from helpers import equations
 
 from dlm_jax import samplers
-from dlm_jax.generate import prepare, row_keys, sample
+from dlm_jax.core.canvas import Options, Prompts
+from dlm_jax.core.loop import prepare, row_keys, sample
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
-from dlm_jax.types import Options, Prompts
 
 VOCAB_SIZE, SLICE = 126464, 4096
 # Arrays of region x slice in float32 that were alive at once, by temperature, with

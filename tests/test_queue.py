@@ -17,11 +17,12 @@ from helpers import (
     take_rows,
 )
 
-from dlm_jax import batching, checkpoints, generate, models, parallel, samplers, zoo
+from dlm_jax import batching, checkpoints, models, parallel, samplers, zoo
+from dlm_jax.core import loop
+from dlm_jax.core.canvas import Options
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.task import load
-from dlm_jax.types import Options
 
 GEN_LENGTH = 12
 SPECS = ("entropy_bound(gamma=1.0)", "saber", "random(schedule=fixed(k=2))")
@@ -37,11 +38,9 @@ def test_rows_are_as_without_a_queue_and_no_slot_stays_idle(spec, num_slots):
         options = Options(GEN_LENGTH, 4, temperature=0.6, has_trajectory=True)
 
         def run(options):
-            keys = generate.row_keys(3, np.arange(8))
+            keys = loop.row_keys(3, np.arange(8))
             sampler = samplers.parse(spec)
-            result = generate.generate(
-                denoiser, params, sampler, prompts, keys, options
-            )
+            result = loop.generate(denoiser, params, sampler, prompts, keys, options)
             return jax.device_get(result)
 
         all_at_once = run(options)
@@ -69,7 +68,7 @@ def test_rows_are_as_without_a_queue_and_no_slot_stays_idle(spec, num_slots):
 def test_rows_that_are_handed_over_early_are_those_of_one_call(spec):
     model = checkpoints.load(DATA / "checkpoints" / "tiny_kv2_seed3")
     runner = parallel.DataParallel(*models.as_denoiser(model))
-    keys = generate.row_keys(3, np.arange(8))
+    keys = loop.row_keys(3, np.arange(8))
     options = Options(GEN_LENGTH, 4, temperature=0.6, num_slots=3, has_trajectory=True)
     arguments = samplers.parse(spec), mixed_prompts(GEN_LENGTH), keys, options
     expected = runner(*arguments)
@@ -105,11 +104,11 @@ def test_512_rows_in_32_slots(spec):
         )
         prompts = take_rows(prompts, np.random.default_rng(1).permutation(512))
         options = Options(64, block_length=16)
-        keys = generate.row_keys(0, np.arange(512))
+        keys = loop.row_keys(0, np.arange(512))
 
         def run(num_slots, chosen):
             return jax.device_get(
-                generate.generate(
+                loop.generate(
                     *(denoiser, params, samplers.parse(spec)),
                     *(take_rows(prompts, chosen), keys[chosen]),
                     dataclasses.replace(options, num_slots=num_slots),
@@ -157,12 +156,12 @@ class CountingDenoiser(TableDenoiser):
 def test_a_new_row_finds_the_cache_as_it_starts(guidance):
     denoiser = CountingDenoiser(mask_id=11, eos_id=10)
     prompts = prompts_of([2, 3, 1, 2], 3, vocab_size=9)
-    result = generate.generate(
+    result = loop.generate(
         denoiser,
         jnp.zeros((6, 12)),
         samplers.parse("left_to_right"),
         prompts,
-        generate.row_keys(0, np.arange(4)),
+        loop.row_keys(0, np.arange(4)),
         Options(3, guidance=guidance, num_slots=2),
     )
     written = np.asarray(result.tokens)[prompts.is_blank].reshape(4, 3)
@@ -176,12 +175,12 @@ def test_thresholds_of_their_own_go_with_the_rows():
     thresholds = np.array([0.99, 0.0, 0.5, 0.99, 0.3])
 
     def run(**options):
-        return generate.generate(
+        return loop.generate(
             denoiser,
             params,
             samplers.Threshold(threshold=thresholds),
             prompts,
-            generate.row_keys(0, np.arange(5)),
+            loop.row_keys(0, np.arange(5)),
             Options(10, **options),
         )
 
@@ -199,11 +198,11 @@ def test_thresholds_of_their_own_go_with_the_rows():
 )
 def test_bad_arguments_are_named(num_keys, options, message):
     with pytest.raises(InputError, match=message):
-        generate.generate(
+        loop.generate(
             TableDenoiser(mask_id=11),
             jnp.zeros((8, 12)),
             samplers.parse("random"),
             prompts_of([2, 3], 4, vocab_size=9),
-            generate.row_keys(0, np.arange(num_keys)),
+            loop.row_keys(0, np.arange(num_keys)),
             options,
         )

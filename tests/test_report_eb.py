@@ -10,20 +10,14 @@ from flax import nnx
 from scipy.sparse import csgraph
 
 from configs import report_eb as config
-from dlm_jax import (
-    checkpoints,
-    generate,
-    maze_split,
-    report_eb,
-    samplers,
-    statistics,
-)
+from dlm_jax import checkpoints, maze_split, report_eb, samplers, statistics
+from dlm_jax.core import loop
+from dlm_jax.core.canvas import Options
 from dlm_jax.error_split import Split
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import Summary
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import maze
-from dlm_jax.types import Options
 from tests.helpers import TableDenoiser, prompts_of
 
 CLAIM = report_eb.Claim(min_ratio=2.5, margin=0.02, floor=0.1)
@@ -228,8 +222,8 @@ def test_one_token_a_step_has_the_order_of_the_bound_beside_it():
     options = Options(gen_length=12)
 
     def order(sampler):
-        keys = generate.row_keys(0, np.arange(1))
-        found = generate.generate(
+        keys = loop.row_keys(0, np.arange(1))
+        found = loop.generate(
             TableDenoiser(mask_id=299), table, sampler, prompts, keys, options
         )
         return found.commit_step[0].tolist()

@@ -19,13 +19,13 @@ from dlm_jax import (
     saber_measure,
     samplers,
 )
+from dlm_jax.core.canvas import Options
+from dlm_jax.core.loop import generate, row_keys
 from dlm_jax.errors import InputError
-from dlm_jax.generate import generate, row_keys
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.samplers.low_confidence import LowConfidence
 from dlm_jax.tasks import sudoku
-from dlm_jax.types import Options
 
 TASK = sudoku.Sudoku()
 SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 48}

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm_jax import samplers, schedules
+from dlm_jax import samplers
+from dlm_jax.core.canvas import Canvas, Options, Prompts, View
+from dlm_jax.core.loop import generate, prepare, row_keys
 from dlm_jax.errors import InputError
-from dlm_jax.generate import generate, prepare, row_keys
-from dlm_jax.types import Canvas, Options, Prompts, View
+from dlm_jax.samplers import schedules
 
 BLOCK_LENGTH = 32
 

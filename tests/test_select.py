@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm_jax import select
+from dlm_jax.core.canvas import Prediction
+from dlm_jax.samplers import select
 from dlm_jax.samplers.entropy_bound import EntropyBound
-from dlm_jax.types import Prediction
 
 LENGTH = 7  # Of every random row: one shape, so one compilation.
 SETTINGS = settings(max_examples=100, deadline=None)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from dlm_jax import samplers
+from dlm_jax.core.canvas import canonical
 from dlm_jax.errors import InputError
-from dlm_jax.schedules import Cosine, Dream, Fixed, Linear
-from dlm_jax.types import canonical
+from dlm_jax.samplers.schedules import Cosine, Dream, Fixed, Linear
 
 SCHEDULED = ["random", "left_to_right", "low_confidence", "margin", "entropy"]
 SCHEDULES = ["fixed(k=3)", "linear(steps=7)", "cosine(steps=9)"]

@@ -11,9 +11,9 @@ import scipy.stats
 from helpers import equations
 
 from dlm_jax import samplers
-from dlm_jax.generate import generate, prepare, row_keys, sample
-from dlm_jax.predict import NOISE_TILE
-from dlm_jax.types import Options, Prompts
+from dlm_jax.core.canvas import Options, Prompts
+from dlm_jax.core.loop import generate, prepare, row_keys, sample
+from dlm_jax.core.predict import NOISE_TILE
 
 # Three tiles of noise, the last one partly used.
 VOCAB_SIZE = 2 * NOISE_TILE + 452

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dlm_jax import samplers, traces
+from dlm_jax.core.canvas import Generation, Options, Prompts, Trajectory
 from dlm_jax.errors import InputError
-from dlm_jax.types import Generation, Options, Prompts, Trajectory
 
 DATA = pathlib.Path(__file__).parent / "data" / "traces"
 NAME = "fastdllm_threshold_0.5__kv2_seed3_p1"

@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
-from dlm_jax.types import View
+from dlm_jax.core.canvas import View
 
 
 @dataclasses.dataclass(frozen=True)

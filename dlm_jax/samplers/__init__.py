@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+from dlm_jax.core.canvas import Sampler, canonical
 from dlm_jax.errors import InputError
 from dlm_jax.samplers.entropy import Entropy
 from dlm_jax.samplers.entropy_bound import EntropyBound
@@ -19,12 +20,11 @@ from dlm_jax.samplers.factor import Factor, FactorReleased
 from dlm_jax.samplers.left_to_right import LeftToRight
 from dlm_jax.samplers.low_confidence import LowConfidence
 from dlm_jax.samplers.margin import Margin
-from dlm_jax.samplers.random import Random
+from dlm_jax.samplers.random_order import Random
 from dlm_jax.samplers.saber import Saber
 from dlm_jax.samplers.saber_released import SaberReleased
+from dlm_jax.samplers.schedules import Cosine, Dream, Fixed, Linear
 from dlm_jax.samplers.threshold import Threshold
-from dlm_jax.schedules import Cosine, Dream, Fixed, Linear
-from dlm_jax.types import Sampler, canonical
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "random": Random,

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int, Int32
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from dlm_jax.seeds import check_seed
+from dlm_jax.core.keys import check_seed
 from dlm_jax.tasks.task import (
     BLANK,
     BatchAt,

@@ -21,9 +21,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDAConfig
-from dlm_jax.seeds import check_seed
 from dlm_jax.tasks import program_text, sandbox
 from dlm_jax.tasks.program_grammar import (
     TESTS,

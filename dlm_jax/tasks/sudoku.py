@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int
 
+from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
-from dlm_jax.seeds import check_seed
 from dlm_jax.tasks import sudoku_puzzles
 from dlm_jax.tasks.task import BLANK, BatchAt, CharacterTask, Example, Verdict, cached
 

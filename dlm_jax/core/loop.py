@@ -12,13 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
-from dlm_jax import queue, row
-from dlm_jax.errors import InputError
-from dlm_jax.predict import NOISE_TILE, predict
-from dlm_jax.queue import Job, Queue, Todo
-from dlm_jax.row import Row
-from dlm_jax.seeds import check_seed
-from dlm_jax.types import (
+from dlm_jax.core import row
+from dlm_jax.core import slots as queue
+from dlm_jax.core.canvas import (
     Denoiser,
     Generation,
     HostArray,
@@ -27,6 +23,11 @@ from dlm_jax.types import (
     Sampler,
     canonical,
 )
+from dlm_jax.core.keys import check_seed
+from dlm_jax.core.predict import NOISE_TILE, predict
+from dlm_jax.core.row import Row
+from dlm_jax.core.slots import Job, Queue, Todo
+from dlm_jax.errors import InputError
 
 
 def row_keys(seed: int, ids: Int[np.ndarray, "b"]) -> Key[Array, "b"]:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from dlm_jax.core.canvas import Canvas, HostArray, Rule, number
 from dlm_jax.errors import InputError
-from dlm_jax.types import Canvas, HostArray, Rule, number
 
 
 class Schedule(Rule):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from dlm_jax.types import (
+from dlm_jax.core.canvas import (
     Canvas,
     Denoiser,
     Missing,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from dlm_jax.types import Prediction
+from dlm_jax.core.canvas import Prediction
 
 # Noise is a function of (row's key, step, position, tile of the vocabulary), so that
 # neither the slice size nor padding or batch can change a draw.

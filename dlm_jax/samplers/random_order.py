@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from dlm_jax.core.canvas import Canvas, Prediction
 from dlm_jax.samplers.ordered import Ordered
-from dlm_jax.types import Canvas, Prediction
 
 
 class Random(Ordered):

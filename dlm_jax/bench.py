@@ -18,8 +18,8 @@ from dlm_jax.core import loop, row
 from dlm_jax.core.canvas import ABSENT, Options, Prompts, Sampler
 from dlm_jax.core.row import Row
 from dlm_jax.core.slots import Job
+from dlm_jax.devices.runner import DataParallel, Parallel, without_axis
 from dlm_jax.errors import InputError
-from dlm_jax.parallel import DataParallel, Parallel, without_axis
 from dlm_jax.tables import markdown
 
 # Fills rows by their random keys: tokens [n, l], and the forwards each row took part

@@ -18,15 +18,16 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from dlm_jax import batching, samplers
+from dlm_jax import samplers
 from dlm_jax.core.canvas import Sampler
 from dlm_jax.core.keys import check_seed
+from dlm_jax.devices import batches
+from dlm_jax.devices.runner import Loaded, Parallel
+from dlm_jax.devices.runner import load as load_parallel
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation_files import Key, Log, Manifest
-from dlm_jax.parallel import Loaded, Parallel
-from dlm_jax.parallel import load as load_parallel
 from dlm_jax.tasks.task import Example, Task, load_codec
-from dlm_jax.text import Codec
+from dlm_jax.text.codec import Codec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +191,7 @@ def run(
             for is_asked, key in zip(is_open, call, strict=True)
         ]
 
-        def keep(answers: Mapping[int, batching.Answer]) -> None:
+        def keep(answers: Mapping[int, batches.Answer]) -> None:
             given = [place for place in answers if is_open[place]]
             if not given:
                 return
@@ -208,7 +209,7 @@ def run(
             log.append(new)
             on_records(new)
 
-        batching.fill(
+        batches.fill(
             parallel,
             _stacked([rules[key.sampler] for key in call]),
             chosen,
@@ -236,8 +237,8 @@ def _judge(
     task: Task,
     codec: Codec,
     examples: Sequence[Example],
-    rows: Sequence[batching.Encoded],
-    answers: Sequence[batching.Answer],
+    rows: Sequence[batches.Encoded],
+    answers: Sequence[batches.Answer],
 ) -> list[dict[str, Any]]:
     """What records say of answers."""
     texts = [codec.decode(row, a.tokens) for row, a in zip(rows, answers, strict=True)]
@@ -262,7 +263,7 @@ def _judge(
     ]
 
 
-def _without_blanks(row: batching.Encoded) -> batching.Encoded:
+def _without_blanks(row: batches.Encoded) -> batches.Encoded:
     return dataclasses.replace(row, is_blank=np.zeros_like(row.is_blank))
 
 

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from dlm_jax import batching, error_split, samplers, statistics
+from dlm_jax import error_split, samplers, statistics
 from dlm_jax.core.canvas import Denoiser
+from dlm_jax.devices import batches
 from dlm_jax.error_split import Joint, Split
 from dlm_jax.samplers.entropy_bound import EntropyBound
 from dlm_jax.tables import markdown
 from dlm_jax.tasks import maze
 from dlm_jax.tasks.task import cached
-from dlm_jax.text import Codec
+from dlm_jax.text.codec import Codec
 
 
 def joint(prompt: Int[np.ndarray, "l"]) -> Joint:
@@ -101,7 +102,7 @@ def measure(
             for i, own in enumerate(joints)
         ]
     )
-    prompts = batching.pad(rows, maze.NUM_TOKENS)
+    prompts = batches.pad(rows, maze.NUM_TOKENS)
     made_by = {
         "num_examples": num_examples,
         "example_seed": example_seed,

@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from safetensors.torch import load_file
 
-from dlm_jax import hf_format, text
+from dlm_jax.checkpoints import hf_format
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.text.codec import Codec
 from dlm_jax.traces import ALL_CANVASES, FINAL_ONLY, Trace, checked
 
 # Sine and cosine of the rotary angles, float32 [length, head_dim / 2].
@@ -310,7 +311,7 @@ def encode_prompts(
         if not isinstance(row, list):
             if codec is None:
                 _, config = hf_format.read_config(pathlib.Path(directory))
-                codec = text.Codec.load(directory, config)
+                codec = Codec.load(directory, config)
             encode = codec.encode_chat if codec.has_chat_template else codec.encode
             (encoded,) = encode([prompt], 1)
             row = encoded.tokens[~encoded.is_blank].tolist()

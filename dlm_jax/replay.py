@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from dlm_jax import batching, margins, samplers
+from dlm_jax import margins, samplers
 from dlm_jax.core.canvas import Denoiser, Generation, Options, Prompts, Sampler
 from dlm_jax.core.loop import row_keys
+from dlm_jax.devices import batches
 from dlm_jax.errors import InputError
 from dlm_jax.traces import FINAL_ONLY, Trace
 
@@ -199,7 +200,7 @@ def _prompts(trace: Trace, denoiser: Denoiser) -> Prompts:
     """The recorded prompt and its blanks, in a bucket shared with similar lengths."""
     start, length = trace.prompt.shape[1], trace.canvas.shape[1]
     # A row longer than the context stays so, for the loop to refuse.
-    column = np.arange(max(length, batching.bucket(length, denoiser.max_length)))[None]
+    column = np.arange(max(length, batches.bucket(length, denoiser.max_length)))[None]
     tokens = np.zeros(column.shape, np.int32)
     tokens[:, :start] = trace.prompt
     return Prompts(

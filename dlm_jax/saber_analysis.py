@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from dlm_jax import batching, statistics
+from dlm_jax import statistics
 from dlm_jax.core.canvas import Denoiser, Options, Sampler, View
 from dlm_jax.core.loop import generate, row_keys
 from dlm_jax.core.predict import predict
+from dlm_jax.devices import batches
 from dlm_jax.errors import InputError
 
 # A confidence that changed by less may have changed by rounding only.
@@ -48,7 +49,7 @@ def watch(
     denoiser: Denoiser,
     params: PyTree,
     sampler: Sampler,
-    rows: Sequence[batching.Encoded],
+    rows: Sequence[batches.Encoded],
     options: Options,
     *,
     seed: int = 0,
@@ -74,9 +75,9 @@ def watch(
         )
     n, g = len(rows), options.gen_length
     options = dataclasses.replace(options, has_trajectory=True, num_slots=batch_size)
-    prompts = batching.pad(
+    prompts = batches.pad(
         rows,
-        batching.bucket(max(r.tokens.size for r in rows), denoiser.max_length),
+        batches.bucket(max(r.tokens.size for r in rows), denoiser.max_length),
     )
     keys = row_keys(seed, np.arange(n))
     done = jax.device_get(generate(denoiser, params, sampler, prompts, keys, options))

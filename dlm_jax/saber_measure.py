@@ -12,11 +12,11 @@ from jaxtyping import PyTree
 
 from dlm_jax import evaluation, saber_analysis, samplers, statistics
 from dlm_jax.core.canvas import Denoiser
+from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import Summary
-from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import Task
-from dlm_jax.text import Codec
+from dlm_jax.text.codec import Codec
 
 # Losses of confidence that are counted; 0 stands for more than rounding.
 DEPTHS = (0.0, 0.01, 0.1, 0.5)

@@ -20,8 +20,8 @@ from dlm_jax.bench import Result
 from dlm_jax.core import loop, row
 from dlm_jax.core.canvas import Denoiser, Options, Prompts, Sampler, View
 from dlm_jax.core.keys import check_seed
+from dlm_jax.devices.runner import DataParallel, without_axis
 from dlm_jax.models.llada import LLaDAConfig
-from dlm_jax.parallel import DataParallel, without_axis
 
 # A single call is too short to be timed; what is timed takes at least this long.
 _SECONDS = 0.5

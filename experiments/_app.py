@@ -11,7 +11,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dlm_jax import hosts
+from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
 
 

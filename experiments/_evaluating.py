@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from dlm_jax import evaluation, provenance, tasks, zoo
 from dlm_jax.core.keys import check_seed
-from dlm_jax.parallel import Loaded
-from dlm_jax.text import Codec
+from dlm_jax.devices.runner import Loaded
+from dlm_jax.text.codec import Codec
 from experiments import _app
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from dlm_jax import samplers, statistics
-from dlm_jax.batching import Encoded, Run
+from dlm_jax.devices.batches import Encoded, Run
 from dlm_jax.tasks import Task
 from dlm_jax.tasks.task import Example
-from dlm_jax.text import Codec
+from dlm_jax.text.codec import Codec
 
 _WIDTH, _GAP = 100, 3
 

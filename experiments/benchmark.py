@@ -39,14 +39,15 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dlm_jax import batching, bench, checkpoints, files, samplers, steps, tasks, zoo
+from dlm_jax import bench, checkpoints, files, samplers, steps, tasks, zoo
 from dlm_jax.core import loop
 from dlm_jax.core.canvas import Options, Prompts, Sampler
 from dlm_jax.core.keys import check_seed
+from dlm_jax.devices import batches
+from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import PRESETS, LLaDA, random_preset
-from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import load
 from experiments import _app
 
@@ -226,8 +227,8 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
             num_rows = config.rows_per_slot * batch_size
             rows = task.encode(codec, task.examples(config.split, num_rows))
             length = max(row.tokens.size for row in rows)
-            gen_length = batching.gen_length(rows, config.block_length)
-            return batching.pad(rows, length), Options(gen_length, config.block_length)
+            gen_length = batches.gen_length(rows, config.block_length)
+            return batches.pad(rows, length), Options(gen_length, config.block_length)
 
         return model, [task.gen_length], examples
     if preset:

@@ -21,9 +21,9 @@ from absl import flags
 from tqdm import tqdm
 
 from dlm_jax import checkpoints, replay, traces
+from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
-from dlm_jax.parallel import DataParallel
 from experiments import _app
 
 FLAGS = flags.FLAGS

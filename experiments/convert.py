@@ -26,10 +26,11 @@ import jax
 from absl import flags
 from flax import nnx
 
-from dlm_jax import checkpoints, files, hosts
+from dlm_jax import checkpoints, files
+from dlm_jax.devices import hosts
+from dlm_jax.devices.runner import make_mesh, shardings
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import PRESETS, partition, random_preset
-from dlm_jax.parallel import make_mesh, shardings
 from experiments import _app
 
 _SAVERS = {"orbax": checkpoints.save_orbax, "hf": checkpoints.save_hf}

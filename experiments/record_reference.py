@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import text, traces
+from dlm_jax import traces
 from dlm_jax.errors import InputError
+from dlm_jax.text.codec import read_prompts
 from experiments import _app
 
 FLAGS = flags.FLAGS
@@ -52,7 +53,7 @@ def main(_: Sequence[str]) -> None:
     generate = reference.resolve(FLAGS.generate)
     load_model = reference.resolve(FLAGS.model)
     params = reference.parse_params(FLAGS.params)
-    prompts = text.read_prompts(FLAGS.prompts_file)
+    prompts = read_prompts(FLAGS.prompts_file)
     output = pathlib.Path(FLAGS.output)
     names = [f"{FLAGS.name or FLAGS.sampler}__p{i}" for i in range(len(prompts))]
     traces.check_output(output, names)

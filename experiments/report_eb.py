@@ -26,8 +26,8 @@ from dlm_jax import (
     provenance,
     report_eb,
 )
+from dlm_jax.devices.runner import DataParallel
 from dlm_jax.models import as_denoiser
-from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks.task import Task, load
 from experiments import _app, _papers
 

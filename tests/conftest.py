@@ -23,9 +23,8 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 # The hook must be in place before any of them is imported.
 install_import_hook(
     [
-        "dlm_jax.batching",
+        "dlm_jax.devices.batches",
         "dlm_jax.checkpoints",
-        "dlm_jax.hf_format",
         "dlm_jax.models",
         "dlm_jax.core.predict",
         "dlm_jax.samplers.select",

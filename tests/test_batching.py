@@ -7,12 +7,13 @@ from helpers import TableDenoiser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlm_jax import batching, samplers
-from dlm_jax.batching import Encoded
+from dlm_jax import samplers
 from dlm_jax.core.canvas import Options
 from dlm_jax.core.loop import generate, row_keys
+from dlm_jax.devices import batches
+from dlm_jax.devices.batches import Encoded
+from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
-from dlm_jax.parallel import DataParallel
 
 MASK_ID, MAX_LENGTH, VOCAB_SIZE = 9, 128, 10
 lengths_strategy = st.lists(st.integers(1, 100), min_size=1, max_size=20)
@@ -31,24 +32,24 @@ def rows_of(lengths, num_blanks: int) -> list[Encoded]:
 @given(st.integers(1, 5000), st.sampled_from([100, 128, 4096]))
 def test_buckets_are_tight_and_fixed_points(length, max_length):
     length = min(length, max_length)
-    padded = batching.bucket(length, max_length)
+    padded = batches.bucket(length, max_length)
     assert length <= padded <= max_length
     assert padded - length < max(16, padded / 5)
-    assert batching.bucket(padded, max_length) == padded
+    assert batches.bucket(padded, max_length) == padded
 
 
 def test_buckets_are_few():
-    assert [batching.bucket(n, 4096) for n in (1, 16, 17, 64, 65, 90, 129)] == [
+    assert [batches.bucket(n, 4096) for n in (1, 16, 17, 64, 65, 90, 129)] == [
         *(16, 16, 32, 64, 80, 96, 160)
     ]
-    assert len({batching.bucket(n, 4096) for n in range(1, 4097)}) == 28
+    assert len({batches.bucket(n, 4096) for n in range(1, 4097)}) == 28
 
 
 @given(lengths_strategy, st.integers(1, 6))
 def test_groups_hold_every_prompt_once(lengths, group_size):
     rows = rows_of(lengths, num_blanks=2)
     seen, widths = [], []
-    for group in batching.groups(rows, group_size, MAX_LENGTH):
+    for group in batches.groups(rows, group_size, MAX_LENGTH):
         prompts = group.prompts
         assert prompts.tokens.shape[0] == group_size
         assert prompts.tokens.shape == prompts.is_blank.shape == prompts.is_valid.shape
@@ -83,13 +84,13 @@ def test_sizes_must_fit(sizes, message):
     parallel = DataParallel(denoiser, jax.numpy.zeros((MAX_LENGTH, VOCAB_SIZE)))
     sampler, options = samplers.parse("threshold"), Options(gen_length=1)
     with pytest.raises(InputError, match=message):
-        batching.fill(parallel, sampler, rows_of([3], 1), options, 0, *sizes)
+        batches.fill(parallel, sampler, rows_of([3], 1), options, 0, *sizes)
 
 
 @pytest.mark.parametrize(("block_length", "expected"), [(None, 7), (4, 8), (7, 7)])
 def test_gen_length_holds_the_fullest_row(block_length, expected):
     rows = rows_of([5], 3) + rows_of([1], 7)
-    assert batching.gen_length(rows, block_length) == expected
+    assert batches.gen_length(rows, block_length) == expected
 
 
 def test_fill_gives_what_each_prompt_alone_gives():
@@ -99,7 +100,7 @@ def test_fill_gives_what_each_prompt_alone_gives():
     options = Options(gen_length=4, temperature=1.0)
     sampler = samplers.parse("low_confidence")
     parallel, done = DataParallel(denoiser, table), []
-    run = batching.fill(
+    run = batches.fill(
         *(parallel, sampler, rows, options, 7, 2),
         queue_length=2,
         ids=[5, 0, 8],
@@ -117,7 +118,7 @@ def test_fill_gives_what_each_prompt_alone_gives():
     assert 0.5 * run.seconds < total <= run.seconds
     assert compiling == pytest.approx(run.compile_seconds)
     for i, (row, answer) in enumerate(zip(rows, run.answers, strict=True)):
-        alone = batching.pad([row], length=row.tokens.size)
+        alone = batches.pad([row], length=row.tokens.size)
         keys = row_keys(7, np.array([5, 0, 8])[[i]])
         expected = generate(denoiser, table, sampler, alone, keys, options)
         np.testing.assert_array_equal(answer.tokens, expected.tokens[0])
@@ -133,7 +134,7 @@ def test_same_shapes_compile_once():
     parallel = DataParallel(denoiser, table)
     options = Options(gen_length=2)
     for spec in ("threshold(threshold=0.5)", "threshold(threshold=0.7)"):
-        batching.fill(
+        batches.fill(
             parallel, samplers.parse(spec), rows_of([3, 4, 5], 2), options, 0, 2
         )
     assert len(denoiser.traces) == 1

@@ -12,15 +12,17 @@ import pytest
 from flax import nnx
 from helpers import DATA
 
-from dlm_jax import batching, bench, checkpoints, samplers, steps, text, zoo
+from dlm_jax import bench, checkpoints, samplers, steps, zoo
 from dlm_jax.core import loop as generate
 from dlm_jax.core.canvas import Options
+from dlm_jax.devices import batches as batching
+from dlm_jax.devices.runner import DataParallel, without_axis
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA, tiny
-from dlm_jax.parallel import DataParallel, without_axis
 from dlm_jax.samplers.saber import Saber
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.task import load
+from dlm_jax.text.codec import Codec
 
 SUDOKU = sudoku.Sudoku()
 SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 2, "mlp_hidden_size": 48}
@@ -45,7 +47,7 @@ def parallel(checkpoint):
 
 def prompts_of(num):
     config = SUDOKU.model_config(**SHAPE)
-    codec = text.Codec.of(SUDOKU.tokenizer(), config)
+    codec = Codec.of(SUDOKU.tokenizer(), config)
     return batching.pad(SUDOKU.encode(codec, SUDOKU.examples("test", num)), 90)
 
 

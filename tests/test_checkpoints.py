@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
-from dlm_jax import checkpoints, hf_format
-from dlm_jax.checkpoints import CheckpointError
+from dlm_jax import checkpoints
+from dlm_jax.checkpoints import CheckpointError, hf, hf_format
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA
 
@@ -271,7 +271,7 @@ def test_orbax_restores_on_more_devices(tmp_path, monkeypatch):
     """Written on one device, read by each of four: bit-exact, each its part."""
     # So small that a chunk lies in one part, but for those at the vocabulary's borders:
     # one in two parts is read once or twice, as their readers meet or not.
-    monkeypatch.setattr(checkpoints, "_CHUNK_BYTES", 2**12)
+    monkeypatch.setattr(hf, "_CHUNK_BYTES", 2**12)
     shape = {"d_model": 64, "n_layers": 4, "mlp_hidden_size": 256}
     config = dataclasses.replace(files.CONFIG, **shape)
     directory = tmp_path / "orbax"
@@ -375,7 +375,7 @@ def test_a_failed_save_leaves_nothing(tmp_path, model, monkeypatch, save, step, 
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(checkpoints, step, fail)
+    monkeypatch.setattr(hf, step, fail)
     with pytest.raises(type(error)):
         save(model, tmp_path / "out")
     assert not os.listdir(tmp_path)

@@ -11,7 +11,7 @@ from flax import nnx, traverse_util
 from helpers import finish, free_port, start_script
 from safetensors.numpy import save_file
 
-from dlm_jax import hf_format
+from dlm_jax.checkpoints import hf_format
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
 
 _CONFIG = LLaDAConfig(

@@ -28,13 +28,13 @@ def test_a_killed_conversion_leaves_nothing_that_loads(tmp_path, target, last):
     output = tmp_path / "out"
     child = f"""
 import os, runpy, signal
-from dlm_jax import checkpoints
-write = checkpoints._write_json
+from dlm_jax.checkpoints import hf
+write = hf._write_json
 def killed(path, value):
     if path.name == "{last}":
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, value)
-checkpoints._write_json = killed
+hf._write_json = killed
 runpy.run_module("experiments.convert", run_name="__main__")
 """
     arguments = [f"--checkpoint={directory}", f"--output={output}"]

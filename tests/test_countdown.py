@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import train_countdown
-from dlm_jax import text, training
+from dlm_jax import training
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import countdown, task
+from dlm_jax.text.codec import Codec
 
 TASKS = [countdown.Countdown(), countdown.Countdown4()]
 SMALL = {"d_model": 8, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 8}
@@ -195,7 +196,7 @@ def test_solutions_are_what_python_calculates(numbers, target):
 
 @BY_NUMBERS
 def test_training_rows_are_right_through_the_tokenizer(asked):
-    codec = text.Codec.of(asked.tokenizer(), asked.model_config(**SMALL))
+    codec = Codec.of(asked.tokenizer(), asked.model_config(**SMALL))
     tokens, is_maskable, is_valid = batch(asked)
     assert len(tokens) == 128 and is_valid.all()
     assert (is_maskable.sum(1) == asked.gen_length).all()

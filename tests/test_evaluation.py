@@ -18,7 +18,6 @@ import tqdm
 from flax import nnx
 
 from dlm_jax import (
-    batching,
     checkpoints,
     evaluation,
     evaluation_files,
@@ -27,13 +26,14 @@ from dlm_jax import (
     tables,
     tasks,
 )
+from dlm_jax.devices import batches
+from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA
-from dlm_jax.parallel import DataParallel
 from dlm_jax.tasks import humaneval, sudoku
 from dlm_jax.tasks.task import Example, Verdict
-from dlm_jax.text import Codec
+from dlm_jax.text.codec import Codec
 
 TASK = sudoku.Sudoku()
 SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 2, "mlp_hidden_size": 48}
@@ -106,7 +106,7 @@ def test_records_are_what_the_samplers_did(model, whole):
     ]
     examples = TASK.examples("test", 6)
     rows = TASK.encode(codec, examples)
-    expected = batching.fill(
+    expected = batches.fill(
         parallel, samplers.parse(SPECS[0]), rows, TASK.options(codec), 0, 6
     )
     for record, row, answer in zip(records, rows, expected.answers, strict=False):

@@ -13,9 +13,10 @@ import pytest
 from chat_tokenizer import CONFIG, MASK, TEMPLATE, make_tokenizer
 from flax import nnx
 
-from dlm_jax import checkpoints, samplers, text, zoo
+from dlm_jax import checkpoints, samplers, zoo
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import sudoku
+from dlm_jax.text.codec import Codec
 from experiments import _report
 
 SUDOKU = pathlib.Path(zoo.__file__).parent / "sudoku"
@@ -119,7 +120,7 @@ def test_answers_do_not_depend_on_the_batch(run_script, chat_model, tmp_path):
 
 def test_chat_template_is_used_unless_refused(run_script, chat_model, tmp_path):
     model = checkpoints.load(chat_model)
-    codec = text.Codec.load(chat_model, model.config)
+    codec = Codec.load(chat_model, model.config)
     for encode, flags in ((codec.encode_chat, []), (codec.encode, ["--nochat"])):
         output = tmp_path / encode.__name__
         flags = [*flags, "--gen_length=4", "--block_length=4", "--prompt=abc"]

@@ -17,7 +17,8 @@ from helpers import ALL_SPECS, finish, free_port, start_python, start_script
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlm_jax import checkpoints, files, hosts, zoo
+from dlm_jax import checkpoints, files, zoo
+from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import sudoku
@@ -290,7 +291,8 @@ def test_a_process_loads_while_the_other_does_not(tmp_path):
     model = LLaDA(files_of.CONFIG, rngs=nnx.Rngs(0))
     checkpoints.save_orbax(model, tmp_path / "model")
     program = (
-        "import sys; from dlm_jax import checkpoints, hosts\n"
+        "import sys; from dlm_jax import checkpoints\n"
+        "from dlm_jax.devices import hosts\n"
         f"host = hosts.start('localhost:{free_port()}', 2, int(sys.argv[1]))\n"
         f"if host.index: checkpoints.load({str(tmp_path / 'model')!r}); print('loaded')"
     )
@@ -355,7 +357,7 @@ def test_two_processes_of_four_devices_give_what_one_device_gives(
 def test_two_processes_differ_in_float32_by_near_ties_only(tmp_path):
     specs = test_parallel.SPECS
     program = (
-        "import sys, test_parallel; from dlm_jax import hosts\n"
+        "import sys, test_parallel; from dlm_jax.devices import hosts\n"
         "number = int(sys.argv[1])\n"
         f"host = hosts.start('localhost:{free_port()}', 2, number)\n"
         # One with all weights on every device, one with groups of two.

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from scipy.sparse import csgraph
 
 from configs import train_maze
-from dlm_jax import text, training
+from dlm_jax import training
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import maze, task
+from dlm_jax.text.codec import Codec
 
 TASK = maze.Maze()
 SMALL = {"d_model": 8, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 8}
@@ -50,7 +51,7 @@ def made():
 
 @pytest.fixture(scope="module")
 def codec():
-    return text.Codec.of(TASK.tokenizer(), TASK.model_config(**SMALL))
+    return Codec.of(TASK.tokenizer(), TASK.model_config(**SMALL))
 
 
 def test_mazes_are_connected_with_the_loops_asked_for(made):

@@ -22,12 +22,13 @@ from helpers import (
     take_rows,
 )
 
-from dlm_jax import batching, checkpoints, hosts, models, replay, samplers, traces
+from dlm_jax import checkpoints, models, replay, samplers, traces
 from dlm_jax.core import loop
 from dlm_jax.core.canvas import Options
+from dlm_jax.devices import batches, hosts
+from dlm_jax.devices.runner import DataParallel, ModelParallel, make_mesh
 from dlm_jax.errors import InputError
 from dlm_jax.models import llada
-from dlm_jax.parallel import DataParallel, ModelParallel, make_mesh
 
 # Seven rows, which no number of devices here divides.
 LENGTHS = (1, 9, 4, 6, 9, 2, 5)
@@ -165,12 +166,12 @@ def fill_calls(num_rows, batch_size):
     runner.stream = counted
     prompts = prompts_of([i % 4 for i in range(num_rows)], 8, vocab_size=9)
     rows = [
-        batching.Encoded(tokens[is_valid], is_blank[is_valid], is_infill=False)
+        batches.Encoded(tokens[is_valid], is_blank[is_valid], is_infill=False)
         for tokens, is_blank, is_valid in zip(
             prompts.tokens, prompts.is_blank, prompts.is_valid, strict=True
         )
     ]
-    found = batching.fill(
+    found = batches.fill(
         *(runner, samplers.parse("random"), rows, Options(8, temperature=1.0)),
         *(0, batch_size),
         period=float("inf"),

@@ -17,7 +17,7 @@ from dlm_jax.tasks import program_grammar as grammar
 from dlm_jax.tasks import program_text as wording
 from dlm_jax.tasks import sandbox
 from dlm_jax.tasks.program_grammar import KINDS, TESTS, Choice, Op
-from dlm_jax.text import Codec
+from dlm_jax.text.codec import Codec
 
 TASK = task_module.Program()
 ARGUMENTS = {

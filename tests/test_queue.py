@@ -17,9 +17,11 @@ from helpers import (
     take_rows,
 )
 
-from dlm_jax import batching, checkpoints, models, parallel, samplers, zoo
+from dlm_jax import checkpoints, models, samplers, zoo
 from dlm_jax.core import loop
 from dlm_jax.core.canvas import Options
+from dlm_jax.devices import batches
+from dlm_jax.devices import runner as parallel
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.task import load
@@ -99,7 +101,7 @@ def test_512_rows_in_32_slots(spec):
         lengths = np.random.default_rng(0).integers(2, width - 40, 128)
         kinds = {"vocab_size": len(codec.tokenizer), "width": width}
         prompts = stack(
-            [batching.pad(puzzles, width)]
+            [batches.pad(puzzles, width)]
             + [prompts_of([n], 24 + n % 17, **kinds) for n in lengths]
         )
         prompts = take_rows(prompts, np.random.default_rng(1).permutation(512))

@@ -10,7 +10,6 @@ from flax import nnx
 from helpers import TableDenoiser
 
 from dlm_jax import (
-    batching,
     checkpoints,
     evaluation,
     evaluation_files,
@@ -21,6 +20,7 @@ from dlm_jax import (
 )
 from dlm_jax.core.canvas import Options
 from dlm_jax.core.loop import generate, row_keys
+from dlm_jax.devices import batches
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA
@@ -43,7 +43,7 @@ def infills(blanks, mask_id, length=6):
     for places in blanks:
         is_blank = np.isin(np.arange(length), places)
         tokens = np.where(is_blank, mask_id, 1).astype(np.int32)
-        rows.append(batching.Encoded(tokens, is_blank, is_infill=True))
+        rows.append(batches.Encoded(tokens, is_blank, is_infill=True))
     return rows
 
 
@@ -86,7 +86,7 @@ def test_confidences_are_those_of_the_loop_and_of_the_bare_model():
         denoiser, params, LowConfidence(), rows, options, batch_size=3
     )
     done = generate(
-        *(denoiser, params, LowConfidence(), batching.pad(rows, 16)),
+        *(denoiser, params, LowConfidence(), batches.pad(rows, 16)),
         row_keys(0, np.arange(2)),
         options.replace(has_trajectory=True),
     )

@@ -22,11 +22,11 @@ from chat_tokenizer import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlm_jax import text, zoo
+from dlm_jax import zoo
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.task import BLANK
-from dlm_jax.text import Codec
+from dlm_jax.text.codec import Codec, character_tokenizer, read_prompts
 
 SUDOKU = pathlib.Path(zoo.__file__).parent / "sudoku"
 SUDOKU_CONFIG = sudoku.Sudoku().model_config(
@@ -191,10 +191,10 @@ def test_load_refuses_what_does_not_fit(directory, tmp_path):
 def test_read_prompts(tmp_path):
     lines = tmp_path / "prompts.txt"
     lines.write_text(" one\r\n\n  \ntwo é", encoding="utf-8")
-    assert text.read_prompts(lines) == [" one", "two é"]
+    assert read_prompts(lines) == [" one", "two é"]
     records = tmp_path / "prompts.jsonl"
     records.write_text('{"prompt": "two\\nlines"}\n\n{"prompt": "x", "id": 3}\n')
-    assert text.read_prompts(records) == ["two\nlines", "x"]
+    assert read_prompts(records) == ["two\nlines", "x"]
 
 
 @pytest.mark.parametrize(
@@ -214,12 +214,12 @@ def test_bad_prompt_file_is_refused(tmp_path, name, content, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=message):
-        text.read_prompts(path)
+        read_prompts(path)
 
 
 def test_shipped_tokenizer_writes_puzzles_as_the_model_was_trained():
     shipped = Codec.load(SUDOKU, SUDOKU_CONFIG)
-    made = text.character_tokenizer(sudoku.VOCABULARY, bos=BOS, eos=EOS, mask=MASK)
+    made = character_tokenizer(sudoku.VOCABULARY, bos=BOS, eos=EOS, mask=MASK)
     assert shipped.vocabulary == sudoku.VOCABULARY
     assert (
         shipped.tokenizer.backend_tokenizer.to_str() == made.backend_tokenizer.to_str()

@@ -18,12 +18,12 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from dlm_jax import checkpoints, files
-from dlm_jax.batching import Encoded
 from dlm_jax.core.canvas import ABSENT, Options
 from dlm_jax.core.keys import check_seed
+from dlm_jax.devices.batches import Encoded
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
-from dlm_jax.text import Codec, character_tokenizer
+from dlm_jax.text.codec import Codec, character_tokenizer
 
 _Drawn = TypeVar("_Drawn", bound=Hashable)
 

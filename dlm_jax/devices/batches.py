@@ -14,8 +14,8 @@ from jaxtyping import Bool, Int, Int32
 
 from dlm_jax.core.canvas import Options, Prompts, Sampler, canonical
 from dlm_jax.core.loop import row_keys
+from dlm_jax.devices.runner import Parallel
 from dlm_jax.errors import InputError
-from dlm_jax.parallel import Parallel
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,9 +24,11 @@ from flax import nnx
 from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
-from dlm_jax import files, hf_format, hosts
+from dlm_jax import files
+from dlm_jax.checkpoints import hf_format
+from dlm_jax.checkpoints.hf_format import CheckpointError
+from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
-from dlm_jax.hf_format import CheckpointError
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
 
 _PARAMS = "params"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32
 
-from dlm_jax.batching import Encoded
+from dlm_jax.devices.batches import Encoded
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDAConfig
 

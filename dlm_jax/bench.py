@@ -20,7 +20,7 @@ from dlm_jax.core.row import Row
 from dlm_jax.core.slots import Job
 from dlm_jax.devices.runner import DataParallel, Parallel, without_axis
 from dlm_jax.errors import InputError
-from dlm_jax.tables import markdown
+from dlm_jax.evaluation.tables import markdown
 
 # Fills rows by their random keys: tokens [n, l], and the forwards each row took part
 # in, [n].

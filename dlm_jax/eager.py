@@ -14,7 +14,7 @@ import torch
 
 from dlm_jax.core.canvas import Prompts, Sampler
 from dlm_jax.errors import InputError
-from dlm_jax.reference import wide
+from dlm_jax.parity.torch_llada import wide
 from dlm_jax.samplers.entropy_bound import EntropyBound
 from dlm_jax.samplers.low_confidence import LowConfidence
 from dlm_jax.samplers.saber import Saber

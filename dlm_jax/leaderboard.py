@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dlm_jax import files, provenance, samplers, statistics
+from dlm_jax import files, samplers
 from dlm_jax.errors import InputError
-from dlm_jax.evaluation import Summary
-from dlm_jax.tables import markdown
+from dlm_jax.evaluation import provenance, stats
+from dlm_jax.evaluation.run import Summary
+from dlm_jax.evaluation.tables import markdown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,14 +189,14 @@ def table(entries: Sequence[Entry]) -> str:
     The front is of the samplers that none equals in accuracy with fewer forwards.
     """
     entries = sorted(entries, key=lambda e: (-_accuracy(e), e.nfe, e.sampler))
-    front = statistics.pareto_front(
+    front = stats.pareto_front(
         [entry.nfe for entry in entries], [_accuracy(entry) for entry in entries]
     )
     head = ["sampler", "right", "accuracy", "95 % interval", "NFE", "front", "commit"]
     rows = [head]
     for i, entry in enumerate(entries):
         num = entry.setting.num_examples
-        low, high = statistics.accuracy_interval(np.arange(num)[None] < entry.right)
+        low, high = stats.accuracy_interval(np.arange(num)[None] < entry.right)
         rows.append(
             [
                 f"`{samplers.short_spec(entry.sampler)}`",

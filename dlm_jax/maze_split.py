@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from dlm_jax import error_split, samplers, statistics
+from dlm_jax import error_split, samplers
 from dlm_jax.core.canvas import Denoiser
 from dlm_jax.devices import batches
 from dlm_jax.error_split import Joint, Split
+from dlm_jax.evaluation import stats
+from dlm_jax.evaluation.tables import markdown
 from dlm_jax.samplers.entropy_bound import EntropyBound
-from dlm_jax.tables import markdown
 from dlm_jax.tasks import maze
-from dlm_jax.tasks.task import cached
+from dlm_jax.tasks.base import cached
 from dlm_jax.text.codec import Codec
 
 
@@ -145,7 +146,7 @@ def points(
             ("joint dependence", result.dependence_error),
             ("model", result.model_error),
         ):
-            low, high = statistics.bootstrap_interval(values)
+            low, high = stats.bootstrap_interval(values)
             lines.setdefault(f"{kind}: {name} error", []).append(
                 {
                     "nfe": float(result.num_steps.mean()),
@@ -168,7 +169,7 @@ def _is_finite(spec: str) -> bool:
 
 
 def _mean(values: Float[np.ndarray, "n"]) -> str:
-    low, high = statistics.bootstrap_interval(values)
+    low, high = stats.bootstrap_interval(values)
     return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
 
 
@@ -281,7 +282,7 @@ def _by_sign(differences: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
     """Gammas by whether the interval of a mean difference is above 0, below, around."""
     made: dict[str, list[str]] = {"+": [], "-": [], "0": []}
     for spec, values in differences.items():
-        low, high = statistics.bootstrap_interval(values)
+        low, high = stats.bootstrap_interval(values)
         sign = "+" if low > 0 else "-" if high < 0 else "0"
         made[sign].append(f"{_gamma(spec):g}")
     return made

@@ -12,12 +12,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlm_jax import figures, maze_split, samplers, statistics, sweeps
+from dlm_jax import maze_split, samplers
 from dlm_jax.error_split import Split
 from dlm_jax.errors import InputError
-from dlm_jax.evaluation import Summary
+from dlm_jax.evaluation import figures, stats, sweeps
+from dlm_jax.evaluation.run import Summary
+from dlm_jax.evaluation.tables import between, markdown, points
 from dlm_jax.samplers.entropy_bound import EntropyBound
-from dlm_jax.tables import between, markdown, points
 
 REPRODUCED, NOT_REPRODUCED, UNCLEAR = "reproduced", "not reproduced", "unclear"
 
@@ -59,12 +60,12 @@ class Pairing:
 
     sampler: str
     accuracy: float
-    comparison: statistics.Comparison
+    comparison: stats.Comparison
     interval: tuple[float, float]
     ratio: float
     tokens_per_forward: float
     is_within: bool
-    own_order: statistics.Comparison
+    own_order: stats.Comparison
 
 
 def pair(
@@ -84,7 +85,7 @@ def pair(
     """
     by_spec = {result.sampler: result for result in results}
     base = by_spec[samplers.canonical_spec(baseline)]
-    low, _ = statistics.accuracy_interval(base.is_correct)
+    low, _ = stats.accuracy_interval(base.is_correct)
     confidence = 1 - 0.05 / len(compared)
     pairings = []
     for spec, single in compared:
@@ -97,12 +98,12 @@ def pair(
             Pairing(
                 sampler=spec,
                 accuracy=accuracy,
-                comparison=statistics.compare(*pair_of),
-                interval=statistics.compare(*pair_of, confidence).interval,
+                comparison=stats.compare(*pair_of),
+                interval=stats.compare(*pair_of, confidence).interval,
                 ratio=ratio,
                 tokens_per_forward=own.tokens_per_forward,
                 is_within=accuracy >= low and ratio >= claim.min_ratio,
-                own_order=statistics.compare(own.is_correct[0], one.is_correct[0]),
+                own_order=stats.compare(own.is_correct[0], one.is_correct[0]),
             )
         )
     return pairings

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from dlm_jax import statistics
 from dlm_jax.core.canvas import Denoiser, Options, Sampler, View
 from dlm_jax.core.loop import generate, row_keys
 from dlm_jax.core.predict import predict
 from dlm_jax.devices import batches
 from dlm_jax.errors import InputError
+from dlm_jax.evaluation import stats
 
 # A confidence that changed by less may have changed by rounding only.
 _ROUNDING = 1e-4
@@ -168,7 +168,7 @@ def rise(watched: Watched, num_bins: int = 20) -> list[dict[str, Any]]:
             continue
         point = {"decided": (b + 0.5) / num_bins, "num": len(rows)}
         for name, values in zip(("mean", "best"), np.transpose(rows), strict=True):
-            low, high = statistics.bootstrap_interval(values)
+            low, high = stats.bootstrap_interval(values)
             point |= {name: float(values.mean())}
             point |= {f"{name}_low": low, f"{name}_high": high}
         points.append(point)
@@ -195,7 +195,7 @@ def slope(watched: Watched) -> tuple[float, tuple[float, float]]:
             slopes.append(np.polyfit(x[is_seen], y, 1)[0])
     if not slopes:
         return np.nan, (np.nan, np.nan)
-    return float(np.mean(slopes)), statistics.bootstrap_interval(np.array(slopes))
+    return float(np.mean(slopes)), stats.bootstrap_interval(np.array(slopes))
 
 
 def growth(watched: Watched) -> tuple[float, tuple[float, float]]:
@@ -217,7 +217,7 @@ def growth(watched: Watched) -> tuple[float, tuple[float, float]]:
     means = np.array([c[~np.isnan(c)].mean() for c in changes if not np.isnan(c).all()])
     if not len(means):
         return np.nan, (np.nan, np.nan)
-    return float(means.mean()), statistics.bootstrap_interval(means)
+    return float(means.mean()), stats.bootstrap_interval(means)
 
 
 def _undecided(watched: Watched) -> tuple[np.ndarray, np.ndarray]:
@@ -252,7 +252,7 @@ def drift(watched: Watched, min_tokens: int = 50) -> list[dict[str, Any]]:
             chosen.sum(axis=(1, 2))
             for chosen in (is_here & (change < -_ROUNDING), is_here)
         )
-        low, high = statistics.ratio_interval(num_fell[num > 0], num[num > 0])
+        low, high = stats.ratio_interval(num_fell[num > 0], num[num > 0])
         q10, q50, q90 = np.quantile(values, [0.1, 0.5, 0.9])
         points.append(
             {

@@ -10,12 +10,14 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from dlm_jax import evaluation, saber_analysis, samplers, statistics
+from dlm_jax import saber_analysis, samplers
 from dlm_jax.core.canvas import Denoiser
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
-from dlm_jax.evaluation import Summary
-from dlm_jax.tasks.task import Task
+from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation import stats
+from dlm_jax.evaluation.run import Summary
+from dlm_jax.tasks.base import Task
 from dlm_jax.text.codec import Codec
 
 # Losses of confidence that are counted; 0 stands for more than rounding.
@@ -72,7 +74,7 @@ class Judged:
     spec: str
     summary: Summary
     interval: tuple[float, float]
-    against: statistics.Comparison | None
+    against: stats.Comparison | None
     nfe_gain: float
     nfe_interval: tuple[float, float]
     speed_up: tuple[float, float, float]
@@ -273,12 +275,12 @@ def compare(
             Judged(
                 spec=samplers.short_spec(spec),
                 summary=own,
-                interval=statistics.accuracy_interval(own.is_correct),
+                interval=stats.accuracy_interval(own.is_correct),
                 against=None
                 if own is base
-                else statistics.compare(own.is_correct[0], base.is_correct[0]),
+                else stats.compare(own.is_correct[0], base.is_correct[0]),
                 nfe_gain=float(base.nfe.mean() / own.nfe.mean()),
-                nfe_interval=statistics.ratio_interval(base.nfe[0], own.nfe[0]),
+                nfe_interval=stats.ratio_interval(base.nfe[0], own.nfe[0]),
                 speed_up=(
                     total / sum(calls[key] for key in common),
                     min(ratios),
@@ -373,4 +375,4 @@ def over_others(
     own = results[samplers.canonical_spec(spec)].is_correct[0]
     first = np.broadcast_to(own, second.shape)
     difference = float(first.mean() - second.mean())
-    return difference, statistics.difference_interval(first, second)
+    return difference, stats.difference_interval(first, second)

@@ -4,10 +4,10 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from dlm_jax import figures
+from dlm_jax.evaluation import figures
+from dlm_jax.evaluation.tables import change, markdown
 from dlm_jax.saber_claims import claims
 from dlm_jax.saber_measure import DEPTHS, Judged, Measured, alike, find
-from dlm_jax.tables import change, markdown
 
 
 def write(

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from dlm_jax import evaluation, provenance, tasks, zoo
+from dlm_jax import tasks, zoo
 from dlm_jax.core.keys import check_seed
 from dlm_jax.devices.runner import Loaded
+from dlm_jax.evaluation import provenance
+from dlm_jax.evaluation import run as evaluation
 from dlm_jax.text.codec import Codec
 from experiments import _app
 

@@ -48,7 +48,7 @@ from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import PRESETS, LLaDA, random_preset
-from dlm_jax.tasks.task import load
+from dlm_jax.tasks.base import load
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/benchmark.py", "Defaults.")
@@ -259,7 +259,8 @@ def _torch_loop(
     try:
         import torch
 
-        from dlm_jax import eager, reference
+        from dlm_jax import eager
+        from dlm_jax.parity import torch_llada
     except ModuleNotFoundError as error:
         raise InputError(f"--reference=torch needs PyTorch: {error}") from None
 
@@ -277,7 +278,7 @@ def _torch_loop(
 
     with tempfile.TemporaryDirectory() as directory, in_memory():
         checkpoints.save_hf(model, pathlib.Path(directory) / "model")
-        twin = reference.load_llada(pathlib.Path(directory) / "model")
+        twin = torch_llada.load_llada(pathlib.Path(directory) / "model")
     mask_id = twin.config.mask_token_id
 
     def fill_of(options: Options) -> bench.Fill:

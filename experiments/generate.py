@@ -25,7 +25,7 @@ from dlm_jax.core.canvas import Options
 from dlm_jax.core.keys import check_seed
 from dlm_jax.devices import batches, hosts, runner
 from dlm_jax.errors import InputError
-from dlm_jax.tasks.task import BLANK, check_codec
+from dlm_jax.tasks.base import BLANK, check_codec
 from dlm_jax.text.codec import Codec, read_prompts
 from experiments import _app, _report
 

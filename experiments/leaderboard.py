@@ -16,9 +16,11 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import evaluation, leaderboard, provenance, tasks, zoo
+from dlm_jax import leaderboard, tasks, zoo
 from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
+from dlm_jax.evaluation import provenance
+from dlm_jax.evaluation import run as evaluation
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/leaderboard.py", "The frozen setting.")

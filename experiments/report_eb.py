@@ -18,17 +18,13 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from dlm_jax import (
-    evaluation,
-    evaluation_files,
-    figures,
-    maze_split,
-    provenance,
-    report_eb,
-)
+from dlm_jax import maze_split, report_eb
 from dlm_jax.devices.runner import DataParallel
+from dlm_jax.evaluation import figures, provenance
+from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation.records import environments
 from dlm_jax.models import as_denoiser
-from dlm_jax.tasks.task import Task, load
+from dlm_jax.tasks.base import Task, load
 from experiments import _app, _papers
 
 _REPORT = _papers.define_report("report_eb", "eb_sampler", "Points.")
@@ -46,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     for task, checkpoint in zip(report.tasks, report.checkpoints, strict=True):
         workdir = report.workdir / task.name
         section, own_splits = _measure(task, checkpoint, config, claim, workdir)
-        machines += evaluation_files.environments(workdir)
+        machines += environments(workdir)
         sections.append(section)
         splits |= own_splits
     report_eb.write(

@@ -17,16 +17,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dlm_jax import (
-    evaluation,
-    evaluation_files,
-    figures,
-    provenance,
-    saber_measure,
-    saber_report,
-)
+from dlm_jax import saber_measure, saber_report
+from dlm_jax.evaluation import figures, provenance
+from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation.records import environments
 from dlm_jax.models import as_denoiser
-from dlm_jax.tasks.task import load
+from dlm_jax.tasks.base import load
 from experiments import _app, _papers
 
 _REPORT = _papers.define_report("report_saber", "saber", "The samplers.")
@@ -48,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
             f"examples, checkpoint {digest[:12]}, "
             f"{measured[-1].num_parameters / 1e6:.1f} M parameters"
         )
-        machines += evaluation_files.environments(workdir)
+        machines += environments(workdir)
     about += dict.fromkeys(
         f"{provenance.describe(machine)}, {config.batch_size} rows in flight"
         for machine in machines

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dlm_jax import roofline, tables
+from dlm_jax import roofline
 from dlm_jax.errors import InputError
+from dlm_jax.evaluation import tables
 from dlm_jax.models.llada import llada_8b
 from experiments import _app
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from absl import app, flags
 
-from dlm_jax.tasks import _sandbox_process, sandbox
+from dlm_jax.sandbox import process, sandbox
 from experiments import _app
 
 CONFIG = """
@@ -98,7 +98,7 @@ def test_too_little_memory_is_one_line_and_a_defect_is_not(run):
 
 
 def test_a_sandbox_that_does_not_start_is_one_line(run, monkeypatch):
-    monkeypatch.setattr(_sandbox_process, "_START_SECONDS", 1e-3)
+    monkeypatch.setattr(process, "_START_SECONDS", 1e-3)
     tests = [((2,), 4)]
     status, _, error = run(
         main=lambda _: sandbox.run_tests("f = abs", "f", tests, layers=())

@@ -21,7 +21,7 @@ from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA, tiny
 from dlm_jax.samplers.saber import Saber
 from dlm_jax.tasks import sudoku
-from dlm_jax.tasks.task import load
+from dlm_jax.tasks.base import load
 from dlm_jax.text.codec import Codec
 
 SUDOKU = sudoku.Sudoku()
@@ -77,9 +77,10 @@ def race(parallel, specs, num_slots=1, num_pairs=2, block_length=None, **options
 )
 def test_eager_loop_fills_as_ours_does(spec, block_length, checkpoint, parallel):
     torch = pytest.importorskip("torch")
-    from dlm_jax import eager, reference
+    from dlm_jax import eager
+    from dlm_jax.parity import torch_llada
 
-    model = reference.load_llada(checkpoint)
+    model = torch_llada.load_llada(checkpoint)
 
     def fill(sampler, prompts, keys):
         # Tensors that the loop makes must lie where the model does; by default, these
@@ -101,7 +102,8 @@ def test_eager_loop_fills_as_ours_does(spec, block_length, checkpoint, parallel)
 def test_saber_on_the_shipped_model_is_the_same_in_float64():
     """In float32 a quarter of such rows differ: their two loops round differently."""
     torch = pytest.importorskip("torch")
-    from dlm_jax import eager, reference
+    from dlm_jax import eager
+    from dlm_jax.parity import torch_llada
 
     path = zoo.path("sudoku")
     with jax.enable_x64(True):
@@ -112,7 +114,7 @@ def test_saber_on_the_shipped_model_is_the_same_in_float64():
         ours = DataParallel(*as_denoiser(model))(
             Saber(), prompts, generate.row_keys(0, np.arange(8)), options
         )
-    theirs = reference.load_llada(path).to(torch.float64)
+    theirs = torch_llada.load_llada(path).to(torch.float64)
     tokens, num_steps = eager.fill(theirs, Saber(), prompts, sudoku.MASK_ID)
     np.testing.assert_array_equal(ours.tokens, tokens)
     np.testing.assert_array_equal(ours.num_steps, num_steps)

@@ -7,9 +7,10 @@ import jax
 import pytest
 
 from configs import train_large
-from dlm_jax import checkpoints, tasks, training, zoo
+from dlm_jax import checkpoints, tasks, zoo
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA
+from dlm_jax.training import loop as training
 
 SHIPPED = ("sudoku", "maze", "countdown", "program")
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import train_countdown
-from dlm_jax import training
 from dlm_jax.errors import InputError
-from dlm_jax.tasks import countdown, task
+from dlm_jax.tasks import base, countdown
 from dlm_jax.text.codec import Codec
+from dlm_jax.training import loop as training
 
 TASKS = [countdown.Countdown(), countdown.Countdown4()]
 SMALL = {"d_model": 8, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 8}
@@ -95,7 +95,7 @@ def test_verdict_agrees_with_fractions():
     @given(attempts())
     def check(attempt):
         puzzle, answer = attempt
-        example = task.Example("", countdown.prompt(puzzle), puzzle)
+        example = base.Example("", countdown.prompt(puzzle), puzzle)
         verdict = TASKS[0].verdict(example, answer)
         assert verdict.is_correct == is_right(puzzle, answer), verdict.reason
         seen[verdict.is_correct] += 1
@@ -107,7 +107,7 @@ def test_verdict_agrees_with_fractions():
 
 def test_verdict_accepts_all_solutions_and_nothing_else():
     puzzle = countdown.Puzzle((2, 2, 4), 4)
-    example = task.Example("", "", puzzle)
+    example = base.Example("", "", puzzle)
     numbers = (0, 1, 2, 4, 6, 8)
     terms = itertools.product(numbers, "+-*/", numbers, numbers)
     equations = ["{}{}{}={}".format(*term) for term in terms]
@@ -129,7 +129,7 @@ def test_right_answers_with_another_digit_are_refused(asked, data):
     tokens = batch(asked)[0]
     row = data.draw(st.integers(0, len(tokens) - 1))
     puzzle, answer = parts(spelled(tokens[row]).removesuffix("<|endoftext|>"))
-    example = task.Example("", "", puzzle)
+    example = base.Example("", "", puzzle)
     assert asked.verdict(example, answer).is_correct
     places = [place for place, mark in enumerate(answer) if mark.isdigit()]
     place = data.draw(st.sampled_from(places))
@@ -201,7 +201,7 @@ def test_training_rows_are_right_through_the_tokenizer(asked):
     assert len(tokens) == 128 and is_valid.all()
     assert (is_maskable.sum(1) == asked.gen_length).all()
     puzzles = [parts(spelled(row))[0] for row in tokens]
-    examples = [task.Example("", countdown.prompt(p), p) for p in puzzles]
+    examples = [base.Example("", countdown.prompt(p), p) for p in puzzles]
     for example, canvas, row, is_blank in zip(
         examples, asked.encode(codec, examples), tokens, is_maskable, strict=True
     ):

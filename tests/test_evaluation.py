@@ -17,22 +17,17 @@ import pytest
 import tqdm
 from flax import nnx
 
-from dlm_jax import (
-    checkpoints,
-    evaluation,
-    evaluation_files,
-    provenance,
-    samplers,
-    tables,
-    tasks,
-)
+from dlm_jax import checkpoints, samplers, tasks
 from dlm_jax.devices import batches
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
+from dlm_jax.evaluation import provenance, tables
+from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation.records import Log, Manifest, environments, read_records
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import humaneval, sudoku
-from dlm_jax.tasks.task import Example, Verdict
+from dlm_jax.tasks.base import Example, Verdict
 from dlm_jax.text.codec import Codec
 
 TASK = sudoku.Sudoku()
@@ -133,7 +128,7 @@ def test_a_log_cut_anywhere_is_completed_to_the_same(model, whole, tmp_path, see
         for line in (tmp_path / "records.jsonl").read_text().splitlines()
     ]
     assert len(completed) == len(records)
-    assert len(evaluation_files.read_records(tmp_path)) == len(records)
+    assert len(read_records(tmp_path)) == len(records)
 
 
 def test_what_is_there_is_not_done_again_and_more_may_be_added(model, tmp_path):
@@ -143,7 +138,7 @@ def test_what_is_there_is_not_done_again_and_more_may_be_added(model, tmp_path):
     assert (tmp_path / "records.jsonl").stat().st_size == size
     more = run(model, tmp_path, SPECS[:2], num=6)
     assert more[:4] == first and len(more) == 12
-    assert len(evaluation_files.read_records(tmp_path)) == 12
+    assert len(read_records(tmp_path)) == 12
 
 
 def test_a_mixed_lane_gives_each_sampler_what_it_gives_alone(model, whole, tmp_path):
@@ -164,7 +159,7 @@ def test_seeds_change_only_what_is_random(model, tmp_path):
     texts = {(r["sampler"][:6], r["seed"], r["index"]): r["text"] for r in records}
     assert all(texts["thresh", 0, i] == texts["thresh", 1, i] for i in range(3))
     assert any(texts["random", 0, i] != texts["random", 1, i] for i in range(3))
-    summary, other = evaluation.summaries(evaluation_files.read_records(tmp_path))
+    summary, other = evaluation.summaries(read_records(tmp_path))
     assert summary.sampler == "random(schedule=fixed(k=1))"
     assert summary.is_correct.shape == other.nfe.shape == (2, 3)
     blanks = [r["num_tokens"] for r in records[:3]]
@@ -314,7 +309,7 @@ def test_the_manifest_lists_the_runs_that_added_records(model, tmp_path):
     specs = [samplers.canonical_spec(spec) for spec in SPECS]
     listed = [(r["samplers"], r["seeds"], r["num_examples"]) for r in runs]
     assert listed == [(specs[:1], [0], 4), (sorted(specs[1:]), [0, 1], 3)]
-    (environment,) = evaluation_files.environments(tmp_path)
+    (environment,) = environments(tmp_path)
     assert environment == runs[0]["environment"] == runs[1]["environment"]
     assert environment["jax"] == jax.__version__
 
@@ -338,8 +333,8 @@ def test_a_damaged_manifest_is_named(tmp_path, content, reason):
     path = tmp_path / "manifest.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     for read in (
-        lambda: evaluation_files.Manifest(tmp_path, {}, {}),
-        lambda: evaluation_files.environments(tmp_path),
+        lambda: Manifest(tmp_path, {}, {}),
+        lambda: environments(tmp_path),
     ):
         with pytest.raises(InputError) as error:
             read()
@@ -372,7 +367,7 @@ def test_a_damaged_record_is_named(whole, tmp_path, line, tail):
     content = b"\n".join([first, line, *rest, tail])
     path = tmp_path / "records.jsonl"
     path.write_bytes(content)
-    for read in (evaluation_files.Log, evaluation_files.read_records):
+    for read in (Log, read_records):
         with pytest.raises(InputError) as error:
             read(tmp_path)
         said = str(error.value)
@@ -380,7 +375,7 @@ def test_a_damaged_record_is_named(whole, tmp_path, line, tail):
         assert "delete the line" in said and "\n" not in said and len(said) < 400
         assert path.read_bytes() == content
     path.write_bytes(b"\n".join([first, *rest, tail]))
-    assert len(evaluation_files.read_records(tmp_path)) == 1 + len(rest)
+    assert len(read_records(tmp_path)) == 1 + len(rest)
 
 
 def test_more_examples_ask_for_those_only(model, tmp_path, whole):
@@ -389,7 +384,7 @@ def test_more_examples_ask_for_those_only(model, tmp_path, whole):
     shown = []
     records = run(model, tmp_path, SPECS[:1], num=6, on_records=shown.append)
     assert len(shown[0]) == 3 and sum(map(len, shown)) == 6
-    kept = evaluation_files.read_records(tmp_path)
+    kept = read_records(tmp_path)
     assert sorted(r["index"] for r in kept[:3]) == [0, 1, 2] and len(kept) == 6
     _, expected = whole
     names = ("sampler", "index", "is_correct", "nfe", "text")
@@ -406,16 +401,16 @@ def test_what_was_handed_over_before_a_stop_is_kept(model, whole, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(model, tmp_path, on_records=stop)
-    kept = evaluation_files.read_records(tmp_path)
+    kept = read_records(tmp_path)
     assert 0 < len(kept) < 4
     assert run(model, tmp_path) == whole[1]
-    assert evaluation_files.read_records(tmp_path)[: len(kept)] == kept
+    assert read_records(tmp_path)[: len(kept)] == kept
 
 
 def test_samplers_take_turns(whole):
     """Four rows of each, then the other two; in a call, those that are done first."""
     directory, _ = whole
-    found = evaluation_files.read_records(directory)
+    found = read_records(directory)
     specs = [samplers.canonical_spec(spec) for spec in SPECS]
     calls = [found[i : i + 4] for i in (0, 4, 8)] + [
         found[i : i + 2] for i in (12, 14, 16)
@@ -450,7 +445,7 @@ def test_script_prints_the_tables_and_goes_on_where_it_was(
     assert (status, error) == (0, "")
     accuracy, paired = (table.splitlines() for table in out.split("\n\n"))
     assert (len(accuracy), len(paired)) == (4, 3)
-    results = evaluation.summaries(evaluation_files.read_records(workdir))
+    results = evaluation.summaries(read_records(workdir))
     assert sum(result.is_correct.size for result in results) == 6
     for line, result in zip(accuracy[2:], results, strict=True):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -475,7 +470,7 @@ def test_script_prints_the_tables_and_goes_on_where_it_was(
     assert status == 0
     last = f"The records of {workdir} are of 2 commits: abcdef0, fedcba9+."
     assert more.splitlines()[-2:] == ["", last]
-    records = evaluation_files.read_records(workdir)
+    records = read_records(workdir)
     assert [record["run"] for record in records] == [0] * 6 + [1] * 3
 
 
@@ -531,7 +526,7 @@ def test_killed_five_times_at_random_gives_the_same_table(checkpoint, tmp_path):
     root = pathlib.Path(__file__).parents[1]
 
     def table():
-        records = evaluation_files.read_records(tmp_path / "killed")
+        records = read_records(tmp_path / "killed")
         rows = tables.accuracy(evaluation.summaries(records)).splitlines()
         # All columns but those of time.
         return [row.split("|")[:9] for row in rows]
@@ -565,7 +560,7 @@ def test_killed_five_times_at_random_gives_the_same_table(checkpoint, tmp_path):
     fields = ("sampler", "seed", "index", "text", "nfe", "is_correct", "place")
     runs = [
         # Rows that are done together are others after a stop.
-        sorted([r[f] for f in fields] for r in evaluation_files.read_records(directory))
+        sorted([r[f] for f in fields] for r in read_records(directory))
         for directory in (tmp_path / "whole", tmp_path / "killed")
     ]
     assert runs[0] == runs[1]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import sweep
-from dlm_jax import figures
+from dlm_jax.evaluation import figures
 
 pyplot = pytest.importorskip("matplotlib.pyplot")
 

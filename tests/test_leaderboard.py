@@ -8,15 +8,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm_jax import (
-    checkpoints,
-    evaluation_files,
-    leaderboard,
-    provenance,
-    samplers,
-    zoo,
-)
+from dlm_jax import checkpoints, leaderboard, samplers, zoo
 from dlm_jax.errors import InputError
+from dlm_jax.evaluation import provenance
+from dlm_jax.evaluation.records import read_records
 from dlm_jax.leaderboard import Entry, Setting
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import sudoku
@@ -190,7 +185,7 @@ def test_a_sampler_joins_with_one_command(tmp_path, monkeypatch, run_script):
         SETTING, checkpoint=digest, num_examples=3
     )
     log = tmp_path / "runs" / "sudoku"
-    records = evaluation_files.read_records(log)
+    records = read_records(log)
     assert first.nfe == pytest.approx(sum(r["nfe"] for r in records) / 3, abs=1e-4)
     assert out == (tmp_path / "out" / "leaderboard.md").read_text()
 
@@ -201,7 +196,7 @@ def test_a_sampler_joins_with_one_command(tmp_path, monkeypatch, run_script):
         *("threshold(threshold=0.5)", first.sampler)
     ]
     assert entries[1] == first
-    assert len(evaluation_files.read_records(log)) == 6
+    assert len(read_records(log)) == 6
     assert "`threshold(threshold=0.5)`" in (tmp_path / "out/leaderboard.md").read_text()
 
     # Another setting or model: nothing is evaluated, and nothing written.
@@ -225,7 +220,7 @@ def test_a_sampler_joins_with_one_command(tmp_path, monkeypatch, run_script):
     assert error.startswith("error: checkpoint of sudoku (")
     assert len(error.splitlines()) == 1
     assert path.read_bytes() == before
-    assert len(evaluation_files.read_records(log)) == 6
+    assert len(read_records(log)) == 6
 
 
 def test_an_unknown_task_is_named(run_script):

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.sparse import csgraph
 
 from configs import train_maze
-from dlm_jax import training
 from dlm_jax.errors import InputError
-from dlm_jax.tasks import maze, task
+from dlm_jax.tasks import base, maze
 from dlm_jax.text.codec import Codec
+from dlm_jax.training import loop as training
 
 TASK = maze.Maze()
 SMALL = {"d_model": 8, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 8}
@@ -131,9 +131,9 @@ def test_shortest_paths_are_equally_likely():
 def small_maze(start, goal):
     """2x3 cells with all openings and one dead end, in the middle of walls."""
     marks = np.full((9, 9), "#")
-    marks[2:5:2, 2:7] = task.BLANK
-    marks[3, 2:7:2] = task.BLANK
-    marks[5:7, 4] = task.BLANK
+    marks[2:5:2, 2:7] = base.BLANK
+    marks[3, 2:7:2] = base.BLANK
+    marks[5:7, 4] = base.BLANK
     marks[start], marks[goal] = "S", "G"
     return "".join("".join(line) + "\n" for line in marks)
 
@@ -154,8 +154,8 @@ def simple_paths(is_open, path, goal):
 )
 def test_verdict_accepts_the_simple_paths_and_nothing_else(start, goal):
     prompt = small_maze(start, goal)
-    example = task.Example("", prompt, prompt)
-    blanks = [i for i, mark in enumerate(prompt) if mark == task.BLANK]
+    example = base.Example("", prompt, prompt)
+    blanks = [i for i, mark in enumerate(prompt) if mark == base.BLANK]
     accepted = set()
     for marks in itertools.product(".o", repeat=len(blanks)):
         answer = list(prompt)
@@ -173,7 +173,7 @@ def test_verdict_accepts_the_simple_paths_and_nothing_else(start, goal):
 def test_right_answers_with_one_change_are_refused(made, data):
     row = data.draw(st.integers(0, len(made[0]) - 1))
     prompt, right = maze.to_text(made[0][row]), maze.to_text(made[1][row])
-    example = task.Example("", prompt, prompt)
+    example = base.Example("", prompt, prompt)
     assert TASK.verdict(example, right).is_correct
     place = data.draw(st.integers(0, len(right) - 1))
     others = [*"o.#SG\n", "<|mdm_mask|>", ""]
@@ -201,10 +201,10 @@ def test_right_answers_with_one_change_are_refused(made, data):
 )
 def test_verdict_gives_the_first_reason(lines, reason):
     prompt = small_maze((2, 2), (4, 6))
-    marks = places(prompt.replace(task.BLANK, "."))
+    marks = places(prompt.replace(base.BLANK, "."))
     marks[2:5, 2:7] = [list(line) for line in lines]
     answer = "".join("".join(line) + "\n" for line in marks)
-    verdict = TASK.verdict(task.Example("", prompt, prompt), answer)
+    verdict = TASK.verdict(base.Example("", prompt, prompt), answer)
     assert verdict.reason == reason
     assert verdict.is_correct == reason.startswith("a path")
 
@@ -214,7 +214,7 @@ def test_training_rows_are_right_through_the_tokenizer(codec):
     assert tokens.shape == (64, maze.NUM_TOKENS) and is_valid.all()
     shown = np.where(is_maskable, codec.mask_id, tokens)
     prompts = [maze.to_text(row) for row in shown]
-    examples = [task.Example("", prompt, prompt) for prompt in prompts]
+    examples = [base.Example("", prompt, prompt) for prompt in prompts]
     for example, canvas, filled, is_blank in zip(
         examples, TASK.encode(codec, examples), tokens, is_maskable, strict=True
     ):
@@ -239,15 +239,15 @@ def test_batches_are_functions_of_seeds_and_step():
 def test_held_out_mazes_are_not_trained_on():
     tokens, is_maskable, _ = batch(batch_size=300)
     keys = np.where(is_maskable, maze.MASK_ID, tokens).astype(np.uint8)
-    splits = {task.split_of(key.tobytes(), ("test", "valid"), 16) for key in keys}
+    splits = {base.split_of(key.tobytes(), ("test", "valid"), 16) for key in keys}
     assert splits == {"train"}
     for split in TASK.splits:
         for example in TASK.examples(split, 20):
             ids = [
-                maze.MASK_ID if c == task.BLANK else maze.VOCABULARY.index(c)
+                maze.MASK_ID if c == base.BLANK else maze.VOCABULARY.index(c)
                 for c in example.prompt
             ]
-            assert task.split_of(bytes(ids), ("test", "valid"), 16) == split
+            assert base.split_of(bytes(ids), ("test", "valid"), 16) == split
 
 
 def test_examples_are_distinct_and_more_of_them_begin_the_same():
@@ -267,8 +267,8 @@ def test_pretty_shows_the_path_within_the_outer_wall():
     lines = TASK.pretty(prompt).splitlines()
     assert lines[0] == lines[-1] == "#" * 11 and {len(line) for line in lines} == {11}
     assert lines[3] == "###S    ###"
-    answer = prompt.replace(task.BLANK, "o", 3).replace(task.BLANK, ".", 1)
-    answer = answer.replace(task.BLANK, "<|mdm_mask|>")
+    answer = prompt.replace(base.BLANK, "o", 3).replace(base.BLANK, ".", 1)
+    answer = answer.replace(base.BLANK, "<|mdm_mask|>")
     assert TASK.pretty(answer).splitlines()[3:5] == [
         "###Sooo ###",
         "###?#?#?###",

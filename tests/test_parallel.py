@@ -22,13 +22,14 @@ from helpers import (
     take_rows,
 )
 
-from dlm_jax import checkpoints, models, replay, samplers, traces
+from dlm_jax import checkpoints, models, samplers
 from dlm_jax.core import loop
 from dlm_jax.core.canvas import Options
 from dlm_jax.devices import batches, hosts
 from dlm_jax.devices.runner import DataParallel, ModelParallel, make_mesh
 from dlm_jax.errors import InputError
 from dlm_jax.models import llada
+from dlm_jax.parity import replay, traces
 
 # Seven rows, which no number of devices here divides.
 LENGTHS = (1, 9, 4, 6, 9, 2, 5)

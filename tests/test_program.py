@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from dlm_jax.errors import InputError
-from dlm_jax.tasks import program as task_module
-from dlm_jax.tasks import program_grammar as grammar
-from dlm_jax.tasks import program_text as wording
-from dlm_jax.tasks import sandbox
-from dlm_jax.tasks.program_grammar import KINDS, TESTS, Choice, Op
+from dlm_jax.sandbox import sandbox
+from dlm_jax.tasks.program import grammar
+from dlm_jax.tasks.program import task as task_module
+from dlm_jax.tasks.program import text as program_text
+from dlm_jax.tasks.program.grammar import KINDS, TESTS, Choice, Op
 from dlm_jax.text.codec import Codec
 
 TASK = task_module.Program()
@@ -31,10 +31,10 @@ SEEDS = st.integers(0, 2**32)
 def drawn(seed):
     """A program, the argument's name and a text of it."""
     rng = random.Random(seed)
-    program = wording.draw(rng, 5)
-    argument = rng.choice(wording.ARGUMENTS[grammar.source_of(program)])
-    style = wording.draw_style(rng, program, argument)
-    return program, argument, wording.write(program, "f", argument, style)
+    program = program_text.draw(rng, 5)
+    argument = rng.choice(program_text.ARGUMENTS[grammar.source_of(program)])
+    style = program_text.draw_style(rng, program, argument)
+    return program, argument, program_text.write(program, "f", argument, style)
 
 
 def executed(text, name, value):
@@ -44,10 +44,10 @@ def executed(text, name, value):
 
 
 def run_with_text(program, value):
-    style = wording.Style(
+    style = program_text.Style(
         tuple((name, "a") for name in grammar.TYPES), "x", 0, False, False, True
     )
-    return executed(wording.write(program, "f", "b", style), "f", value)
+    return executed(program_text.write(program, "f", "b", style), "f", value)
 
 
 @given(SEEDS, st.data())
@@ -66,10 +66,10 @@ def test_python_text_does_what_the_steps_mean(seed, data):
 def test_every_operation_in_every_style(name):
     kind, rng = KINDS[name], random.Random(name)
     for variant, is_loop in itertools.product((0, 1), (False, True)):
-        op = Op(name, wording._draw_constants(rng, kind))
+        op = Op(name, program_text._draw_constants(rng, kind))
         locals_ = tuple((target, "a") for target in grammar.TYPES)
-        style = wording.Style(locals_, "x", variant, is_loop, True, not is_loop)
-        text = wording.write((op,), "f", "b", style)
+        style = program_text.Style(locals_, "x", variant, is_loop, True, not is_loop)
+        text = program_text.write((op,), "f", "b", style)
         for value in task_module._PROBES[kind.source]:
             assert executed(text, "f", value) == grammar.run((op,), value), text
 
@@ -153,9 +153,9 @@ def test_words_leave_no_doubt_about_the_program():
     rng = random.Random(0)
     orders = set()
     for _ in range(1500):
-        program = wording.draw(rng, 5)
+        program = program_text.draw(rng, 5)
         source = grammar.source_of(program)
-        prompt = wording.describe(rng, program, "f", "xs")
+        prompt = program_text.describe(rng, program, "f", "xs")
         header, body = prompt.split(": ", 1)
         assert grammar.TYPES[source] in header and " f" in header and " xs" in header
         assert readers[source].program(body) == program, prompt
@@ -170,38 +170,40 @@ def test_num_programs_is_what_enumeration_gives():
         for constants in itertools.product(*kind.constants)
         if len(constants) < 2 or constants[0] != constants[1]
     ]
-    assert wording.num_programs(1) == len(ops)
+    assert program_text.num_programs(1) == len(ops)
     sources = [KINDS[op.kind].source for op in ops]
     num = sum(
         KINDS[first.kind].target == source and first.kind != second.kind
         for first in ops
         for second, source in zip(ops, sources, strict=True)
     )
-    assert wording.num_programs(2) == num
+    assert program_text.num_programs(2) == num
 
 
 def sequence(rng):
     """Three operations, all sequences equally likely."""
-    weights = [wording._num_constants(kind) for kind in KINDS.values()]
+    weights = [program_text._num_constants(kind) for kind in KINDS.values()]
     while True:
         names = rng.choices(list(KINDS), weights, k=3)
         kinds = [KINDS[name] for name in names]
         if all(
             a.target == b.source and a is not b for a, b in itertools.pairwise(kinds)
         ):
-            return tuple(Op(n, wording._draw_constants(rng, KINDS[n])) for n in names)
+            return tuple(
+                Op(n, program_text._draw_constants(rng, KINDS[n])) for n in names
+            )
 
 
 def fits(rng, program, limits):
     """Whether a few tries find a specification and a text within the limits."""
-    function, argument = "f", wording.ARGUMENTS[grammar.source_of(program)][0]
+    function, argument = "f", program_text.ARGUMENTS[grammar.source_of(program)][0]
 
     def specification():
-        return wording.describe(rng, program, function, argument)
+        return program_text.describe(rng, program, function, argument)
 
     def text():
-        style = wording.draw_style(rng, program, argument)
-        return wording.write(program, function, argument, style)
+        style = program_text.draw_style(rng, program, argument)
+        return program_text.write(program, function, argument, style)
 
     return all(
         any(len(task_module.encode(write())) <= most for _ in range(20))
@@ -224,12 +226,17 @@ def test_there_are_more_than_a_million_specifications(asked, least):
         num_kept += fits(rng, program, asked.limits)
     # Above the true share for one sample in a thousand.
     share = binomtest(num_kept, num_drawn).proportion_ci(0.998, "exact").low
-    num_programs = wording.num_programs(3) * share
+    num_programs = program_text.num_programs(3) * share
     assert num_programs > least
     # Each may have any of these names, in a specification of the same length.
-    names = [*wording.FUNCTIONS, *itertools.chain(*wording.ARGUMENTS.values())]
+    names = [
+        *program_text.FUNCTIONS,
+        *itertools.chain(*program_text.ARGUMENTS.values()),
+    ]
     assert all(len(task_module.encode(f" {name}")) == 1 for name in names)
-    num_names = len(wording.FUNCTIONS) * min(map(len, wording.ARGUMENTS.values()))
+    num_names = len(program_text.FUNCTIONS) * min(
+        map(len, program_text.ARGUMENTS.values())
+    )
     assert num_programs * num_names > 1_000_000
 
 
@@ -258,12 +265,12 @@ def test_tokenizer_gives_texts_back_exactly(tokenizer, tmp_path):
     rng = random.Random(0)
     used = set()
     for _ in range(2000):
-        program = wording.draw(rng, 5)
-        function = rng.choice(wording.FUNCTIONS)
-        argument = rng.choice(wording.ARGUMENTS[grammar.source_of(program)])
-        style = wording.draw_style(rng, program, argument)
-        prompt = wording.describe(rng, program, function, argument)
-        answer = wording.write(program, function, argument, style)
+        program = program_text.draw(rng, 5)
+        function = rng.choice(program_text.FUNCTIONS)
+        argument = rng.choice(program_text.ARGUMENTS[grammar.source_of(program)])
+        style = program_text.draw_style(rng, program, argument)
+        prompt = program_text.describe(rng, program, function, argument)
+        answer = program_text.write(program, function, argument, style)
         ids = task_module.encode(prompt) + task_module.encode(answer)
         used.update(ids)
         # The Rust tokenizer is slow; a part of the texts will do.
@@ -292,10 +299,12 @@ def test_splits_share_no_program_with_training_or_each_other():
     for program, key, *_ in itertools.islice(draws, 150):
         assert not any(key in found for found in keys.values())
         assert task_module.split_of_program(program, key) == "train"
-        assert not any(wording.is_unseen(*pair) for pair in wording.pairs(program))
+        assert not any(
+            program_text.is_unseen(*pair) for pair in program_text.pairs(program)
+        )
     for example in TASK.examples("unseen", 15):
-        pairs = wording.pairs(example.truth.program)
-        assert any(wording.is_unseen(*pair) for pair in pairs)
+        pairs = program_text.pairs(example.truth.program)
+        assert any(program_text.is_unseen(*pair) for pair in pairs)
 
 
 def test_some_pairs_of_all_types_are_kept_for_the_unseen_split():
@@ -304,7 +313,7 @@ def test_some_pairs_of_all_types_are_kept_for_the_unseen_split():
         for a, b in itertools.permutations(KINDS, 2)
         if KINDS[a].target == KINDS[b].source
     ]
-    unseen = [pair for pair in pairs if wording.is_unseen(*pair)]
+    unseen = [pair for pair in pairs if program_text.is_unseen(*pair)]
     assert 1 / 18 < len(unseen) / len(pairs) < 1 / 8
     assert {KINDS[a].target for a, _ in unseen} == set(grammar.TYPES)
 
@@ -433,8 +442,10 @@ def test_every_style_is_right(examples):
         question = example.truth
         texts = set()
         for _ in range(3):
-            style = wording.draw_style(rng, question.program, "given")
-            text = wording.write(question.program, question.function, "given", style)
+            style = program_text.draw_style(rng, question.program, "given")
+            text = program_text.write(
+                question.program, question.function, "given", style
+            )
             texts.add(text)
             verdict = TASK.verdict(example, text)
             assert verdict.is_correct and verdict.reason == "", verdict.reason
@@ -480,8 +491,8 @@ def test_order_and_constants_matter(examples):
         for program, *_ in others:
             if grammar.source_of(program) != grammar.source_of(question.program):
                 continue
-            style = wording.draw_style(random.Random(0), program, "given")
-            text = wording.write(program, question.function, "given", style)
+            style = program_text.draw_style(random.Random(0), program, "given")
+            text = program_text.write(program, question.function, "given", style)
             num_compared += 1
             assert not TASK.verdict(example, text).is_correct
     assert num_compared

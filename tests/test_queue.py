@@ -24,7 +24,7 @@ from dlm_jax.devices import batches
 from dlm_jax.devices import runner as parallel
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import sudoku
-from dlm_jax.tasks.task import load
+from dlm_jax.tasks.base import load
 
 GEN_LENGTH = 12
 SPECS = ("entropy_bound(gamma=1.0)", "saber", "random(schedule=fixed(k=2))")

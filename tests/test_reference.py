@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from dlm_jax import reference, traces  # noqa: E402
 from dlm_jax.errors import InputError  # noqa: E402
+from dlm_jax.parity import torch_llada, traces  # noqa: E402
 
 TESTS = pathlib.Path(__file__).parent
 DATA = TESTS / "data"
@@ -22,7 +22,7 @@ EAGER = f"{TESTS / 'eager_low_confidence.py'}:generate"
 
 @pytest.mark.parametrize("directory", CHECKPOINTS, ids=lambda path: path.name)
 def test_eager_llada_gives_the_recorded_logits(directory):
-    model = reference.load_llada(directory)
+    model = torch_llada.load_llada(directory)
     recorded = np.load(directory / "logits.npz")
     tokens = torch.tensor(recorded["input_ids"]).long()
     mask = torch.tensor(recorded["attention_mask"])
@@ -48,9 +48,9 @@ def test_recording_an_eager_sampler_gives_the_released_canvases(name):
         for key, value in trace.params.items()
         if key not in ("remasking", "temperature")
     }
-    recorded = reference.record(
-        reference.resolve(EAGER),
-        reference.load_llada(DATA / trace.checkpoint),
+    recorded = torch_llada.record(
+        torch_llada.resolve(EAGER),
+        torch_llada.load_llada(DATA / trace.checkpoint),
         trace.prompt,
         params,
         name=name,
@@ -71,7 +71,7 @@ def test_scripts_record_and_compare(tmp_path, run_script):
     status, _, errors = run_script(
         "record_reference",
         f"--generate={EAGER}",
-        "--model=dlm_jax.reference:load_llada",
+        "--model=dlm_jax.parity.torch_llada:load_llada",
         f"--checkpoint={tmp_path / 'checkpoints' / 'tiny'}",
         f"--prompts_file={prompts}",
         "--sampler=low_confidence",
@@ -103,7 +103,7 @@ class Constant(torch.nn.Module):
 
 
 def _record(generate, **arguments):
-    return reference.record(
+    return torch_llada.record(
         generate,
         Constant(),
         np.array([[5, 6]], np.int32),
@@ -148,7 +148,9 @@ def test_output_of_another_length_is_refused():
 
 
 def test_params_are_literals_or_words():
-    assert reference.parse_params("steps=16,remasking=random,cfg_scale=.5,x=None") == {
+    assert torch_llada.parse_params(
+        "steps=16,remasking=random,cfg_scale=.5,x=None"
+    ) == {
         "steps": 16,
         "remasking": "random",
         "cfg_scale": 0.5,
@@ -156,7 +158,7 @@ def test_params_are_literals_or_words():
     }
     for bad in ("steps", "steps=f()", "3", "a=1,a=2", "**x", ")("):
         with pytest.raises(InputError, match="must be name=literal"):
-            reference.parse_params(bad)
+            torch_llada.parse_params(bad)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_params_are_literals_or_words():
         ("--generate", "absent.py:generate", "absent.py"),
         ("--generate", "generate", "must be file.py:function"),
         ("--generate", "dlm_jax.absent:generate", "dlm_jax.absent"),
-        ("--generate", "dlm_jax.reference:absent", "has no function absent"),
+        ("--generate", "dlm_jax.parity.torch_llada:absent", "has no function absent"),
         ("--params", "steps=4", "gen_length"),
         ("--checkpoint", "absent", "absent"),
         ("--prompts_file", "absent", "absent"),
@@ -179,7 +181,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     prompts.write_text("[17, 4]\n")
     flags = {
         "--generate": EAGER,
-        "--model": "dlm_jax.reference:load_llada",
+        "--model": "dlm_jax.parity.torch_llada:load_llada",
         "--checkpoint": str(CHECKPOINTS[0]),
         "--prompts_file": str(prompts),
         "--sampler": "low_confidence",
@@ -217,10 +219,10 @@ def test_an_existing_trace_is_refused_before_the_model_is_loaded(tmp_path, run_s
 
 
 def test_prompts_must_be_ids_or_text():
-    (row,) = reference.encode_prompts(["[4, 5]"], "absent")
+    (row,) = torch_llada.encode_prompts(["[4, 5]"], "absent")
     np.testing.assert_array_equal(row, [[4, 5]])
     for bad in ("[]", '["a"]', "[1.5]"):
         with pytest.raises(InputError, match="prompt 0 must be a list of token ids"):
-            reference.encode_prompts([bad], "absent")
+            torch_llada.encode_prompts([bad], "absent")
     with pytest.raises(InputError, match=r"tokenizer\.json"):
-        reference.encode_prompts(["hello"], CHECKPOINTS[0])
+        torch_llada.encode_prompts(["hello"], CHECKPOINTS[0])

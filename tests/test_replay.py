@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm_jax import checkpoints, margins, replay, samplers, traces
+from dlm_jax import checkpoints, samplers
 from dlm_jax.core.canvas import Options, Prompts
 from dlm_jax.core.loop import generate, row_keys
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
+from dlm_jax.parity import margins, replay, traces
 
 DATA = pathlib.Path(__file__).parent / "data"
 TRACES = {trace.name: trace for trace in traces.load_directory(DATA / "traces")}

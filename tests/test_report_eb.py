@@ -10,12 +10,13 @@ from flax import nnx
 from scipy.sparse import csgraph
 
 from configs import report_eb as config
-from dlm_jax import checkpoints, maze_split, report_eb, samplers, statistics
+from dlm_jax import checkpoints, maze_split, report_eb, samplers
 from dlm_jax.core import loop
 from dlm_jax.core.canvas import Options
 from dlm_jax.error_split import Split
 from dlm_jax.errors import InputError
-from dlm_jax.evaluation import Summary
+from dlm_jax.evaluation import stats
+from dlm_jax.evaluation.run import Summary
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import maze
 from tests.helpers import TableDenoiser, prompts_of
@@ -32,7 +33,7 @@ SHAPE = {"d_model": 8, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 8}
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
     """The rules do not depend on how finely an interval is known."""
-    monkeypatch.setattr(statistics, "_NUM_RESAMPLES", 1000)
+    monkeypatch.setattr(stats, "_NUM_RESAMPLES", 1000)
 
 
 def summary(spec, num_right, num, nfe):

@@ -9,19 +9,13 @@ import pytest
 from flax import nnx
 from helpers import TableDenoiser
 
-from dlm_jax import (
-    checkpoints,
-    evaluation,
-    evaluation_files,
-    saber_analysis,
-    saber_claims,
-    saber_measure,
-    samplers,
-)
+from dlm_jax import checkpoints, saber_analysis, saber_claims, saber_measure, samplers
 from dlm_jax.core.canvas import Options
 from dlm_jax.core.loop import generate, row_keys
 from dlm_jax.devices import batches
 from dlm_jax.errors import InputError
+from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation.records import read_records
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.samplers.low_confidence import LowConfidence
@@ -344,7 +338,7 @@ def test_script_writes_the_report_and_goes_on_where_it_was(tmp_path, run_script)
     assert status == 0, error
     report = (tmp_path / "reports" / "saber.md").read_text()
     log = tmp_path / "runs" / "sudoku" / "records.jsonl"
-    records = evaluation_files.read_records(log.parent)
+    records = read_records(log.parent)
     assert len(records) == 5 * 4
     for name in ("saber_confidence.png", "saber_drift.png"):
         assert name in report

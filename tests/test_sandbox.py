@@ -22,13 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlm_jax.errors import InputError
-from dlm_jax.tasks import (
-    _sandbox_child,
-    _sandbox_layers,
-    _sandbox_process,
-    sandbox,
-)
-from dlm_jax.tasks.sandbox import Limits
+from dlm_jax.sandbox import child, process, sandbox
+from dlm_jax.sandbox import layers as sandbox_layers
+from dlm_jax.sandbox.sandbox import Limits
 
 # A child starts slowly where the machine is busy.
 PATIENT = Limits(wall_seconds=60.0)
@@ -465,10 +461,8 @@ def test_every_outcome_says_under_which_layers_it_ran():
 def test_a_layer_that_cannot_be_applied_stops_the_program_from_running(monkeypatch):
     if "seccomp" not in sandbox.strongest_layers():
         pytest.skip("not on this system")
-    paths = _sandbox_process._paths(False)
-    monkeypatch.setattr(
-        _sandbox_process, "_paths", lambda _: paths | {"filter": bytes(8)}
-    )
+    paths = process._paths(False)
+    monkeypatch.setattr(process, "_paths", lambda _: paths | {"filter": bytes(8)})
     with pytest.raises(sandbox.SandboxError, match="prctl"):
         judged("def f(x): return 4", layers=("seccomp",))
 
@@ -548,7 +542,7 @@ def test_the_filter_denies_calls_by_number_on_both_architectures(
     machine, audit, denied, allowed, calls, monkeypatch
 ):
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    program = _sandbox_layers.seccomp_filter()
+    program = sandbox_layers.seccomp_filter()
     allow, error, kill = 0x7FFF0000, 0x00050001, 0x80000000
 
     def verdicts(number, place, values):
@@ -560,7 +554,7 @@ def test_the_filter_denies_calls_by_number_on_both_architectures(
     assert {run_filter(program, number, audit) for number in allowed} == {allow}
     # No jump leads astray: all other calls are denied by the table, or allowed.
     column = ("x86_64", "aarch64").index(machine)
-    table = {numbers[column] for numbers in _sandbox_layers._DENIED.values()}
+    table = {numbers[column] for numbers in sandbox_layers._DENIED.values()}
     assert table >= denied and not table & {*allowed, *calls}
     for number in {*range(1024)} - {*calls}:
         expected = error if number in table else allow
@@ -583,7 +577,7 @@ def test_the_filter_denies_calls_by_number_on_both_architectures(
     is_second_set_denied = run_filter(program, 0x40000000, audit) == error
     assert is_second_set_denied == (machine == "x86_64")
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    assert _sandbox_layers.seccomp_filter() == b""
+    assert sandbox_layers.seccomp_filter() == b""
 
 
 def test_what_the_interpreter_asks_of_its_own_descriptors_it_still_gets():
@@ -681,10 +675,10 @@ def test_a_late_start_is_tried_again_and_is_never_an_answer(
             is_late = len(commands) <= num_late
             super().__init__(["sleep", "600"] if is_late else command, **options)
             seconds = 0.3 if len(commands) < num_late else 60.0
-            monkeypatch.setattr(_sandbox_process, "_START_SECONDS", seconds)
+            monkeypatch.setattr(process, "_START_SECONDS", seconds)
 
     sandbox.calls("f = abs", "f", [(1,)], PATIENT)  # what is asked once per process
-    monkeypatch.setattr(_sandbox_process, "_START_SECONDS", 0.3)
+    monkeypatch.setattr(process, "_START_SECONDS", 0.3)
     monkeypatch.setattr(subprocess, "Popen", Late)
 
     def judge():
@@ -720,14 +714,14 @@ def test_a_busy_machine_costs_no_layer(monkeypatch):
     if not sandbox.strongest_layers():
         pytest.skip("not on this system")
     sandbox.calls("f = abs", "f", [(1,)], PATIENT)
-    _sandbox_process._probe.cache_clear()
+    process._probe.cache_clear()
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(_sandbox_process, "_START_SECONDS", 1e-3)
+            patch.setattr(process, "_START_SECONDS", 1e-3)
             with pytest.raises(sandbox.SandboxError, match="did not start"):
                 sandbox.isolation()
     finally:
-        _sandbox_process._probe.cache_clear()
+        process._probe.cache_clear()
     assert sandbox.isolation() != "rlimits"
 
 
@@ -997,9 +991,9 @@ PLAIN = st.recursive(
 @settings(max_examples=40)
 @given(PLAIN)
 def test_plain_data_comes_back_as_it_was(value):
-    text = _sandbox_child.encode(value, 10**6)
+    text = child.encode(value, 10**6)
     assert text.isascii() and "\n" not in text
-    found = _sandbox_process._decode(json.loads(text), 0)
+    found = process._decode(json.loads(text), 0)
     assert sandbox.is_equal(found, value)
     # repr tells types apart too; the order of a set is that of its making.
     if "{" not in repr(value):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dlm_jax import statistics
+from dlm_jax.evaluation import stats as statistics
 
 points = st.lists(
     st.tuples(st.floats(1, 100), st.floats(0, 1)), min_size=1, max_size=12

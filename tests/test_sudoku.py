@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sudoku import Sudoku as PySudoku
 
 from dlm_jax.errors import InputError
-from dlm_jax.tasks import sudoku, sudoku_puzzles
+from dlm_jax.tasks.sudoku import puzzles as sudoku_puzzles
+from dlm_jax.tasks.sudoku import task as sudoku
 from dlm_jax.text.codec import Codec
 
 

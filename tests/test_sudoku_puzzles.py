@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dlm_jax.errors import InputError
-from dlm_jax.tasks import sudoku_puzzles
+from dlm_jax.tasks.sudoku import puzzles as sudoku_puzzles
 
 
 @pytest.mark.parametrize(("least", "most"), [(10, 30), (16, 16), (30, 82), (31, 30)])

@@ -9,18 +9,13 @@ import pytest
 from flax import nnx
 
 from configs import sweep
-from dlm_jax import (
-    checkpoints,
-    evaluation_files,
-    samplers,
-    statistics,
-    sweeps,
-    tasks,
-)
-from dlm_jax.evaluation import Summary
+from dlm_jax import checkpoints, samplers, tasks
+from dlm_jax.evaluation import stats, sweeps
+from dlm_jax.evaluation.records import read_records
+from dlm_jax.evaluation.run import Summary
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import sudoku
-from dlm_jax.tasks.task import Verdict
+from dlm_jax.tasks.base import Verdict
 
 CURVES = {
     "bound": ("entropy_bound(gamma=0.5)", "entropy_bound"),
@@ -52,7 +47,7 @@ def test_points_stand_in_their_curves_with_intervals(made):
         assert [point["accuracy"] for point in line] == [n / 10 for n in RIGHT[name]]
         assert [point["nfe"] for point in line] == list(NFE[name])
         for point, right in zip(line, RIGHT[name], strict=True):
-            interval = statistics.accuracy_interval(np.arange(10)[None] < right)
+            interval = stats.accuracy_interval(np.arange(10)[None] < right)
             assert (point["accuracy_low"], point["accuracy_high"]) == interval
     # Both others cost as much or more, and are right less often.
     is_pareto = [point["is_pareto"] for line in made.values() for point in line]
@@ -138,7 +133,7 @@ def test_script_draws_what_the_records_say(tmp_path, monkeypatch, run_script):
     ]
     status, out, error = run_script("sweep", *arguments)
     assert status == 0, error
-    records = evaluation_files.read_records(workdir)
+    records = read_records(workdir)
     assert len(records) == 3 * 3
     with (workdir / "sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

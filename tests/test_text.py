@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from dlm_jax import zoo
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import sudoku
-from dlm_jax.tasks.task import BLANK
+from dlm_jax.tasks.base import BLANK
 from dlm_jax.text.codec import Codec, character_tokenizer, read_prompts
 
 SUDOKU = pathlib.Path(zoo.__file__).parent / "sudoku"

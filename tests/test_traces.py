@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from dlm_jax import samplers, traces
+from dlm_jax import samplers
 from dlm_jax.core.canvas import Generation, Options, Prompts, Trajectory
 from dlm_jax.errors import InputError
+from dlm_jax.parity import traces
 
 DATA = pathlib.Path(__file__).parent / "data" / "traces"
 NAME = "fastdllm_threshold_0.5__kv2_seed3_p1"

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dlm_jax import checkpoints, training, training_files
+from dlm_jax import checkpoints
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
+from dlm_jax.training import files as training_files
+from dlm_jax.training import loop as training
 
 MASK_ID = 7
 
@@ -237,10 +239,11 @@ import sys
 import jax
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from test_training import MASK_ID, SHORT, _copying
-from dlm_jax import checkpoints, training
+from dlm_jax import checkpoints
+from dlm_jax.training import loop
 model = checkpoints.load({str(tmp_path / "model")!r})
 assert len(model.wte[...].sharding.device_set) == 1 < jax.device_count()
-model = training.train(
+model = loop.train(
     model, _copying, SHORT, {str(tmp_path / "run")!r},
     mask_id=MASK_ID, stop_at=2, is_quiet=True,
 )

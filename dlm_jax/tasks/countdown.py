@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from dlm_jax.core.keys import check_seed
-from dlm_jax.tasks.task import (
+from dlm_jax.tasks.base import (
     BatchAt,
     CharacterTask,
     Example,

@@ -15,8 +15,8 @@ from typing import ClassVar
 
 from dlm_jax.devices.batches import Encoded
 from dlm_jax.errors import InputError
-from dlm_jax.tasks import sandbox
-from dlm_jax.tasks.task import Example, Task, Verdict
+from dlm_jax.sandbox import sandbox
+from dlm_jax.tasks.base import Example, Task, Verdict
 from dlm_jax.text.codec import Codec
 
 _REQUEST = (

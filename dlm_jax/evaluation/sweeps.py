@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from dlm_jax import samplers, statistics
-from dlm_jax.evaluation import Summary
-from dlm_jax.tables import markdown
+from dlm_jax import samplers
+from dlm_jax.evaluation import stats
+from dlm_jax.evaluation.run import Summary
+from dlm_jax.evaluation.tables import markdown
 
 
 def points(
@@ -33,7 +34,7 @@ def points(
         made[curve] = []
         for spec in specs:
             result = by_spec[samplers.canonical_spec(spec)]
-            low, high = statistics.accuracy_interval(result.is_correct)
+            low, high = stats.accuracy_interval(result.is_correct)
             made[curve].append(
                 {
                     "sampler": samplers.short_spec(spec),
@@ -45,7 +46,7 @@ def points(
                 }
             )
     everything = [point for line in made.values() for point in line]
-    best = statistics.pareto_front(*_columns(everything))
+    best = stats.pareto_front(*_columns(everything))
     for i, point in enumerate(everything):
         point["is_pareto"] = i in best
     return made
@@ -71,7 +72,7 @@ def areas(made: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
     high = max(point["nfe"] for point in everything)
     lines = {**made, "all": everything}
     return {
-        name: statistics.area_under_front(*_columns(line), 1.0, high)
+        name: stats.area_under_front(*_columns(line), 1.0, high)
         for name, line in lines.items()
     }
 

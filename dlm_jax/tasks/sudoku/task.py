@@ -17,8 +17,8 @@ from jaxtyping import Int
 
 from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
-from dlm_jax.tasks import sudoku_puzzles
-from dlm_jax.tasks.task import BLANK, BatchAt, CharacterTask, Example, Verdict, cached
+from dlm_jax.tasks.base import BLANK, BatchAt, CharacterTask, Example, Verdict, cached
+from dlm_jax.tasks.sudoku import puzzles as sudoku_puzzles
 
 # Token ids are places in this list.
 VOCABULARY = (
@@ -153,7 +153,7 @@ _Columns = tuple[list[str], Int[np.ndarray, "n 81"], Int[np.ndarray, "n 81"]]
 
 
 def _test_split(num: int, seed: int) -> _Columns:
-    file = importlib.resources.files("dlm_jax.tasks") / "data/sudoku_test.txt"
+    file = importlib.resources.files("dlm_jax.tasks.sudoku") / "data/sudoku_test.txt"
     texts = file.read_text().split()
     return _fixed({f"test/{i}": text for i, text in enumerate(texts)}, num)
 

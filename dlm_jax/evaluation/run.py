@@ -25,8 +25,8 @@ from dlm_jax.devices import batches
 from dlm_jax.devices.runner import Loaded, Parallel
 from dlm_jax.devices.runner import load as load_parallel
 from dlm_jax.errors import InputError
-from dlm_jax.evaluation_files import Key, Log, Manifest
-from dlm_jax.tasks.task import Example, Task, load_codec
+from dlm_jax.evaluation.records import Key, Log, Manifest
+from dlm_jax.tasks.base import Example, Task, load_codec
 from dlm_jax.text.codec import Codec
 
 

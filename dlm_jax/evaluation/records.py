@@ -6,8 +6,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dlm_jax import files, provenance
+from dlm_jax import files
 from dlm_jax.errors import InputError
+from dlm_jax.evaluation import provenance
 
 _MANIFEST, _RECORDS = "manifest.json", "records.jsonl"
 

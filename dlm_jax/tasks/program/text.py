@@ -11,7 +11,8 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
-from dlm_jax.tasks.program_grammar import (
+from dlm_jax.tasks.base import split_of
+from dlm_jax.tasks.program.grammar import (
     KINDS,
     TESTS,
     TYPES,
@@ -22,7 +23,6 @@ from dlm_jax.tasks.program_grammar import (
     Steps,
     source_of,
 )
-from dlm_jax.tasks.task import split_of
 
 FUNCTIONS = (
     "solve",

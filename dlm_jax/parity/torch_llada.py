@@ -2,7 +2,7 @@
 
 Only this module and `eager` import torch, which is needed for comparisons alone.
 `record` watches the forward of any PyTorch model while a sampler runs on it, and makes
-a trace (see `dlm_jax.traces`) of what the model was shown.
+a trace (see `dlm_jax.parity.traces`) of what the model was shown.
 """
 
 import ast
@@ -26,8 +26,8 @@ from safetensors.torch import load_file
 from dlm_jax.checkpoints import hf_format
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.parity.traces import ALL_CANVASES, FINAL_ONLY, Trace, checked
 from dlm_jax.text.codec import Codec
-from dlm_jax.traces import ALL_CANVASES, FINAL_ONLY, Trace, checked
 
 # Sine and cosine of the rotary angles, float32 [length, head_dim / 2].
 _Rotation = tuple[torch.Tensor, torch.Tensor]
@@ -343,7 +343,7 @@ def record(
       prompt: token ids, one row.
       arguments: of the call; must hold gen_length, and nothing that JSON cannot hold.
       name: of the trace.
-      sampler: the trace's name of the rule, a key of `dlm_jax.replay.RULES`.
+      sampler: the trace's name of the rule, a key of `dlm_jax.parity.replay.RULES`.
       checkpoint: directory of the model, relative to the parent of the trace's.
       origin: which code ran.
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from dlm_jax import margins, samplers
+from dlm_jax import samplers
 from dlm_jax.core.canvas import Denoiser, Generation, Options, Prompts, Sampler
 from dlm_jax.core.loop import row_keys
 from dlm_jax.devices import batches
 from dlm_jax.errors import InputError
-from dlm_jax.traces import FINAL_ONLY, Trace
+from dlm_jax.parity import margins
+from dlm_jax.parity.traces import FINAL_ONLY, Trace
 
 # Runs a batch: `parallel.DataParallel`, or `generate` given its first two arguments.
 Sample = Callable[[Sampler, Prompts, Key[Array, "b"], Options], Generation]

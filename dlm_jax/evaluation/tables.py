@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlm_jax import statistics
-from dlm_jax.evaluation import Summary
+from dlm_jax.evaluation import stats
+from dlm_jax.evaluation.run import Summary
 from dlm_jax.samplers import short_spec
 
 
@@ -55,7 +55,7 @@ def accuracy(results: Sequence[Summary]) -> str:
         ]
     ]
     for result in results:
-        low, high = statistics.accuracy_interval(result.is_correct)
+        low, high = stats.accuracy_interval(result.is_correct)
         quantiles = np.quantile(result.nfe, [0.1, 0.5, 0.9])
         rows.append(
             [
@@ -91,17 +91,17 @@ def paired(results: Sequence[Summary]) -> str:
     ]
     for own in others:
         if len(own.is_correct) == 1:
-            found = statistics.compare(own.is_correct[0], first.is_correct[0])
+            found = stats.compare(own.is_correct[0], first.is_correct[0])
             difference, interval = found.difference, found.interval
             counts = [str(found.num_first_only), str(found.num_second_only)]
             counts.append(f"{found.p_value:.2g}")
         else:
             pair = own.is_correct, first.is_correct
             difference = pair[0].mean() - pair[1].mean()
-            interval = statistics.difference_interval(*pair)
+            interval = stats.difference_interval(*pair)
             counts = ["", "", ""]
         nfe = first.nfe.mean(axis=0), own.nfe.mean(axis=0)
-        low, high = statistics.ratio_interval(*nfe)
+        low, high = stats.ratio_interval(*nfe)
         rows.append(
             [
                 short_spec(own.sampler),

@@ -20,7 +20,7 @@ and so does every outcome:
   Linux 6.2 lets them be emptied: that is seccomp's.
 - seccomp: no new process or thread, no socket, no signal, no other process's schedule,
   memory or messages; no file's owner, mode, times or attributes changed, none emptied;
-  none of the other calls of `_sandbox_layers`. By itself it lets a program read, make,
+  none of the other calls of `layers`. By itself it lets a program read, make,
   change and remove files as its user can.
 - rlimits: CPU time, memory, size of files (none grows), descriptors, processes. With
   these alone a program can do with files what its user can, but fill them, so they stop
@@ -38,7 +38,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlm_jax.errors import InputError
-from dlm_jax.tasks._sandbox_process import (
+from dlm_jax.sandbox.process import (
     LAYERS,
     Child,
     Limits,

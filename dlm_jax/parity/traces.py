@@ -5,8 +5,8 @@ canvases) and `RUN.npz` with `prompt` [1, p] and `canvas` [nfe + 1, p + gen_leng
 int32. `canvas[k]` is what the model saw at forward k, the last one the output. Runs
 whose forwards did not show the whole canvas (cached ones) hold the output only.
 
-Runs of the released PyTorch samplers in this format (made by `dlm_jax.reference`) are
-what the samplers here are checked against (by `dlm_jax.replay`).
+Runs of the released PyTorch samplers in this format (made by `torch_llada`) are what
+the samplers here are checked against (by `replay`).
 """
 
 import dataclasses

@@ -24,8 +24,10 @@ import numpy as np
 from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDAConfig
-from dlm_jax.tasks import program_text, sandbox
-from dlm_jax.tasks.program_grammar import (
+from dlm_jax.sandbox import sandbox
+from dlm_jax.tasks.base import BatchAt, Example, Trainable, Verdict, split_of
+from dlm_jax.tasks.program import text as program_text
+from dlm_jax.tasks.program.grammar import (
     TESTS,
     TYPES,
     Choice,
@@ -34,7 +36,6 @@ from dlm_jax.tasks.program_grammar import (
     run_step,
     source_of,
 )
-from dlm_jax.tasks.task import BatchAt, Example, Trainable, Verdict, split_of
 
 # Words of the specifications and parts of Python, with the space before them.
 _SPACED = """

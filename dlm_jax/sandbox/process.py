@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlm_jax.errors import InputError
-from dlm_jax.tasks import _sandbox_layers
+from dlm_jax.sandbox import layers as sandbox_layers
 
 LAYERS = ("namespaces", "landlock", "seccomp")
 # Wall time of one start: a tenth of a second, or many where the machine is busy.
@@ -274,7 +274,7 @@ def _python() -> str:
 
 @functools.cache
 def _child_code() -> Any:
-    path = pathlib.Path(__file__).with_name("_sandbox_child.py")
+    path = pathlib.Path(__file__).with_name("child.py")
     return compile(path.read_text(encoding="utf-8"), path.name, "exec", 0, True)
 
 
@@ -298,15 +298,15 @@ def _plan(limits: Limits, layers: Sequence[str]) -> dict[str, Any]:
 @functools.cache
 def _paths(has_mounts: bool) -> dict[str, Any]:
     readable = _library()
-    hidden = _sandbox_layers.hidden_within(readable)
+    hidden = sandbox_layers.hidden_within(readable)
     return {
         "readable": readable,
         "hidden": hidden,
-        "links": _sandbox_layers.root_links(),
-        "pivot_root": _sandbox_layers.pivot_root_number(),
-        "filter": _sandbox_layers.seccomp_filter(),
+        "links": sandbox_layers.root_links(),
+        "pivot_root": sandbox_layers.pivot_root_number(),
+        "filter": sandbox_layers.seccomp_filter(),
         # What is covered by a mount need not be left out by rules.
-        "rules": _sandbox_layers.landlock_rules(readable, () if has_mounts else hidden),
+        "rules": sandbox_layers.landlock_rules(readable, () if has_mounts else hidden),
     }
 
 
@@ -378,7 +378,7 @@ _PROBE_LOCK = threading.Lock()
 @functools.cache
 def _probe() -> tuple[str, ...]:
     """The layers that a small program works in, each tried by itself, then together."""
-    if sys.platform != "linux" or not _sandbox_layers.seccomp_filter():
+    if sys.platform != "linux" or not sandbox_layers.seccomp_filter():
         return ()
     program = "import hashlib, json, math\ndef f():\n    return math.floor(1.5)"
 

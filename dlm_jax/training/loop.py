@@ -19,10 +19,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from tqdm import tqdm
 
-from dlm_jax import training_files
 from dlm_jax.core.canvas import HostArray
 from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
+from dlm_jax.training import files as training_files
 
 _Model = TypeVar("_Model", bound=nnx.Module)
 

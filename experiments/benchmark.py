@@ -39,7 +39,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dlm_jax import bench, checkpoints, files, samplers, steps, tasks, zoo
+from dlm_jax import checkpoints, files, samplers, tasks, zoo
 from dlm_jax.core import loop
 from dlm_jax.core.canvas import Options, Prompts, Sampler
 from dlm_jax.core.keys import check_seed
@@ -50,6 +50,7 @@ from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import PRESETS, LLaDA, random_preset
 from dlm_jax.tasks.base import load
 from experiments import _app
+from experiments.timing import races, steps
 
 _CONFIG = _app.define_config("configs/benchmark.py", "Defaults.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -124,9 +125,9 @@ def main(argv: Sequence[str]) -> None:
     # From here on `model` and `params` are empty: a device holds the weights once.
     parallel = DataParallel(denoiser, params, devices, frees_params=True)
     if _REFERENCE.value == "host":
-        fill_of = functools.partial(bench.host_driven, parallel)
+        fill_of = functools.partial(races.host_driven, parallel)
     elif _REFERENCE.value == "batches":
-        fill_of = functools.partial(bench.without_queue, parallel)
+        fill_of = functools.partial(races.without_queue, parallel)
     peak = steps.matmul_peak(dtype)
     num_ways = 1 if fill_of is None else 2
     num_runs = len(shapes) * len(rules) * num_ways * config.num_pairs
@@ -137,7 +138,7 @@ def main(argv: Sequence[str]) -> None:
             num_slots = parallel.num_slots(batch_size)
             options = dataclasses.replace(options, num_slots=num_slots)
             shape = steps.Shape(num_slots, prompts.tokens.shape[1], options.gen_length)
-            results = bench.race(
+            results = races.race(
                 *(parallel, rules, prompts, options),
                 num_pairs=config.num_pairs,
                 seed=config.seed,
@@ -145,7 +146,7 @@ def main(argv: Sequence[str]) -> None:
                 forward=steps.forward_timer(parallel, shape),
                 on_run=progress.update,
             )
-            races = bench.records(
+            raced = races.records(
                 results,
                 num_cores=os.cpu_count(),
                 num_devices=parallel.num_groups,
@@ -164,7 +165,7 @@ def main(argv: Sequence[str]) -> None:
                 peak=peak,
                 memory={spec: parallel.memory(*call) for spec, call in calls.items()},
             )
-            found = [{**r, **c} for r, c in zip(races, costs, strict=True)]
+            found = [{**r, **c} for r, c in zip(raced, costs, strict=True)]
             records += found
             if _PROFILE.value:
                 name = f"{_PROFILE.value}/batch{batch_size}_length{shape.length}"
@@ -175,7 +176,7 @@ def main(argv: Sequence[str]) -> None:
                         parallel(*call)
     if _OUTPUT.value:
         files.write_jsonl(_OUTPUT.value, records)
-    print(bench.tables(records), bench.table(records, steps.COLUMNS), sep="\n\n")
+    print(races.tables(records), races.table(records, steps.COLUMNS), sep="\n\n")
     print(f"\nThe weights were there after {seconds:.1f} s.", end=" ")
     print(f"Matrix products reach {peak / 1e12:.3f} TFLOP/s here.")
     for record in records if _PROFILE.value else ():
@@ -250,7 +251,7 @@ def _torch_loop(
     model: LLaDA,
     rules: Iterable[Sampler],
     work: Sequence[tuple[Prompts, Options]],
-) -> tuple[Callable[[Options], bench.Fill], int]:
+) -> tuple[Callable[[Options], races.Fill], int]:
     """The eager loop on the same weights, and the threads that PyTorch takes.
 
     Raises:
@@ -259,8 +260,8 @@ def _torch_loop(
     try:
         import torch
 
-        from dlm_jax import eager
         from dlm_jax.parity import torch_llada
+        from experiments.timing import eager
     except ModuleNotFoundError as error:
         raise InputError(f"--reference=torch needs PyTorch: {error}") from None
 
@@ -281,7 +282,7 @@ def _torch_loop(
         twin = torch_llada.load_llada(pathlib.Path(directory) / "model")
     mask_id = twin.config.mask_token_id
 
-    def fill_of(options: Options) -> bench.Fill:
+    def fill_of(options: Options) -> races.Fill:
         def fill(
             sampler: Sampler, prompts: Prompts, keys: jax.Array
         ) -> tuple[np.ndarray, np.ndarray]:

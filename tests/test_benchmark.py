@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from helpers import DATA
 
-from dlm_jax import bench, checkpoints, samplers, steps, zoo
+from dlm_jax import checkpoints, samplers, zoo
 from dlm_jax.core import loop as generate
 from dlm_jax.core.canvas import Options
 from dlm_jax.devices import batches as batching
@@ -23,6 +23,7 @@ from dlm_jax.samplers.saber import Saber
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.base import load
 from dlm_jax.text.codec import Codec
+from experiments.timing import races, steps
 
 SUDOKU = sudoku.Sudoku()
 SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 2, "mlp_hidden_size": 48}
@@ -54,7 +55,7 @@ def prompts_of(num):
 def race(parallel, specs, num_slots=1, num_pairs=2, block_length=None, **options):
     rules = {spec: samplers.parse(spec) for spec in specs}
     loop = Options(60, block_length, num_slots=num_slots)
-    return bench.race(
+    return races.race(
         *(parallel, rules, prompts_of(2), loop),
         forward=float,
         num_pairs=num_pairs,
@@ -77,8 +78,8 @@ def race(parallel, specs, num_slots=1, num_pairs=2, block_length=None, **options
 )
 def test_eager_loop_fills_as_ours_does(spec, block_length, checkpoint, parallel):
     torch = pytest.importorskip("torch")
-    from dlm_jax import eager
     from dlm_jax.parity import torch_llada
+    from experiments.timing import eager
 
     model = torch_llada.load_llada(checkpoint)
 
@@ -102,8 +103,8 @@ def test_eager_loop_fills_as_ours_does(spec, block_length, checkpoint, parallel)
 def test_saber_on_the_shipped_model_is_the_same_in_float64():
     """In float32 a quarter of such rows differ: their two loops round differently."""
     torch = pytest.importorskip("torch")
-    from dlm_jax import eager
     from dlm_jax.parity import torch_llada
+    from experiments.timing import eager
 
     path = zoo.path("sudoku")
     with jax.enable_x64(True):
@@ -174,7 +175,7 @@ def test_slots_of_all_devices_are_counted(parallel):
     groups.side_effect = parallel
     options = Options(60, num_slots=2)
     rules = {"saber": samplers.parse("saber")}
-    (result,) = bench.race(
+    (result,) = races.race(
         *(groups, rules, prompts_of(5), options),
         forward=float,
         num_pairs=1,
@@ -187,7 +188,7 @@ def test_slots_of_all_devices_are_counted(parallel):
 
 def test_records_are_medians_of_neighbours():
     def result(name, seconds, reference, num_steps, num_forwards):
-        return bench.Result(
+        return races.Result(
             sampler=name,
             length=90,
             batch_size=2,
@@ -203,7 +204,7 @@ def test_records_are_medians_of_neighbours():
 
     one = result("one", [1.0, 4.0, 2.0], [2.0, 12.0, 2.0], [10, 20], 20)
     two = result("two", [0.5, 1.0, 1.0], [1.0, 1.0, 1.0], [2, 4], 5)
-    first, second = bench.records([one, two], num_cores=2)
+    first, second = races.records([one, two], num_cores=2)
     assert first["ratios"] == [2.0, 3.0, 1.0]
     assert first["ratio"] == 2.0
     assert first["rows_per_second"] == 1.0
@@ -214,7 +215,7 @@ def test_records_are_medians_of_neighbours():
     assert second["gain_per_nfe_gain"] == pytest.approx(0.4)
     assert second["num_cores"] == 2
     assert (first["tokens_per_second"], second["tokens_per_second"]) == (15.0, 30.0)
-    speed, gains = bench.tables([first, second]).split("\n\n")
+    speed, gains = races.tables([first, second]).split("\n\n")
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in speed.splitlines()]
     assert cells[2] == [
         *("one", "90", "2", "1.00", "1.00", "2.00", "2.00 3.00 1.00"),
@@ -235,7 +236,7 @@ def test_in_batches_fills_all_rows_in_order():
         sizes.append(len(batch.tokens))
         return batch.tokens, batch.is_blank.sum(axis=1)
 
-    tokens, num_steps = bench.in_batches(fill, 2)(None, prompts, np.arange(5))
+    tokens, num_steps = races.in_batches(fill, 2)(None, prompts, np.arange(5))
     assert sizes == [2, 2, 1]
     np.testing.assert_array_equal(tokens, prompts.tokens)
     np.testing.assert_array_equal(num_steps, prompts.is_blank.sum(axis=1))
@@ -245,12 +246,12 @@ def test_the_queue_changes_no_row(parallel):
     specs = ["random", "entropy_bound(gamma=2.0)"]
     rules = {spec: samplers.parse(spec) for spec in specs}
     options = Options(60, num_slots=2)
-    results = bench.race(
+    results = races.race(
         *(parallel, rules, prompts_of(5), options),
         forward=float,
         num_pairs=1,
         seed=3,
-        reference=bench.without_queue(parallel, options),
+        reference=races.without_queue(parallel, options),
     )
     assert [result.num_equal for result in results] == [5, 5]
 
@@ -260,8 +261,8 @@ def test_a_loop_driven_from_python_fills_as_the_compiled_one(parallel, guidance)
     specs = ["random", "saber"]
     rules = {spec: samplers.parse(spec) for spec in specs}
     options = Options(60, 20, temperature=0.5, guidance=guidance, num_slots=2)
-    fill = bench.host_driven(parallel, options)
-    results = bench.race(
+    fill = races.host_driven(parallel, options)
+    results = races.race(
         *(parallel, rules, prompts_of(5), options),
         forward=float,
         num_pairs=1,
@@ -330,7 +331,7 @@ def test_a_preset_runs_on_random_prompts_of_all_lengths(other, run_script, tmp_p
 
 def test_too_little_memory_for_torch_is_one_line(run_script, monkeypatch):
     torch = pytest.importorskip("torch")
-    from dlm_jax import eager
+    from experiments.timing import eager
 
     def fill(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
@@ -398,7 +399,7 @@ def test_forwards_are_timed_around_every_run(parallel):
     clock = iter([1.0, 3.0, 2.0, 6.0])
     rules = {"saber": samplers.parse("saber")}
     options = Options(60, num_slots=2)
-    (result,) = bench.race(
+    (result,) = races.race(
         *(parallel, rules, prompts_of(2), options),
         forward=clock.__next__,
         num_pairs=2,
@@ -407,7 +408,7 @@ def test_forwards_are_timed_around_every_run(parallel):
 
 
 def test_a_step_is_compared_with_forwards_beside_it():
-    result = bench.Result(
+    result = races.Result(
         *("saber", 16, 2, 1.0),
         seconds=np.array([11.0, 24.0, 33.0]),
         reference_seconds=None,

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlm_jax import error_split, samplers
+from dlm_jax import samplers
 from dlm_jax.core.canvas import Prompts
-from dlm_jax.error_split import Joint
 from dlm_jax.errors import InputError
+from experiments.studies.eb_sampler import error_split
+from experiments.studies.eb_sampler.error_split import Joint
 
 MASK = 2
 CELLS = np.array(list(itertools.product((0, 1), repeat=3)))

@@ -8,13 +8,14 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm_jax import checkpoints, leaderboard, samplers, zoo
+from dlm_jax import checkpoints, samplers, zoo
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import provenance
 from dlm_jax.evaluation.records import read_records
-from dlm_jax.leaderboard import Entry, Setting
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import sudoku
+from experiments.studies.leaderboard import board
+from experiments.studies.leaderboard.board import Entry, Setting
 
 TASK = sudoku.Sudoku()
 SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 48}
@@ -49,10 +50,10 @@ def entry(spec="saber", right=3, nfe=5.0, task="sudoku", setting=SETTING):
 def test_entries_come_back_from_the_file(tmp_path_factory, pairs):
     path = tmp_path_factory.mktemp("board") / "leaderboard.csv"
     entries = [entry(f"threshold(threshold={t!r})", right) for t, right in pairs]
-    leaderboard.write(path, entries)
-    assert leaderboard.read(path) == sorted(entries, key=lambda e: e.sampler)
+    board.write(path, entries)
+    assert board.read(path) == sorted(entries, key=lambda e: e.sampler)
     before = path.read_text().splitlines()
-    leaderboard.write(path, [*leaderboard.read(path), entry(task="maze")])
+    board.write(path, [*board.read(path), entry(task="maze")])
     after = path.read_text().splitlines()
     assert len(after) == len(before) + 1 and set(before) < set(after)
     assert list(path.parent.iterdir()) == [path]
@@ -60,15 +61,15 @@ def test_entries_come_back_from_the_file(tmp_path_factory, pairs):
 
 def test_a_write_that_fails_leaves_the_board_as_it_was(tmp_path):
     path = tmp_path / "new" / "leaderboard.csv"
-    leaderboard.write(path, [entry()])
+    board.write(path, [entry()])
     before = path.read_bytes()
     with pytest.raises(AttributeError):
-        leaderboard.write(path, [entry(), None])
+        board.write(path, [entry(), None])
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
 def test_no_file_is_an_empty_board(tmp_path):
-    assert leaderboard.read(tmp_path / "none.csv") == []
+    assert board.read(tmp_path / "none.csv") == []
 
 
 @pytest.mark.parametrize(
@@ -80,26 +81,26 @@ def test_no_file_is_an_empty_board(tmp_path):
 )
 def test_a_damaged_file_is_named(tmp_path, change, message):
     path = tmp_path / "leaderboard.csv"
-    leaderboard.write(path, [entry()])
+    board.write(path, [entry()])
     path.write_text(path.read_text().replace(*change))
     with pytest.raises(InputError, match=message):
-        leaderboard.read(path)
+        board.read(path)
 
 
 def test_a_sampler_stands_once(tmp_path):
     path = tmp_path / "leaderboard.csv"
-    leaderboard.write(path, [entry(), entry(right=2)])
+    board.write(path, [entry(), entry(right=2)])
     with pytest.raises(InputError, match="on sudoku twice"):
-        leaderboard.read(path)
+        board.read(path)
 
 
 def test_missing_is_what_is_not_there_in_any_spelling():
     entries = [entry("saber(n=2)"), entry("random", task="maze")]
     specs = ["saber", "random", "saber(n=3)", "saber(mu=8.0, n=3)"]
-    found = leaderboard.missing(entries, "sudoku", specs, SETTING)
+    found = board.missing(entries, "sudoku", specs, SETTING)
     assert found == [samplers.canonical_spec(s) for s in specs[1:3]]
     with pytest.raises(InputError, match="mine"):
-        leaderboard.missing(entries, "sudoku", ["mine"], SETTING)
+        board.missing(entries, "sudoku", ["mine"], SETTING)
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Setting)])
@@ -109,22 +110,22 @@ def test_no_line_of_another_setting_joins(tmp_path, name):
     known = str(getattr(SETTING, name))[:12]
     message = rf"{name} of sudoku \({shown}\) must be {known}, as on the leaderboard$"
     with pytest.raises(InputError, match=f"^{message}"):
-        leaderboard.missing([entry()], "sudoku", ["random"], other)
+        board.missing([entry()], "sudoku", ["random"], other)
     # Another task has a setting of its own.
-    assert leaderboard.missing([entry()], "maze", ["random"], other)
+    assert board.missing([entry()], "maze", ["random"], other)
 
     path = tmp_path / "leaderboard.csv"
     entries = [entry(), entry("threshold", task="maze", setting=other)]
-    leaderboard.write(path, entries)
-    assert leaderboard.read(path) == entries[::-1]
-    leaderboard.write(path, [entry(), entry("threshold", setting=other)])
+    board.write(path, entries)
+    assert board.read(path) == entries[::-1]
+    board.write(path, [entry(), entry("threshold", setting=other)])
     with pytest.raises(InputError, match=rf"leaderboard\.csv: {name} of sudoku"):
-        leaderboard.read(path)
+        board.read(path)
 
 
 def test_the_page_says_each_task_s_setting_from_its_entries():
     other = Setting("d2", 9, split="valid", example_seed=1, seed=2, temperature=0.5)
-    text = leaderboard.page([entry(), entry(task="maze", setting=other)], "command")
+    text = board.page([entry(), entry(task="maze", setting=other)], "command")
     maze, sudoku = text.split("## ")[1:]
     assert (
         "Checkpoint d2, the first 9 examples of the split `valid` (example seed 1)"
@@ -136,7 +137,7 @@ def test_the_page_says_each_task_s_setting_from_its_entries():
 
 
 def test_table_has_the_best_first_and_marks_the_front():
-    lines = leaderboard.table(
+    lines = board.table(
         [
             entry("random", right=1, nfe=9.0),
             entry("saber", right=3, nfe=4.0),
@@ -178,7 +179,7 @@ def test_a_sampler_joins_with_one_command(tmp_path, monkeypatch, run_script):
     path = tmp_path / "out" / "leaderboard.csv"
     status, out, error = run_script("leaderboard", *arguments)
     assert status == 0, error
-    (first,) = leaderboard.read(path)
+    (first,) = board.read(path)
     assert first.sampler == "threshold(threshold=0.9)"
     digest = provenance.digest(tmp_path / "model")
     assert first.setting == dataclasses.replace(
@@ -191,7 +192,7 @@ def test_a_sampler_joins_with_one_command(tmp_path, monkeypatch, run_script):
 
     added = "--sampler=threshold(threshold=0.5)"
     assert run_script("leaderboard", *arguments, added)[0] == 0
-    entries = leaderboard.read(path)
+    entries = board.read(path)
     assert [e.sampler for e in entries] == [
         *("threshold(threshold=0.5)", first.sampler)
     ]

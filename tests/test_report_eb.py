@@ -9,19 +9,19 @@ import pytest
 from flax import nnx
 from scipy.sparse import csgraph
 
-from configs import report_eb as config
-from dlm_jax import checkpoints, maze_split, report_eb, samplers
+from dlm_jax import checkpoints, samplers
 from dlm_jax.core import loop
 from dlm_jax.core.canvas import Options
-from dlm_jax.error_split import Split
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import stats
 from dlm_jax.evaluation.run import Summary
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import maze
+from experiments.studies.eb_sampler import config, maze_split, report
+from experiments.studies.eb_sampler.error_split import Split
 from tests.helpers import TableDenoiser, prompts_of
 
-CLAIM = report_eb.Claim(min_ratio=2.5, margin=0.02, floor=0.1)
+CLAIM = report.Claim(min_ratio=2.5, margin=0.02, floor=0.1)
 BASE = "low_confidence"
 BOUNDS = ("entropy_bound(gamma=0.1)", "entropy_bound(gamma=0.01)")
 OWN = "margin"
@@ -49,12 +49,12 @@ def section_of(rights, nfes, num=1000):
     specs = (BASE, *BOUNDS, OWN)
     ends = (*rights, num // 2), (*nfes, nfes[0])
     results = [summary(s, r, num, n) for s, r, n in zip(specs, *ends, strict=True)]
-    return report_eb.section("sudoku", 1000, CURVES, results, BASE, COMPARED, CLAIM)
+    return report.section("sudoku", 1000, CURVES, results, BASE, COMPARED, CLAIM)
 
 
 def judge(rights, nfes, num=1000):
     section = section_of(rights, nfes, num)
-    return report_eb.verdict(section.pairings, rights[0] / num, CLAIM)
+    return report.verdict(section.pairings, rights[0] / num, CLAIM)
 
 
 def test_pairings_are_differences_on_the_same_examples():
@@ -99,8 +99,8 @@ def test_the_verdict_follows_from_intervals(rights, nfes, num, word, says):
 
 def test_tasks_that_disagree_get_no_common_verdict():
     same = {"sudoku": ("unclear", ""), "maze": ("unclear", "")}
-    assert report_eb.overall(same).endswith("claim is **unclear**.")
-    text = report_eb.overall(same | {"maze": ("reproduced", "")})
+    assert report.overall(same).endswith("claim is **unclear**.")
+    text = report.overall(same | {"maze": ("reproduced", "")})
     assert "**unclear** on sudoku" in text and "**reproduced** on maze" in text
 
 
@@ -191,7 +191,7 @@ def test_sentences_on_the_split_follow_from_intervals():
 def test_a_report_holds_its_numbers_and_figures(tmp_path):
     section = section_of((900, 899, 850), (50.0, 10.0, 8.0))
     path = tmp_path / "reports" / "eb.md"
-    report_eb.write(path, "the command", ["a cpu"], "Set.", [section], {}, CLAIM)
+    report.write(path, "the command", ["a cpu"], "Set.", [section], {}, CLAIM)
     text = path.read_text()
     assert text.splitlines()[2] == "    the command"
     assert "Set. Measured on a cpu." in text
@@ -239,7 +239,7 @@ def test_one_token_a_step_has_the_order_of_the_bound_beside_it():
 
 
 CONFIG = """
-from configs import report_eb
+from experiments.studies.eb_sampler import config as report_eb
 
 def get_config():
     config = report_eb.get_config()
@@ -268,8 +268,8 @@ def get_config():
 )
 def test_what_cannot_be_compared_is_refused(curves, compared, message):
     with pytest.raises(InputError, match=message):
-        report_eb.check(curves, BASE, compared)
-    report_eb.check(CURVES, BASE, COMPARED)
+        report.check(curves, BASE, compared)
+    report.check(CURVES, BASE, COMPARED)
 
 
 def test_what_is_compared_must_stand_in_a_curve(tmp_path, run_script):

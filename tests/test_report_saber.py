@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from helpers import TableDenoiser
 
-from dlm_jax import checkpoints, saber_analysis, saber_claims, saber_measure, samplers
+from dlm_jax import checkpoints, samplers
 from dlm_jax.core.canvas import Options
 from dlm_jax.core.loop import generate, row_keys
 from dlm_jax.devices import batches
@@ -20,6 +20,7 @@ from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.samplers.low_confidence import LowConfidence
 from dlm_jax.tasks import sudoku
+from experiments.studies.saber import analysis, claims, measure
 
 TASK = sudoku.Sudoku()
 SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 48}
@@ -44,7 +45,7 @@ def infills(blanks, mask_id, length=6):
 def test_where_nothing_depends_on_context_no_confidence_changes():
     table = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
     rows = infills([[1, 2, 4], [0, 5]], mask_id=4)
-    watched = saber_analysis.watch(
+    watched = analysis.watch(
         TableDenoiser(mask_id=4),
         jnp.asarray(table),
         LowConfidence(),
@@ -65,7 +66,7 @@ def test_where_nothing_depends_on_context_no_confidence_changes():
         order = np.argsort(-best[places])
         assert watched.commit_step[i][:n][order].tolist() == list(range(n))
         assert watched.is_mask[i].sum(axis=1)[: n + 1].tolist() == [*range(n, -1, -1)]
-    drift = saber_analysis.drift(watched, min_tokens=1)
+    drift = analysis.drift(watched, min_tokens=1)
     assert [point["num"] for point in drift] == [5, 3, 1]
     np.testing.assert_allclose([point["mean"] for point in drift], 0, atol=1e-6)
     assert all(point["fell"] == 0 for point in drift)
@@ -76,7 +77,7 @@ def test_confidences_are_those_of_the_loop_and_of_the_bare_model():
     denoiser, params = as_denoiser(model)
     rows = infills([[1, 2, 4, 7, 8], [0, 3, 9]], model.config.mask_token_id, length=10)
     options = Options(gen_length=5)
-    watched = saber_analysis.watch(
+    watched = analysis.watch(
         denoiser, params, LowConfidence(), rows, options, batch_size=3
     )
     done = generate(
@@ -111,12 +112,12 @@ def test_confidences_are_those_of_the_loop_and_of_the_bare_model():
                 )
                 num_compared += own.sum()
     assert num_compared == 5 + 4 + 3 + 2 + 1 + 3 + 2 + 1
-    assert saber_analysis.drift(watched, min_tokens=1)[0]["mean"] != 0
+    assert analysis.drift(watched, min_tokens=1)[0]["mean"] != 0
 
 
 def test_guidance_is_refused():
     with pytest.raises(InputError, match=r"guidance \(1.0\) must be 0"):
-        saber_analysis.watch(
+        analysis.watch(
             TableDenoiser(mask_id=4),
             jnp.zeros((16, 5)),
             LowConfidence(),
@@ -134,7 +135,7 @@ def watched():
     is_mask = np.zeros((2, 4, 3), bool)
     is_mask[0] = [[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
     is_mask[1, 0, 0] = True
-    return saber_analysis.Watched(
+    return analysis.Watched(
         confidence=confidence,
         is_mask=is_mask,
         commit_step=np.array([[2, 1, 0], [0, -1, -1]]),
@@ -143,7 +144,7 @@ def watched():
 
 
 def test_rise_takes_means_over_undecided_blanks_then_over_rows(watched):
-    points = saber_analysis.rise(watched, num_bins=3)
+    points = analysis.rise(watched, num_bins=3)
     assert [point["num"] for point in points] == [2, 1, 1]
     # At the start: row 0 has 0.2, 0.4, 0.6, row 1 has 0.9.
     np.testing.assert_allclose([p["mean"] for p in points], [0.65, 0.4, 0.5])
@@ -153,7 +154,7 @@ def test_rise_takes_means_over_undecided_blanks_then_over_rows(watched):
 
 
 def test_drift_and_falls_count_from_the_commit(watched):
-    points = saber_analysis.drift(watched, min_tokens=1)
+    points = analysis.drift(watched, min_tokens=1)
     # After one step: 0.7 - 0.6, 0.8 - 0.5, 0.9 - 0.5 and 1.0 - 0.9.
     np.testing.assert_allclose(points[0]["mean"], (0.1 + 0.3 + 0.4 + 0.1) / 4)
     # After two: 0.5 - 0.6 and 0.7 - 0.5; after three: 0.9 - 0.6.
@@ -162,45 +163,43 @@ def test_drift_and_falls_count_from_the_commit(watched):
     assert [p["num"] for p in points] == [4, 2, 1]
     # None fell, or there is one generation: a resample changes nothing.
     assert all((p["fell_low"], p["fell_high"]) == (p["fell"],) * 2 for p in points)
-    assert saber_analysis.drift(watched, min_tokens=2) == points[:2]
+    assert analysis.drift(watched, min_tokens=2) == points[:2]
     everything = np.array([True, True])
-    falls = saber_analysis.falls(watched, everything, (0.0, 0.05, 0.2))
+    falls = analysis.falls(watched, everything, (0.0, 0.05, 0.2))
     assert falls == {"num": 4, "ever": [0.25, 0.25, 0], "at_end": [0, 0, 0]}
-    one = saber_analysis.falls(watched, np.array([False, True]), (0.0,))
+    one = analysis.falls(watched, np.array([False, True]), (0.0,))
     assert one == {"num": 1, "ever": [0], "at_end": [0]}
-    none = saber_analysis.falls(watched, ~everything, (0.0,))
+    none = analysis.falls(watched, ~everything, (0.0,))
     assert none["num"] == 0
 
 
 def test_slope_is_of_each_generation_over_what_is_decided(watched):
-    slope, (low, high) = saber_analysis.slope(watched)
+    slope, (low, high) = analysis.slope(watched)
     # Row 0: means 0.4, 0.4, 0.5 at 0, 1/3, 2/3 decided; row 1 has one forward only.
     assert slope == pytest.approx(0.15)
     assert low == high == pytest.approx(slope)
 
 
 def test_growth_is_of_blanks_and_not_of_which_are_left(watched):
-    growth, interval = saber_analysis.growth(watched)
+    growth, interval = analysis.growth(watched)
     # 0.2 to 0.3, 0.4 to 0.5, 0.3 to 0.5; row 1 has no blank that outlives a step.
     assert growth == pytest.approx((0.1 + 0.1 + 0.2) / 3)
     assert interval == pytest.approx((growth, growth))
     # The surest goes first: what is left has a lower mean, though each blank grew.
     confidence = np.array([[[0.9, 0.1], [0.99, 0.2], [1.0, 0.3]]])
     is_mask = np.array([[[1, 1], [0, 1], [0, 0]]], bool)
-    surest = saber_analysis.Watched(
-        confidence, is_mask, np.array([[0, 1]]), np.array([2])
-    )
-    assert saber_analysis.slope(surest)[0] < 0
-    assert saber_analysis.growth(surest)[0] == pytest.approx(0.1)
+    surest = analysis.Watched(confidence, is_mask, np.array([[0, 1]]), np.array([2]))
+    assert analysis.slope(surest)[0] < 0
+    assert analysis.growth(surest)[0] == pytest.approx(0.1)
 
 
 def test_gap_is_of_shares_in_wrong_and_right_generations(watched):
     # Row 0: one of three tokens fell by 0.1; row 1: none of one.
-    gap, interval = saber_analysis.gap(watched, np.array([False, True]), 0.05)
+    gap, interval = analysis.gap(watched, np.array([False, True]), 0.05)
     assert gap == pytest.approx(1 / 3) and interval == pytest.approx((1 / 3, 1 / 3))
-    gap, _ = saber_analysis.gap(watched, np.array([True, False]), 0.05)
+    gap, _ = analysis.gap(watched, np.array([True, False]), 0.05)
     assert gap == pytest.approx(-1 / 3)
-    assert saber_analysis.gap(watched, np.array([True, True]), 0.05) is None
+    assert analysis.gap(watched, np.array([True, True]), 0.05) is None
 
 
 def records_of(spec, right, nfe, seconds, size):
@@ -233,7 +232,7 @@ def test_compared_by_example_and_by_call():
         *(r | {"place": [0, 8]} for r in records_of(c, [1, 1, 1, 1], 2, [0.1], 4)),
     ]
     results = {s.sampler: s for s in evaluation.summaries(records)}
-    own, other, mixed = saber_measure.compare(records, results, [a, b, c], a)
+    own, other, mixed = measure.compare(records, results, [a, b, c], a)
     assert own.against is None and own.spec == a and own.speed_up == (1, 1, 1)
     assert (own.num_calls, other.num_calls, mixed.num_calls) == (2, 2, 0)
     assert (other.against.num_first_only, other.against.num_second_only) == (2, 1)
@@ -243,14 +242,14 @@ def test_compared_by_example_and_by_call():
     assert np.isnan(mixed.speed_up).all() and mixed.nfe_gain == 4
     # A call of two runs is not timed, and the other says it all.
     records[4]["run"] = 1
-    _, other = saber_measure.compare(records, results, [a, b], a)
+    _, other = measure.compare(records, results, [a, b], a)
     assert (other.num_calls, other.speed_up) == (1, pytest.approx((2, 2, 2)))
-    assert saber_measure.find([own, other], "saber(mu=8, n=2)") is other
-    assert saber_measure.find([own, other], "margin") is None
-    fixed, broken = saber_measure.cases(records, b, a)
+    assert measure.find([own, other], "saber(mu=8, n=2)") is other
+    assert measure.find([own, other], "margin") is None
+    fixed, broken = measure.cases(records, b, a)
     assert [p[0]["index"] for p in fixed] == [2, 3]
     assert [p[1]["index"] for p in broken] == [1]
-    gain, (low, high) = saber_measure.over_others(results, b, [a, c])
+    gain, (low, high) = measure.over_others(results, b, [a, c])
     assert gain == pytest.approx(0) and low < 0 < high
 
 
@@ -267,9 +266,9 @@ def test_compared_by_example_and_by_call():
     ],
 )
 def test_verdict_follows_from_the_interval(low, high, expected):
-    assert saber_claims.verdict(low, high, 0, 0.019) == expected
+    assert claims.verdict(low, high, 0, 0.019) == expected
     # The same of a ratio, where nothing is 1.
-    assert saber_claims.verdict(1 + low, 1 + high, 1, 1.019) == expected
+    assert claims.verdict(1 + low, 1 + high, 1, 1.019) == expected
 
 
 @pytest.mark.parametrize(
@@ -283,13 +282,11 @@ def test_verdict_follows_from_the_interval(low, high, expected):
 def test_a_speed_up_must_exceed_that_of_equal_forwards(controls, expected):
     records = records_of("saber", [True] * 4, 10, [1.0], 4)
     (summary,) = evaluation.summaries(records)
-    (main,) = saber_measure.compare(
-        records, {summary.sampler: summary}, ["saber"], "saber"
-    )
+    (main,) = measure.compare(records, {summary.sampler: summary}, ["saber"], "saber")
     main = dataclasses.replace(
         main, speed_up=(1.3, 1.1, 1.5), num_calls=4, nfe_gain=1.4
     )
-    said = saber_claims._speed_claim(main, controls)
+    said = claims._speed_claim(main, controls)
     assert f"**{expected}**" in said
     assert ("told from noise" in said) == (max(controls, default=0) > 1)
 
@@ -301,7 +298,7 @@ def test_an_interval_that_the_exact_test_does_not_confirm_is_no_claim(
     p_value, expected
 ):
     measured = 0.1, (0.01, 0.2)
-    said = saber_claims._accuracy_claim("Accuracy", 0.02, measured, p_value, 0.5)
+    said = claims._accuracy_claim("Accuracy", 0.02, measured, p_value, 0.5)
     assert expected in said and "+10.0 (+1.0 to +20.0)" in said
 
 
@@ -369,16 +366,19 @@ def test_a_quick_report_leaves_the_whole_one_alone(tmp_path, run_script, monkeyp
     (tmp_path / "config.py").write_text(CONFIG)
     arguments = ["--config=config.py", "--checkpoints=models", "--config.num_watched=1"]
     assert run_script("report_saber", *arguments)[0] == 0
-    whole = (tmp_path / "experiments/reports/saber.md").read_text()
+    whole = (tmp_path / "experiments/studies/saber/saber.md").read_text()
     assert "9 examples" in whole and "range of 3 calls" in whole
     assert run_script("report_saber", *arguments, "--quick")[0] == 0
-    assert (tmp_path / "experiments/reports/saber.md").read_text() == whole
-    quick = (tmp_path / "experiments/reports/saber_quick.md").read_text()
+    assert (tmp_path / "experiments/studies/saber/saber.md").read_text() == whole
+    quick = (tmp_path / "experiments/studies/saber/saber_quick.md").read_text()
     assert "4 examples" in quick and "saber_quick_drift.png" in quick
     # What the command line says stands, quick or not.
     arguments += ["--config.num_examples=3", "--workdir=other", "--quick"]
     assert run_script("report_saber", *arguments)[0] == 0
-    assert "3 examples" in (tmp_path / "experiments/reports/saber_quick.md").read_text()
+    assert (
+        "3 examples"
+        in (tmp_path / "experiments/studies/saber/saber_quick.md").read_text()
+    )
 
 
 def test_script_names_a_missing_model(tmp_path, run_script):

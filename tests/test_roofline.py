@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from dlm_jax import roofline
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, llada_8b, tiny
+from experiments.timing import roofline
 
 TEST = roofline.Machine("test", 4, 1e12, 1e9, 1e11, 1e10, "none")
 

@@ -4,13 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from dlm_jax import steps, tasks
+from dlm_jax import tasks
 from dlm_jax.core import loop
 from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import run as evaluation
 from dlm_jax.models.llada import random_preset
 from dlm_jax.training import loop as training
+from experiments.timing import steps
 
 BAD = [-1, 2**32, 2**64, -(2**70)]
 MESSAGE = r"\(-?[\d.]+\) must be an integer from 0 to 4294967295$"

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from dlm_jax import error_split, samplers
+from dlm_jax import samplers
 from dlm_jax.core.canvas import Denoiser
 from dlm_jax.devices import batches
-from dlm_jax.error_split import Joint, Split
 from dlm_jax.evaluation import stats
 from dlm_jax.evaluation.tables import markdown
 from dlm_jax.samplers.entropy_bound import EntropyBound
 from dlm_jax.tasks import maze
 from dlm_jax.tasks.base import cached
 from dlm_jax.text.codec import Codec
+from experiments.studies.eb_sampler import error_split
+from experiments.studies.eb_sampler.error_split import Joint, Split
 
 
 def joint(prompt: Int[np.ndarray, "l"]) -> Joint:

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from dlm_jax import roofline
-from dlm_jax.bench import Result
 from dlm_jax.core import loop, row
 from dlm_jax.core.canvas import Denoiser, Options, Prompts, Sampler, View
 from dlm_jax.core.keys import check_seed
 from dlm_jax.devices.runner import DataParallel, without_axis
 from dlm_jax.models.llada import LLaDAConfig
+from experiments.timing import roofline
+from experiments.timing.races import Result
 
 # A single call is too short to be timed; what is timed takes at least this long.
 _SECONDS = 0.5

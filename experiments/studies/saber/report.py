@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from dlm_jax.evaluation import figures
 from dlm_jax.evaluation.tables import change, markdown
-from dlm_jax.saber_claims import claims
-from dlm_jax.saber_measure import DEPTHS, Judged, Measured, alike, find
+from experiments.studies.saber.claims import claims
+from experiments.studies.saber.measure import DEPTHS, Judged, Measured, alike, find
 
 
 def write(

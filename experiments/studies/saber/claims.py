@@ -7,7 +7,14 @@ from where the measured interval lies (`verdict`).
 from collections.abc import Iterator, Sequence
 
 from dlm_jax.evaluation.tables import change
-from dlm_jax.saber_measure import DEPTH, DEPTHS, Judged, Measured, alike, find
+from experiments.studies.saber.measure import (
+    DEPTH,
+    DEPTHS,
+    Judged,
+    Measured,
+    alike,
+    find,
+)
 
 # Published with LLaDA-8B-Instruct. The two means are over code benchmarks, the rest is
 # HumanEval: Pass@1 of Saber less that of the other, and forwards of one-token decoding

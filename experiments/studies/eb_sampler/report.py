@@ -12,13 +12,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlm_jax import maze_split, samplers
-from dlm_jax.error_split import Split
+from dlm_jax import samplers
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import figures, stats, sweeps
 from dlm_jax.evaluation.run import Summary
 from dlm_jax.evaluation.tables import between, markdown, points
 from dlm_jax.samplers.entropy_bound import EntropyBound
+from experiments.studies.eb_sampler import maze_split
+from experiments.studies.eb_sampler.error_split import Split
 
 REPRODUCED, NOT_REPRODUCED, UNCLEAR = "reproduced", "not reproduced", "unclear"
 

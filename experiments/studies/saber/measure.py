@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from dlm_jax import saber_analysis, samplers
+from dlm_jax import samplers
 from dlm_jax.core.canvas import Denoiser
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
@@ -19,6 +19,7 @@ from dlm_jax.evaluation import stats
 from dlm_jax.evaluation.run import Summary
 from dlm_jax.tasks.base import Task
 from dlm_jax.text.codec import Codec
+from experiments.studies.saber import analysis
 
 # Losses of confidence that are counted; 0 stands for more than rounding.
 DEPTHS = (0.0, 0.01, 0.1, 0.5)
@@ -179,7 +180,7 @@ def measure(
     examples = task.examples(plan.split, num, plan.example_seed)
     options = task.options(codec, plan.temperature)
     num_watched = min(setting.num_watched, num)
-    watched = saber_analysis.watch(
+    watched = analysis.watch(
         denoiser,
         params,
         samplers.parse(setting.baseline),
@@ -217,15 +218,15 @@ def measure(
         num_fixed=len(fixed),
         num_broken=len(broken),
         cases=[*show("with", fixed), *show("without", broken)],
-        rise=saber_analysis.rise(watched),
-        slope=saber_analysis.slope(watched),
-        growth=saber_analysis.growth(watched),
-        drift=saber_analysis.drift(watched),
+        rise=analysis.rise(watched),
+        slope=analysis.slope(watched),
+        growth=analysis.growth(watched),
+        drift=analysis.drift(watched),
         falls={
-            "right": saber_analysis.falls(watched, is_correct, DEPTHS),
-            "wrong": saber_analysis.falls(watched, ~is_correct, DEPTHS),
+            "right": analysis.falls(watched, is_correct, DEPTHS),
+            "wrong": analysis.falls(watched, ~is_correct, DEPTHS),
         },
-        gap=saber_analysis.gap(watched, is_correct, DEPTH),
+        gap=analysis.gap(watched, is_correct, DEPTH),
     )
 
 

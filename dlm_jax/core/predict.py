@@ -4,7 +4,7 @@ The head is applied to slices of the vocabulary; log-sum-exp, entropy, the two b
 tokens and the Gumbel draw are running values over the slices. What is alive at once is
 a few arrays of [b, r, slice] in float32, whatever the length of the row and the size of
 the vocabulary: 3.7 at temperature 0 and 5.7 above, where noise is added, with jaxlib
-0.10.2 on a CPU (tests/test_predict_memory.py).
+0.10.2 on a CPU (tests/core/test_predict_memory.py).
 """
 
 import functools

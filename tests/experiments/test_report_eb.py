@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import TableDenoiser, prompts_of
 from scipy.sparse import csgraph
 
 from dlm_jax import checkpoints, samplers
@@ -19,7 +20,6 @@ from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import maze
 from experiments.studies.eb_sampler import config, maze_split, report
 from experiments.studies.eb_sampler.error_split import Split
-from tests.helpers import TableDenoiser, prompts_of
 
 CLAIM = report.Claim(min_ratio=2.5, margin=0.02, floor=0.1)
 BASE = "low_confidence"

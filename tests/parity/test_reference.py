@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from dlm_jax.errors import InputError  # noqa: E402
 from dlm_jax.parity import torch_llada, traces  # noqa: E402
 
-TESTS = pathlib.Path(__file__).parent
+TESTS = pathlib.Path(__file__).parents[1]
 DATA = TESTS / "data"
 CHECKPOINTS = [
     DATA / "checkpoints" / name for name in ("tiny_kv2_seed3", "tiny_kv4_seed0")

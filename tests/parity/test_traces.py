@@ -12,7 +12,7 @@ from dlm_jax.core.canvas import Generation, Options, Prompts, Trajectory
 from dlm_jax.errors import InputError
 from dlm_jax.parity import traces
 
-DATA = pathlib.Path(__file__).parent / "data" / "traces"
+DATA = pathlib.Path(__file__).parents[1] / "data" / "traces"
 NAME = "fastdllm_threshold_0.5__kv2_seed3_p1"
 
 

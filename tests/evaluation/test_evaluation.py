@@ -523,7 +523,7 @@ def _script(checkpoint, workdir):
 
 @pytest.mark.slow
 def test_killed_five_times_at_random_gives_the_same_table(checkpoint, tmp_path):
-    root = pathlib.Path(__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
 
     def table():
         records = read_records(tmp_path / "killed")

@@ -230,7 +230,7 @@ def test_puzzles_need_the_vocabulary(run_script, chat_model):
 def test_command_line_answers_bad_input_without_a_traceback(tmp_path):
     command = [sys.executable, "-m", "experiments.generate", "--sampler=sober"]
     result = subprocess.run(
-        command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1]
+        command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2]
     )
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: sampler (sober) must be one of random, ")

@@ -16,7 +16,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.parity import margins, replay, traces
 
-DATA = pathlib.Path(__file__).parent / "data"
+DATA = pathlib.Path(__file__).parents[1] / "data"
 TRACES = {trace.name: trace for trace in traces.load_directory(DATA / "traces")}
 CONFIDENT = "llada_low_confidence_s6_g32_b16__kv2_seed3_p0"
 GUIDED = "llada_low_confidence_cfg__kv4_seed0_p0"

@@ -15,7 +15,7 @@ from dlm_jax import checkpoints
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, LLaDAConfig, deepen, llada_8b, tiny
 
-_GOLDEN = Path(__file__).parent / "data" / "checkpoints"
+_GOLDEN = Path(__file__).parents[1] / "data" / "checkpoints"
 _HF_CONFIG = json.loads((_GOLDEN / "tiny_kv2_seed3" / "config.json").read_text())
 
 

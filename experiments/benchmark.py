@@ -41,8 +41,10 @@ from tqdm import tqdm
 
 from dlm_jax import checkpoints, files, samplers, tasks, zoo
 from dlm_jax.core import loop
-from dlm_jax.core.canvas import Options, Prompts, Sampler
+from dlm_jax.core.canvas import Prompts
 from dlm_jax.core.keys import check_seed
+from dlm_jax.core.options import Options
+from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices import batches
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError

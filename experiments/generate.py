@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dlm_jax import files, samplers, tasks, zoo
-from dlm_jax.core.canvas import Options
 from dlm_jax.core.keys import check_seed
+from dlm_jax.core.options import Options
 from dlm_jax.devices import batches, hosts, runner
 from dlm_jax.errors import InputError
 from dlm_jax.tasks.base import BLANK, check_codec

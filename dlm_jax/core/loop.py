@@ -14,18 +14,13 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from dlm_jax.core import row
 from dlm_jax.core import slots as queue
-from dlm_jax.core.canvas import (
-    Denoiser,
-    Generation,
-    HostArray,
-    Options,
-    Prompts,
-    Sampler,
-    canonical,
-)
+from dlm_jax.core.canvas import Generation, HostArray, Prompts
+from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.keys import check_seed
+from dlm_jax.core.options import Options
 from dlm_jax.core.predict import NOISE_TILE, predict
 from dlm_jax.core.row import Row
+from dlm_jax.core.sampler import Sampler, canonical
 from dlm_jax.core.slots import Job, Queue, Todo
 from dlm_jax.errors import InputError
 

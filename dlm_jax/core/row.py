@@ -11,17 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from dlm_jax.core.canvas import (
-    Canvas,
-    Denoiser,
-    Missing,
-    Options,
-    Prediction,
-    Prompts,
-    Sampler,
-    Trajectory,
-    View,
-)
+from dlm_jax.core.canvas import Canvas, Missing, Prediction, Prompts, Trajectory, View
+from dlm_jax.core.denoiser import Denoiser
+from dlm_jax.core.options import Options
+from dlm_jax.core.sampler import Sampler
 
 
 @flax.struct.dataclass

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
-from dlm_jax.core.canvas import Sampler
 from dlm_jax.core.row import Frame, Row
+from dlm_jax.core.sampler import Sampler
 
 
 @flax.struct.dataclass

@@ -20,14 +20,8 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
 from dlm_jax import checkpoints
-from dlm_jax.core.canvas import (
-    Denoiser,
-    Generation,
-    HostArray,
-    Options,
-    Prompts,
-    Sampler,
-)
+from dlm_jax.core.canvas import Generation, HostArray, Prompts
+from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.loop import (
     FOREVER,
     begin,
@@ -37,6 +31,8 @@ from dlm_jax.core.loop import (
     prepare,
     proceed,
 )
+from dlm_jax.core.options import Options
+from dlm_jax.core.sampler import Sampler
 from dlm_jax.errors import InputError
 from dlm_jax.models import ModuleDenoiser, as_denoiser
 from dlm_jax.models.llada import LLaDAConfig, partition

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from dlm_jax import samplers
-from dlm_jax.core.canvas import Sampler
 from dlm_jax.core.keys import check_seed
+from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices import batches
 from dlm_jax.devices.runner import Loaded, Parallel
 from dlm_jax.devices.runner import load as load_parallel

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from dlm_jax.core.canvas import Canvas, Decision, Denoiser, Prediction, Sampler, View
+from dlm_jax.core.canvas import Canvas, Decision, Prediction, View
+from dlm_jax.core.denoiser import Denoiser
+from dlm_jax.core.sampler import Sampler
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -9,8 +9,11 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from dlm_jax import samplers
-from dlm_jax.core.canvas import Denoiser, Generation, Options, Prompts, Sampler
+from dlm_jax.core.canvas import Generation, Prompts
+from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.loop import row_keys
+from dlm_jax.core.options import Options
+from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices import batches
 from dlm_jax.errors import InputError
 from dlm_jax.parity import margins

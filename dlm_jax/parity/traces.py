@@ -21,7 +21,9 @@ import numpy as np
 from jaxtyping import Int
 
 from dlm_jax import files, samplers
-from dlm_jax.core.canvas import Generation, Options, Prompts, Sampler
+from dlm_jax.core.canvas import Generation, Prompts
+from dlm_jax.core.options import Options
+from dlm_jax.core.sampler import Sampler
 from dlm_jax.errors import InputError
 
 ALL_CANVASES = "before every forward, then final"

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from dlm_jax.core.canvas import Sampler, canonical
+from dlm_jax.core.sampler import Sampler, canonical
 from dlm_jax.errors import InputError
 from dlm_jax.samplers.entropy import Entropy
 from dlm_jax.samplers.entropy_bound import EntropyBound

@@ -6,7 +6,8 @@ import flax.struct
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from dlm_jax.core.canvas import Canvas, Decision, Prediction, Sampler, number
+from dlm_jax.core.canvas import Canvas, Decision, Prediction
+from dlm_jax.core.sampler import Sampler, number
 from dlm_jax.errors import InputError
 from dlm_jax.samplers import select
 from dlm_jax.samplers.margin import Margin, probability_margin

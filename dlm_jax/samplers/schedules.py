@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from dlm_jax.core.canvas import Canvas, HostArray, Rule, number
+from dlm_jax.core.canvas import Canvas, HostArray
+from dlm_jax.core.sampler import Rule, number
 from dlm_jax.errors import InputError
 
 

@@ -18,8 +18,9 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from dlm_jax import checkpoints, files
-from dlm_jax.core.canvas import ABSENT, Options
+from dlm_jax.core.canvas import ABSENT
 from dlm_jax.core.keys import check_seed
+from dlm_jax.core.options import Options
 from dlm_jax.devices.batches import Encoded
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, LLaDAConfig

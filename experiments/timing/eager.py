@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlm_jax.core.canvas import Prompts, Sampler
+from dlm_jax.core.canvas import Prompts
+from dlm_jax.core.sampler import Sampler
 from dlm_jax.errors import InputError
 from dlm_jax.parity.torch_llada import wide
 from dlm_jax.samplers.entropy_bound import EntropyBound

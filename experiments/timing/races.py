@@ -15,8 +15,10 @@ import numpy as np
 from jaxtyping import Float, Int, Key, PyTree
 
 from dlm_jax.core import loop, row
-from dlm_jax.core.canvas import ABSENT, Options, Prompts, Sampler
+from dlm_jax.core.canvas import ABSENT, Prompts
+from dlm_jax.core.options import Options
 from dlm_jax.core.row import Row
+from dlm_jax.core.sampler import Sampler
 from dlm_jax.core.slots import Job
 from dlm_jax.devices.runner import DataParallel, Parallel, without_axis
 from dlm_jax.errors import InputError

@@ -16,8 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from dlm_jax.core import loop, row
-from dlm_jax.core.canvas import Denoiser, Options, Prompts, Sampler, View
+from dlm_jax.core.canvas import Prompts, View
+from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.keys import check_seed
+from dlm_jax.core.options import Options
+from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices.runner import DataParallel, without_axis
 from dlm_jax.models.llada import LLaDAConfig
 from experiments.timing import roofline

@@ -11,7 +11,7 @@ from helpers import prompts_of
 
 from dlm_jax import samplers
 from dlm_jax.core import loop as generate
-from dlm_jax.core.canvas import Options
+from dlm_jax.core.options import Options
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import sudoku

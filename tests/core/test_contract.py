@@ -16,7 +16,7 @@ from helpers import DATA, equations, infilling_of, prompts_of, stack, take_rows
 
 from dlm_jax import checkpoints, models, samplers
 from dlm_jax.core import loop
-from dlm_jax.core.canvas import Options
+from dlm_jax.core.options import Options
 from dlm_jax.core.row import start as start_row
 from dlm_jax.core.slots import Job
 

@@ -12,7 +12,9 @@ from helpers import TableDenoiser, infilling_of, prompts_of, stack
 
 from dlm_jax import samplers
 from dlm_jax.core import loop
-from dlm_jax.core.canvas import Decision, Missing, Options, Prediction, Sampler
+from dlm_jax.core.canvas import Decision, Missing, Prediction
+from dlm_jax.core.options import Options
+from dlm_jax.core.sampler import Sampler
 from dlm_jax.errors import InputError
 
 VOCAB, MASK, EOS = 12, 11, 1

@@ -13,8 +13,9 @@ from flax import nnx
 from helpers import equations
 
 from dlm_jax import samplers
-from dlm_jax.core.canvas import Options, Prompts
+from dlm_jax.core.canvas import Prompts
 from dlm_jax.core.loop import prepare, row_keys, sample
+from dlm_jax.core.options import Options
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
 

@@ -19,7 +19,7 @@ from helpers import (
 
 from dlm_jax import checkpoints, models, samplers, zoo
 from dlm_jax.core import loop
-from dlm_jax.core.canvas import Options
+from dlm_jax.core.options import Options
 from dlm_jax.devices import batches
 from dlm_jax.devices import runner as parallel
 from dlm_jax.errors import InputError

@@ -11,8 +11,9 @@ import scipy.stats
 from helpers import equations
 
 from dlm_jax import samplers
-from dlm_jax.core.canvas import Options, Prompts
+from dlm_jax.core.canvas import Prompts
 from dlm_jax.core.loop import generate, prepare, row_keys, sample
+from dlm_jax.core.options import Options
 from dlm_jax.core.predict import NOISE_TILE
 
 # Three tiles of noise, the last one partly used.

@@ -24,7 +24,7 @@ from helpers import (
 
 from dlm_jax import checkpoints, models, samplers
 from dlm_jax.core import loop
-from dlm_jax.core.canvas import Options
+from dlm_jax.core.options import Options
 from dlm_jax.devices import batches, hosts
 from dlm_jax.devices.runner import DataParallel, ModelParallel, make_mesh
 from dlm_jax.errors import InputError

@@ -14,7 +14,7 @@ from helpers import DATA
 
 from dlm_jax import checkpoints, samplers, zoo
 from dlm_jax.core import loop as generate
-from dlm_jax.core.canvas import Options
+from dlm_jax.core.options import Options
 from dlm_jax.devices import batches as batching
 from dlm_jax.devices.runner import DataParallel, without_axis
 from dlm_jax.models import as_denoiser

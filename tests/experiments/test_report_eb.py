@@ -12,7 +12,7 @@ from scipy.sparse import csgraph
 
 from dlm_jax import checkpoints, samplers
 from dlm_jax.core import loop
-from dlm_jax.core.canvas import Options
+from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import stats
 from dlm_jax.evaluation.run import Summary

@@ -10,8 +10,8 @@ from flax import nnx
 from helpers import TableDenoiser
 
 from dlm_jax import checkpoints, samplers
-from dlm_jax.core.canvas import Options
 from dlm_jax.core.loop import generate, row_keys
+from dlm_jax.core.options import Options
 from dlm_jax.devices import batches
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import run as evaluation

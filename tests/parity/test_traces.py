@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dlm_jax import samplers
-from dlm_jax.core.canvas import Generation, Options, Prompts, Trajectory
+from dlm_jax.core.canvas import Generation, Prompts, Trajectory
+from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
 from dlm_jax.parity import traces
 

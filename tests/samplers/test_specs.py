@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dlm_jax import samplers
-from dlm_jax.core.canvas import canonical
+from dlm_jax.core.sampler import canonical
 from dlm_jax.errors import InputError
 from dlm_jax.samplers.schedules import Cosine, Dream, Fixed, Linear
 

@@ -10,7 +10,7 @@ from helpers import DATA, prompts_of
 from configs import humaneval_llada_8b, humaneval_llada_8b_whole_row
 from dlm_jax import checkpoints, models, samplers
 from dlm_jax.core import loop
-from dlm_jax.core.canvas import Options
+from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import run as evaluation
 from dlm_jax.tasks import humaneval

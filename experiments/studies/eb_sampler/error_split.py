@@ -28,15 +28,15 @@ from dlm_jax.core.canvas import (
     ABSENT,
     Canvas,
     Decision,
-    Denoiser,
     HostArray,
-    Options,
     Prediction,
     Prompts,
-    Sampler,
     View,
 )
+from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.loop import prepare, row_keys, sample
+from dlm_jax.core.options import Options
+from dlm_jax.core.sampler import Sampler
 from dlm_jax.errors import InputError
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from dlm_jax import samplers
-from dlm_jax.core.canvas import Denoiser
+from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.devices import batches
 from dlm_jax.evaluation import stats
 from dlm_jax.evaluation.tables import markdown

@@ -15,9 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from dlm_jax.core.canvas import Denoiser, Options, Sampler, View
+from dlm_jax.core.canvas import View
+from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.loop import generate, row_keys
+from dlm_jax.core.options import Options
 from dlm_jax.core.predict import predict
+from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices import batches
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import stats

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from dlm_jax import samplers
-from dlm_jax.core.canvas import Denoiser
+from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import run as evaluation

@@ -40,9 +40,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dlm_jax import checkpoints, files, samplers, tasks, zoo
-from dlm_jax.core import loop
 from dlm_jax.core.canvas import Prompts
-from dlm_jax.core.keys import check_seed
+from dlm_jax.core.checks import prepare
+from dlm_jax.core.keys import check_seed, row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices import batches
@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
     work = [workload(*shape) for shape in shapes]
     denoiser, params = as_denoiser(model)
     for rule, rows in itertools.product(rules.values(), work):
-        loop.prepare(denoiser, rule, *rows)
+        prepare(denoiser, rule, *rows)
     fill_of, num_threads = None, None
     if _REFERENCE.value == "torch":
         fill_of, num_threads = _torch_loop(model, rules.values(), work)
@@ -154,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
                 num_devices=parallel.num_groups,
                 reference_threads=num_threads,
             )
-            keys = loop.row_keys(config.seed, np.arange(len(prompts.tokens)))
+            keys = row_keys(config.seed, np.arange(len(prompts.tokens)))
             calls = {
                 spec: (rule, prompts, keys, options) for spec, rule in rules.items()
             }

@@ -1,9 +1,13 @@
-"""What a seed may be: the same for random keys, weights and examples."""
+"""What a seed may be, and the random keys that rows get from it."""
 
+import functools
 import reprlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int, Key
 
 from dlm_jax.errors import InputError
 
@@ -29,3 +33,22 @@ def check_seed(seed: Any, name: str = "seed") -> None:
         raise InputError(
             f"{name} ({shown}) must be an integer from 0 to {NUM_SEEDS - 1}"
         )
+
+
+def row_keys(seed: int, ids: Int[np.ndarray, "b"]) -> Key[Array, "b"]:
+    """One random key per row, a function of the seed and the row's own id.
+
+    A row's draws then depend on which prompt it is, not on its place in a batch.
+
+    Args:
+      seed: an integer, 0 <= seed < 2**32.
+      ids: integers of the same range.
+
+    Raises:
+      InputError: naming what is out of range: modulo 2^32 two would be the same.
+    """
+    check_seed(seed)
+    for bound in (np.min(ids, initial=0), np.max(ids, initial=0)):
+        check_seed(bound, "ids")
+    root = jax.random.key(seed, impl="threefry2x32")
+    return jax.vmap(functools.partial(jax.random.fold_in, root))(jnp.asarray(ids))

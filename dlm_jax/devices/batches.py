@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from dlm_jax.core.canvas import Prompts
-from dlm_jax.core.loop import row_keys
+from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler, canonical
 from dlm_jax.devices.runner import Parallel

@@ -21,16 +21,9 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from dlm_jax import checkpoints
 from dlm_jax.core.canvas import Generation, HostArray, Prompts
+from dlm_jax.core.checks import check_keys, check_tokens, prepare
 from dlm_jax.core.denoiser import Denoiser
-from dlm_jax.core.loop import (
-    FOREVER,
-    begin,
-    check_keys,
-    check_tokens,
-    finish,
-    prepare,
-    proceed,
-)
+from dlm_jax.core.loop import FOREVER, begin, finish, proceed
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.errors import InputError

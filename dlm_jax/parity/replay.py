@@ -11,7 +11,7 @@ from jaxtyping import Array, Key, PyTree
 from dlm_jax import samplers
 from dlm_jax.core.canvas import Generation, Prompts
 from dlm_jax.core.denoiser import Denoiser
-from dlm_jax.core.loop import row_keys
+from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices import batches

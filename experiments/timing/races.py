@@ -16,6 +16,8 @@ from jaxtyping import Float, Int, Key, PyTree
 
 from dlm_jax.core import loop, row
 from dlm_jax.core.canvas import ABSENT, Prompts
+from dlm_jax.core.checks import prepare
+from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.row import Row
 from dlm_jax.core.sampler import Sampler
@@ -137,7 +139,7 @@ def host_driven(parallel: DataParallel, options: Options) -> Fill:
     def fill(
         sampler: Sampler, prompts: Prompts, keys: Key[jax.Array, "n"]
     ) -> tuple[np.ndarray, np.ndarray]:
-        sampler, prompts, own = loop.prepare(denoiser, sampler, prompts, options)
+        sampler, prompts, own = prepare(denoiser, sampler, prompts, options)
         jobs, rows = begin(sampler, prompts, keys, own)
         b, length = prompts.tokens.shape
         cache = init_cache(shard, loop.forwards_of(own) * b, length)
@@ -186,7 +188,7 @@ def race(
     num_rows = len(prompts.tokens)
     num_slots = options.num_slots or num_rows
     batch_size = min(num_slots * parallel.num_groups, num_rows)
-    keys = loop.row_keys(seed, np.arange(num_rows))
+    keys = row_keys(seed, np.arange(num_rows))
     num_forwards = {}
 
     def ours(spec: str) -> tuple[np.ndarray, np.ndarray]:

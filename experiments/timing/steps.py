@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from dlm_jax.core import loop, row
+from dlm_jax.core import row
 from dlm_jax.core.canvas import Prompts, View
+from dlm_jax.core.checks import prepare
 from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
@@ -112,7 +113,7 @@ def region_size(
     denoiser: Denoiser, sampler: Sampler, prompts: Prompts, options: Options
 ) -> int:
     """Positions of a row that a sampler needs predictions of, in one step."""
-    sampler, prompts, options = loop.prepare(denoiser, sampler, prompts, options)
+    sampler, prompts, options = prepare(denoiser, sampler, prompts, options)
 
     def region(sampler: Sampler, prompts: Prompts) -> Int[Array, "r"]:
         frame, first = row.start(denoiser, options, sampler, prompts)

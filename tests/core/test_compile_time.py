@@ -11,6 +11,8 @@ from helpers import prompts_of
 
 from dlm_jax import samplers
 from dlm_jax.core import loop as generate
+from dlm_jax.core.checks import prepare
+from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA
@@ -23,13 +25,13 @@ def arguments_of(num_layers):
     config = sudoku.Sudoku().model_config(n_layers=num_layers, **shape)
     model = nnx.eval_shape(lambda: LLaDA(config, rngs=nnx.Rngs(0)))
     denoiser, params = as_denoiser(model)
-    sampler, prompts, options = generate.prepare(
+    sampler, prompts, options = prepare(
         denoiser,
         samplers.parse("saber"),
         prompts_of([4, 9], 32, vocab_size=9),
         Options(32, 8),
     )
-    keys = generate.row_keys(0, np.arange(2))
+    keys = row_keys(0, np.arange(2))
     return denoiser, params, sampler, prompts, keys, options
 
 

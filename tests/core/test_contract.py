@@ -16,6 +16,8 @@ from helpers import DATA, equations, infilling_of, prompts_of, stack, take_rows
 
 from dlm_jax import checkpoints, models, samplers
 from dlm_jax.core import loop
+from dlm_jax.core.checks import prepare
+from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.row import start as start_row
 from dlm_jax.core.slots import Job
@@ -72,7 +74,7 @@ def generated(denoiser, spec, temperature=0.0):
     """The batch of seven, generated once for all tests of a sampler."""
     options = dataclasses.replace(OPTIONS, temperature=temperature)
     prompts = batch_of_seven()
-    keys = loop.row_keys(7, np.arange(7))
+    keys = row_keys(7, np.arange(7))
     result = loop.generate(
         denoiser, _PARAMS[denoiser], samplers.parse(spec), prompts, keys, options
     )
@@ -166,7 +168,7 @@ def test_row_is_the_same_alone_and_at_any_padding(run, model, spec, row, width):
         params,
         samplers.parse(spec),
         alone,
-        loop.row_keys(7, np.array([row])),
+        row_keys(7, np.array([row])),
         dataclasses.replace(OPTIONS, temperature=0.8),
     )
     assert single.num_steps[0] == result.num_steps[row]
@@ -191,13 +193,13 @@ def test_row_with_guidance_and_stops_is_the_same_alone(model, spec):
         loop.generate, denoiser, params, samplers.parse(spec), options=options
     )
     prompts = batch_of_seven()
-    result = generated(prompts, loop.row_keys(7, np.arange(7)))
+    result = generated(prompts, row_keys(7, np.arange(7)))
     is_filler = prompts.is_blank & (result.tokens == denoiser.eos_id)
     assert is_filler.any(axis=1).sum() >= 2
     assert len(set(np.asarray(result.num_steps[:6]))) > 1
     row, width = 2, 40
     alone = take_rows(batch_of_seven(width), [row])
-    single = generated(alone, loop.row_keys(7, np.array([row])))
+    single = generated(alone, row_keys(7, np.array([row])))
     assert single.num_steps[0] == result.num_steps[row]
     for name in ("tokens", "commit_step"):
         np.testing.assert_array_equal(
@@ -209,10 +211,10 @@ def test_row_with_guidance_and_stops_is_the_same_alone(model, spec):
 def test_while_loop_equals_a_python_loop(run, model, spec):
     prompts, result = run(spec)
     denoiser, params = model
-    sampler, prompts, options = loop.prepare(
+    sampler, prompts, options = prepare(
         denoiser, samplers.parse(spec), prompts, OPTIONS
     )
-    keys = loop.row_keys(7, np.arange(7))
+    keys = row_keys(7, np.arange(7))
     begin = functools.partial(start_row, denoiser, options)
     frames, rows = jax.vmap(begin)(sampler, prompts)
     jobs = Job(sampler, keys, frames)
@@ -231,10 +233,10 @@ def test_while_loop_equals_a_python_loop(run, model, spec):
 @every_sampler
 def test_one_while_with_the_denoiser_inside_and_lowers_for_tpu(model, spec):
     denoiser, params = model
-    sampler, prompts, options = loop.prepare(
+    sampler, prompts, options = prepare(
         denoiser, samplers.parse(spec), batch_of_seven(), OPTIONS
     )
-    keys = loop.row_keys(7, np.arange(7))
+    keys = row_keys(7, np.arange(7))
     traced = jax.jit(loop.sample, static_argnums=0).trace(
         denoiser, params, sampler, prompts, keys, options
     )
@@ -272,7 +274,7 @@ def test_values_do_not_retrace(model, spec):
 
     def run(sampler, prompt_length, seed):
         prompts = prompts_of([prompt_length], 4, width=8)
-        keys = loop.row_keys(seed, np.array([seed]))
+        keys = row_keys(seed, np.array([seed]))
         loop.generate(counting, params, sampler, prompts, keys, options)
 
     run(sampler, 2, 0)
@@ -308,7 +310,7 @@ def test_entropy_bound_at_its_limits(model):
     denoiser, params = model
     prompts = prompts_of([3, 5], 16)
     options = Options(gen_length=16, has_trajectory=True)
-    keys = loop.row_keys(0, np.arange(2))
+    keys = row_keys(0, np.arange(2))
     one = samplers.parse("entropy_bound(gamma=0)")
     result = loop.generate(denoiser, params, one, prompts, keys, options)
     assert (result.num_steps == 16).all()

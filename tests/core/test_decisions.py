@@ -13,13 +13,14 @@ from helpers import TableDenoiser, infilling_of, prompts_of, stack
 from dlm_jax import samplers
 from dlm_jax.core import loop
 from dlm_jax.core.canvas import Decision, Missing, Prediction
+from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.errors import InputError
 
 VOCAB, MASK, EOS = 12, 11, 1
 DENOISER = TableDenoiser(mask_id=MASK, eos_id=EOS)
-KEYS = loop.row_keys(0, np.arange(1))
+KEYS = row_keys(0, np.arange(1))
 
 
 def table(length, seed=0):
@@ -98,7 +99,7 @@ def test_is_known_is_the_region():
     prompts = stack(
         [prompts_of([1], 5, vocab_size=9), infilling_of(4, 6, vocab_size=9)]
     )
-    keys = loop.row_keys(0, np.arange(2))
+    keys = row_keys(0, np.arange(2))
     result = run(Checks(), prompts, Options(6, block_length=2), keys=keys)
     assert result.is_complete.all()
 
@@ -255,7 +256,7 @@ def test_a_new_row_starts_with_a_new_state(num_slots):
     """Rows of different lengths, so that slots are refilled one by one."""
     blanks = [5, 2, 7, 3, 1, 6]
     prompts = stack([prompts_of([2], num, width=9, vocab_size=9) for num in blanks])
-    keys = loop.row_keys(0, np.arange(6))
+    keys = row_keys(0, np.arange(6))
     result = run(WritesItsCount(), prompts, Options(7, num_slots=num_slots), keys=keys)
     assert len(set(result.last_iteration)) > 3
     for row, num in enumerate(blanks):

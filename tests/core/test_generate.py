@@ -11,6 +11,7 @@ from helpers import TableDenoiser, infilling_of, prompts_of, stack
 from dlm_jax import samplers
 from dlm_jax.core import loop
 from dlm_jax.core.canvas import Prompts, View
+from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
 
@@ -26,7 +27,7 @@ def table(length, seed=0):
 def run(spec, prompts, options, params=None, denoiser=DENOISER, seed=0):
     if params is None:
         params = table(prompts.tokens.shape[1])
-    keys = loop.row_keys(seed, np.arange(len(prompts.tokens)))
+    keys = row_keys(seed, np.arange(len(prompts.tokens)))
     result = loop.generate(
         denoiser, params, samplers.parse(spec), prompts, keys, options
     )
@@ -145,7 +146,7 @@ def test_a_value_per_row_is_a_sweep_in_one_batch():
     one = prompts_of([2], 6, vocab_size=9)
     thresholds = np.array([0.0, 0.3, 0.99])
     swept = samplers.Threshold(threshold=thresholds)
-    keys = loop.row_keys(0, np.arange(3))
+    keys = row_keys(0, np.arange(3))
     params, options = table(8), Options(gen_length=6)
     batch = stack([one] * 3)
     result = loop.generate(DENOISER, params, swept, batch, keys, options)
@@ -221,7 +222,7 @@ def test_bad_prompts_are_named():
 
 def test_bad_sampler_values_are_named():
     prompts = prompts_of([2], 6, vocab_size=9)
-    keys = loop.row_keys(0, np.arange(1))
+    keys = row_keys(0, np.arange(1))
     for value, message in (
         ("high", r"Threshold: threshold \('high'\) must be a number"),
         (np.zeros(3), r"Threshold: threshold .* must be a number or an array"),
@@ -241,8 +242,8 @@ def test_bad_sampler_values_are_named():
 
 
 def test_row_keys_depend_on_the_id_alone():
-    both = jax.random.key_data(loop.row_keys(3, np.array([4, 9])))
-    one = jax.random.key_data(loop.row_keys(3, np.array([9])))
+    both = jax.random.key_data(row_keys(3, np.array([4, 9])))
+    one = jax.random.key_data(row_keys(3, np.array([9])))
     np.testing.assert_array_equal(both[1], one[0])
     assert (both[0] != both[1]).any()
 
@@ -263,7 +264,7 @@ def test_adjust_sees_every_slice_of_the_row():
         table(10),
         Favour(token=np.array([3, 7])),
         prompts,
-        loop.row_keys(0, np.arange(2)),
+        row_keys(0, np.arange(2)),
         Options(gen_length=6),
     )
     assert (result.tokens[0, 2:8] == 3).all()
@@ -295,7 +296,7 @@ def test_view_can_show_more_than_the_canvas(guidance):
         table(8),
         Twice(),
         prompts,
-        loop.row_keys(0, np.arange(1)),
+        row_keys(0, np.arange(1)),
         Options(gen_length=6, guidance=guidance),
     )
     assert (result.tokens[0, 2:] == 6).all()

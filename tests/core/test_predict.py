@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlm_jax.core.loop import row_keys
+from dlm_jax.core.keys import row_keys
 from dlm_jax.core.predict import predict
 
 ALL = ("best_log_prob", "runner_up_log_prob", "entropy", "held_log_prob")

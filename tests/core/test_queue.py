@@ -19,6 +19,7 @@ from helpers import (
 
 from dlm_jax import checkpoints, models, samplers, zoo
 from dlm_jax.core import loop
+from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.devices import batches
 from dlm_jax.devices import runner as parallel
@@ -40,7 +41,7 @@ def test_rows_are_as_without_a_queue_and_no_slot_stays_idle(spec, num_slots):
         options = Options(GEN_LENGTH, 4, temperature=0.6, has_trajectory=True)
 
         def run(options):
-            keys = loop.row_keys(3, np.arange(8))
+            keys = row_keys(3, np.arange(8))
             sampler = samplers.parse(spec)
             result = loop.generate(denoiser, params, sampler, prompts, keys, options)
             return jax.device_get(result)
@@ -70,7 +71,7 @@ def test_rows_are_as_without_a_queue_and_no_slot_stays_idle(spec, num_slots):
 def test_rows_that_are_handed_over_early_are_those_of_one_call(spec):
     model = checkpoints.load(DATA / "checkpoints" / "tiny_kv2_seed3")
     runner = parallel.DataParallel(*models.as_denoiser(model))
-    keys = loop.row_keys(3, np.arange(8))
+    keys = row_keys(3, np.arange(8))
     options = Options(GEN_LENGTH, 4, temperature=0.6, num_slots=3, has_trajectory=True)
     arguments = samplers.parse(spec), mixed_prompts(GEN_LENGTH), keys, options
     expected = runner(*arguments)
@@ -106,7 +107,7 @@ def test_512_rows_in_32_slots(spec):
         )
         prompts = take_rows(prompts, np.random.default_rng(1).permutation(512))
         options = Options(64, block_length=16)
-        keys = loop.row_keys(0, np.arange(512))
+        keys = row_keys(0, np.arange(512))
 
         def run(num_slots, chosen):
             return jax.device_get(
@@ -163,7 +164,7 @@ def test_a_new_row_finds_the_cache_as_it_starts(guidance):
         jnp.zeros((6, 12)),
         samplers.parse("left_to_right"),
         prompts,
-        loop.row_keys(0, np.arange(4)),
+        row_keys(0, np.arange(4)),
         Options(3, guidance=guidance, num_slots=2),
     )
     written = np.asarray(result.tokens)[prompts.is_blank].reshape(4, 3)
@@ -182,7 +183,7 @@ def test_thresholds_of_their_own_go_with_the_rows():
             params,
             samplers.Threshold(threshold=thresholds),
             prompts,
-            loop.row_keys(0, np.arange(5)),
+            row_keys(0, np.arange(5)),
             Options(10, **options),
         )
 
@@ -205,6 +206,6 @@ def test_bad_arguments_are_named(num_keys, options, message):
             jnp.zeros((8, 12)),
             samplers.parse("random"),
             prompts_of([2, 3], 4, vocab_size=9),
-            loop.row_keys(0, np.arange(num_keys)),
+            row_keys(0, np.arange(num_keys)),
             options,
         )

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from dlm_jax import tasks
-from dlm_jax.core import loop
-from dlm_jax.core.keys import check_seed
+from dlm_jax.core.keys import check_seed, row_keys
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import run as evaluation
 from dlm_jax.models.llada import random_preset
@@ -43,8 +42,8 @@ def test_anything_else_is_refused_in_one_line(seed, shown):
 
 def test_every_seed_and_id_has_draws_of_its_own():
     numbers = [0, 1, 2, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
-    rows = [loop.row_keys(seed, np.array([0])) for seed in numbers]
-    rows.append(loop.row_keys(5, np.array(numbers)))
+    rows = [row_keys(seed, np.array([0])) for seed in numbers]
+    rows.append(row_keys(5, np.array(numbers)))
     found = np.concatenate([jax.random.key_data(keys) for keys in rows])
     assert len(np.unique(found, axis=0)) == 2 * len(numbers)
 
@@ -52,13 +51,13 @@ def test_every_seed_and_id_has_draws_of_its_own():
 @pytest.mark.parametrize("seed", BAD)
 def test_keys_of_rows_do_not_wrap(seed):
     with pytest.raises(InputError, match=f"^seed {MESSAGE}"):
-        loop.row_keys(seed, np.arange(2))
+        row_keys(seed, np.arange(2))
 
 
 @pytest.mark.parametrize("bad", [-1, 2**32])
 def test_ids_of_rows_do_not_wrap(bad):
     with pytest.raises(InputError, match=f"^ids {MESSAGE}"):
-        loop.row_keys(0, np.array([0, bad, 1]))
+        row_keys(0, np.array([0, bad, 1]))
 
 
 @pytest.mark.parametrize("seed", BAD)

@@ -12,7 +12,9 @@ from helpers import equations
 
 from dlm_jax import samplers
 from dlm_jax.core.canvas import Prompts
-from dlm_jax.core.loop import generate, prepare, row_keys, sample
+from dlm_jax.core.checks import prepare
+from dlm_jax.core.keys import row_keys
+from dlm_jax.core.loop import generate, sample
 from dlm_jax.core.options import Options
 from dlm_jax.core.predict import NOISE_TILE
 

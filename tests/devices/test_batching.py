@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlm_jax import samplers
-from dlm_jax.core.loop import generate, row_keys
+from dlm_jax.core.keys import row_keys
+from dlm_jax.core.loop import generate
 from dlm_jax.core.options import Options
 from dlm_jax.devices import batches
 from dlm_jax.devices.batches import Encoded

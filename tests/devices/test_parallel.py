@@ -24,6 +24,7 @@ from helpers import (
 
 from dlm_jax import checkpoints, models, samplers
 from dlm_jax.core import loop
+from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.devices import batches, hosts
 from dlm_jax.devices.runner import DataParallel, ModelParallel, make_mesh
@@ -99,7 +100,7 @@ def run_all(specs, num_sharing=None):
     """
     runner = runner_of(small_model(), num_sharing)
     prompts = prompts_of(LENGTHS, 8)
-    keys = loop.row_keys(5, np.arange(len(LENGTHS)))
+    keys = row_keys(5, np.arange(len(LENGTHS)))
     options = Options(gen_length=8, block_length=4, temperature=0.7)
     results, collectives = {}, {}
     for spec in specs:
@@ -138,7 +139,7 @@ def run_mixed(spec, num_slots, all_sharing=(None,)):
         vocab_slice=1024,
     )
     prompts = mixed_prompts(12)
-    keys = loop.row_keys(5, np.arange(len(prompts.tokens)))
+    keys = row_keys(5, np.arange(len(prompts.tokens)))
     found = []
     for num_sharing in all_sharing:
         result = runner_of(model, num_sharing)(
@@ -241,7 +242,7 @@ def record_all(specs, num_sharing, directory, host=None):
     runner = runner_of(model, num_sharing)
     places = host.share(range(len(LENGTHS)))
     prompts = take_rows(prompts_of(LENGTHS, 8), places)
-    keys = loop.row_keys(0, np.zeros(len(places), np.int32))
+    keys = row_keys(0, np.zeros(len(places), np.int32))
     options = Options(gen_length=8, block_length=4, has_trajectory=True)
     for number, spec in enumerate(specs):
         sampler = samplers.parse(spec)
@@ -524,7 +525,7 @@ def test_compiles_once_and_replicates_once():
     parallel = DataParallel(*models.as_denoiser(model))
     prompts = prompts_of([3, 5], 4)
     options = Options(gen_length=4)
-    keys = loop.row_keys(0, np.arange(2))
+    keys = row_keys(0, np.arange(2))
     for threshold, is_new in ((0.9, True), (0, False), (np.float64(0.3), False)):
         sampler = samplers.Threshold(threshold=threshold)
         seconds = parallel.compile(sampler, prompts, keys, options)
@@ -543,7 +544,7 @@ def test_tokens_that_the_model_does_not_have_are_refused(token):
     # What stands at blanks and padding is ignored.
     prompts.tokens[:, 5:] = 10_000
     arguments = (samplers.parse("threshold"), prompts)
-    arguments += (loop.row_keys(0, np.arange(2)), Options(gen_length=4))
+    arguments += (row_keys(0, np.arange(2)), Options(gen_length=4))
     DataParallel(denoiser, params)(*arguments)
     prompts.tokens[1, 2] = token
     message = rf"prompts.tokens \({token}\) must be token ids from 0 to 319"
@@ -562,7 +563,7 @@ def test_equals_generate(spec):
     arguments = (
         samplers.parse(spec),
         prompts_of([3, 5], 4),
-        loop.row_keys(0, np.arange(2)),
+        row_keys(0, np.arange(2)),
         Options(gen_length=4),
     )
     ours = DataParallel(denoiser, params)(*arguments)

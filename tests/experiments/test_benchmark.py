@@ -13,7 +13,7 @@ from flax import nnx
 from helpers import DATA
 
 from dlm_jax import checkpoints, samplers, zoo
-from dlm_jax.core import loop as generate
+from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.devices import batches as batching
 from dlm_jax.devices.runner import DataParallel, without_axis
@@ -113,7 +113,7 @@ def test_saber_on_the_shipped_model_is_the_same_in_float64():
         prompts = batching.pad(rows, rows[0].tokens.size)
         options = Options(batching.gen_length(rows, None))
         ours = DataParallel(*as_denoiser(model))(
-            Saber(), prompts, generate.row_keys(0, np.arange(8)), options
+            Saber(), prompts, row_keys(0, np.arange(8)), options
         )
     theirs = torch_llada.load_llada(path).to(torch.float64)
     tokens, num_steps = eager.fill(theirs, Saber(), prompts, sudoku.MASK_ID)
@@ -445,7 +445,7 @@ def test_weights_that_are_given_up_are_held_once(parallel):
     call = (
         samplers.parse("threshold"),
         prompts_of(1),
-        generate.row_keys(0, np.arange(1)),
+        row_keys(0, np.arange(1)),
     )
     results = [
         DataParallel(parallel.denoiser, params, frees_params=is_given)(

@@ -12,6 +12,7 @@ from scipy.sparse import csgraph
 
 from dlm_jax import checkpoints, samplers
 from dlm_jax.core import loop
+from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import stats
@@ -223,7 +224,7 @@ def test_one_token_a_step_has_the_order_of_the_bound_beside_it():
     options = Options(gen_length=12)
 
     def order(sampler):
-        keys = loop.row_keys(0, np.arange(1))
+        keys = row_keys(0, np.arange(1))
         found = loop.generate(
             TableDenoiser(mask_id=299), table, sampler, prompts, keys, options
         )

@@ -10,7 +10,8 @@ from flax import nnx
 from helpers import TableDenoiser
 
 from dlm_jax import checkpoints, samplers
-from dlm_jax.core.loop import generate, row_keys
+from dlm_jax.core.keys import row_keys
+from dlm_jax.core.loop import generate
 from dlm_jax.core.options import Options
 from dlm_jax.devices import batches
 from dlm_jax.errors import InputError

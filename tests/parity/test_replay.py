@@ -11,7 +11,8 @@ import pytest
 
 from dlm_jax import checkpoints, samplers
 from dlm_jax.core.canvas import Prompts
-from dlm_jax.core.loop import generate, row_keys
+from dlm_jax.core.keys import row_keys
+from dlm_jax.core.loop import generate
 from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from dlm_jax import samplers
 from dlm_jax.core.canvas import Canvas, Prompts, View
-from dlm_jax.core.loop import generate, prepare, row_keys
+from dlm_jax.core.checks import prepare
+from dlm_jax.core.keys import row_keys
+from dlm_jax.core.loop import generate
 from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
 from dlm_jax.samplers import schedules

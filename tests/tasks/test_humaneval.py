@@ -10,6 +10,7 @@ from helpers import DATA, prompts_of
 from configs import humaneval_llada_8b, humaneval_llada_8b_whole_row
 from dlm_jax import checkpoints, models, samplers
 from dlm_jax.core import loop
+from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import run as evaluation
@@ -169,7 +170,7 @@ def test_one_block_is_what_the_released_baselines_do(spec, score):
         *models.as_denoiser(model),
         samplers.parse(spec),
         prompts,
-        loop.row_keys(0, np.arange(1)),
+        row_keys(0, np.arange(1)),
         Options(gen_length, gen_length, has_trajectory=True),
     ).trajectory.canvas[0]
     prompt = prompts.tokens[0, :6]

@@ -33,8 +33,10 @@ from dlm_jax.core.canvas import (
     Prompts,
     View,
 )
+from dlm_jax.core.checks import prepare
 from dlm_jax.core.denoiser import Denoiser
-from dlm_jax.core.loop import prepare, row_keys, sample
+from dlm_jax.core.keys import row_keys
+from dlm_jax.core.loop import sample
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.errors import InputError

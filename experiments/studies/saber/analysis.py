@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dlm_jax.core.canvas import View
 from dlm_jax.core.denoiser import Denoiser
-from dlm_jax.core.loop import generate, row_keys
+from dlm_jax.core.keys import row_keys
+from dlm_jax.core.loop import generate
 from dlm_jax.core.options import Options
 from dlm_jax.core.predict import predict
 from dlm_jax.core.sampler import Sampler

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from dlm_jax import samplers
-from dlm_jax.devices.batches import Encoded, Run
+from dlm_jax.devices.batches import Run
 from dlm_jax.evaluation import stats
 from dlm_jax.tasks import Task
 from dlm_jax.tasks.base import Example
 from dlm_jax.text.codec import Codec
+from dlm_jax.text.prompts import Encoded
 
 _WIDTH, _GAP = 100, 3
 

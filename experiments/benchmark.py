@@ -45,12 +45,13 @@ from dlm_jax.core.checks import prepare
 from dlm_jax.core.keys import check_seed, row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
-from dlm_jax.devices import batches
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import PRESETS, LLaDA, random_preset
 from dlm_jax.tasks.base import load
+from dlm_jax.text import prompts as text_prompts
+from dlm_jax.text.prompts import pad
 from experiments import _app
 from experiments.timing import races, steps
 
@@ -230,8 +231,8 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
             num_rows = config.rows_per_slot * batch_size
             rows = task.encode(codec, task.examples(config.split, num_rows))
             length = max(row.tokens.size for row in rows)
-            gen_length = batches.gen_length(rows, config.block_length)
-            return batches.pad(rows, length), Options(gen_length, config.block_length)
+            gen_length = text_prompts.gen_length(rows, config.block_length)
+            return pad(rows, length), Options(gen_length, config.block_length)
 
         return model, [task.gen_length], examples
     if preset:

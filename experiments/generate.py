@@ -26,7 +26,9 @@ from dlm_jax.core.options import Options
 from dlm_jax.devices import batches, hosts, runner
 from dlm_jax.errors import InputError
 from dlm_jax.tasks.base import BLANK, check_codec
-from dlm_jax.text.codec import Codec, read_prompts
+from dlm_jax.text import prompts as text_prompts
+from dlm_jax.text.codec import Codec
+from dlm_jax.text.prompts import Encoded, read_prompts
 from experiments import _app, _report
 
 _CONFIG = _app.define_config("configs/generate.py", "Defaults.")
@@ -131,7 +133,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _encode(
     codec: Codec, prompts: list[str], config: ConfigDict
-) -> tuple[list[batches.Encoded], Options]:
+) -> tuple[list[Encoded], Options]:
     """The prompts as rows with blanks, and how to fill them."""
     if _INFILL.value:
         for flag in (_CHAT, _LENGTH):
@@ -141,7 +143,7 @@ def _encode(
                 )
         rows = codec.encode_infill(prompts)
         block_length: Any = _BLOCK.value
-        gen_length = batches.gen_length(rows, block_length)
+        gen_length = text_prompts.gen_length(rows, block_length)
         return rows, Options(
             *(gen_length, block_length, config.temperature), stop_ids=codec.stop_ids
         )

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from dlm_jax.errors import InputError
 from dlm_jax.parity import traces
-from dlm_jax.text.codec import read_prompts
+from dlm_jax.text.prompts import read_prompts
 from experiments import _app
 
 FLAGS = flags.FLAGS

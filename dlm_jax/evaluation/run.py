@@ -28,6 +28,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.evaluation.records import Key, Log, Manifest
 from dlm_jax.tasks.base import Example, Task, load_codec
 from dlm_jax.text.codec import Codec
+from dlm_jax.text.prompts import Encoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +238,7 @@ def _judge(
     task: Task,
     codec: Codec,
     examples: Sequence[Example],
-    rows: Sequence[batches.Encoded],
+    rows: Sequence[Encoded],
     answers: Sequence[batches.Answer],
 ) -> list[dict[str, Any]]:
     """What records say of answers."""
@@ -263,7 +264,7 @@ def _judge(
     ]
 
 
-def _without_blanks(row: batches.Encoded) -> batches.Encoded:
+def _without_blanks(row: Encoded) -> Encoded:
     return dataclasses.replace(row, is_blank=np.zeros_like(row.is_blank))
 
 

@@ -14,10 +14,10 @@ from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
-from dlm_jax.devices import batches
 from dlm_jax.errors import InputError
 from dlm_jax.parity import margins
 from dlm_jax.parity.traces import FINAL_ONLY, Trace
+from dlm_jax.text.prompts import bucket
 
 # Runs a batch: `parallel.DataParallel`, or `generate` given its first two arguments.
 Sample = Callable[[Sampler, Prompts, Key[Array, "b"], Options], Generation]
@@ -204,7 +204,7 @@ def _prompts(trace: Trace, denoiser: Denoiser) -> Prompts:
     """The recorded prompt and its blanks, in a bucket shared with similar lengths."""
     start, length = trace.prompt.shape[1], trace.canvas.shape[1]
     # A row longer than the context stays so, for the loop to refuse.
-    column = np.arange(max(length, batches.bucket(length, denoiser.max_length)))[None]
+    column = np.arange(max(length, bucket(length, denoiser.max_length)))[None]
     tokens = np.zeros(column.shape, np.int32)
     tokens[:, :start] = trace.prompt
     return Prompts(

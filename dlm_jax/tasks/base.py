@@ -21,10 +21,10 @@ from dlm_jax import checkpoints, files
 from dlm_jax.core.canvas import ABSENT
 from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
-from dlm_jax.devices.batches import Encoded
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
 from dlm_jax.text.codec import Codec, character_tokenizer
+from dlm_jax.text.prompts import Encoded
 
 _Drawn = TypeVar("_Drawn", bound=Hashable)
 

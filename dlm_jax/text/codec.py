@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32
 
-from dlm_jax.devices.batches import Encoded
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.text.prompts import Encoded
 
 # Ends a turn in LLaDA's chat template.
 _END_OF_TURN = "<|eot_id|>"
@@ -308,40 +308,3 @@ def character_tokenizer(
         mask_token=mask,
         extra_special_tokens=[t for t in vocabulary if len(t) > 1 and t not in named],
     )
-
-
-def read_prompts(path: str | os.PathLike) -> list[str]:
-    """Reads prompts from a file.
-
-    Args:
-      path: one prompt per line; or, if the name ends in .jsonl, one JSON object with a
-        field `prompt` per line. Blank lines are skipped.
-
-    Raises:
-      InputError: if it cannot be read, or holds no prompt.
-    """
-    path = pathlib.Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"prompts_file ({path}) cannot be read: {error}") from None
-    prompts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if path.suffix != ".jsonl":
-            prompts.append(line.removesuffix("\r"))
-            continue
-        try:
-            prompt = json.loads(line)["prompt"]
-            if not isinstance(prompt, str):
-                raise TypeError
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise InputError(
-                f"prompts_file ({path}), line {number}: must be a JSON object with a "
-                "text field prompt"
-            ) from None
-        prompts.append(prompt)
-    if not prompts:
-        raise InputError(f"prompts_file ({path}) holds no prompt")
-    return prompts

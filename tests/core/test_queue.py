@@ -21,11 +21,11 @@ from dlm_jax import checkpoints, models, samplers, zoo
 from dlm_jax.core import loop
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
-from dlm_jax.devices import batches
 from dlm_jax.devices import runner as parallel
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.base import load
+from dlm_jax.text.prompts import pad
 
 GEN_LENGTH = 12
 SPECS = ("entropy_bound(gamma=1.0)", "saber", "random(schedule=fixed(k=2))")
@@ -102,7 +102,7 @@ def test_512_rows_in_32_slots(spec):
         lengths = np.random.default_rng(0).integers(2, width - 40, 128)
         kinds = {"vocab_size": len(codec.tokenizer), "width": width}
         prompts = stack(
-            [batches.pad(puzzles, width)]
+            [pad(puzzles, width)]
             + [prompts_of([n], 24 + n % 17, **kinds) for n in lengths]
         )
         prompts = take_rows(prompts, np.random.default_rng(1).permutation(512))

@@ -12,9 +12,9 @@ from dlm_jax.core.keys import row_keys
 from dlm_jax.core.loop import generate
 from dlm_jax.core.options import Options
 from dlm_jax.devices import batches
-from dlm_jax.devices.batches import Encoded
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
+from dlm_jax.text.prompts import Encoded, bucket, gen_length, groups, pad
 
 MASK_ID, MAX_LENGTH, VOCAB_SIZE = 9, 128, 10
 lengths_strategy = st.lists(st.integers(1, 100), min_size=1, max_size=20)
@@ -33,24 +33,24 @@ def rows_of(lengths, num_blanks: int) -> list[Encoded]:
 @given(st.integers(1, 5000), st.sampled_from([100, 128, 4096]))
 def test_buckets_are_tight_and_fixed_points(length, max_length):
     length = min(length, max_length)
-    padded = batches.bucket(length, max_length)
+    padded = bucket(length, max_length)
     assert length <= padded <= max_length
     assert padded - length < max(16, padded / 5)
-    assert batches.bucket(padded, max_length) == padded
+    assert bucket(padded, max_length) == padded
 
 
 def test_buckets_are_few():
-    assert [batches.bucket(n, 4096) for n in (1, 16, 17, 64, 65, 90, 129)] == [
+    assert [bucket(n, 4096) for n in (1, 16, 17, 64, 65, 90, 129)] == [
         *(16, 16, 32, 64, 80, 96, 160)
     ]
-    assert len({batches.bucket(n, 4096) for n in range(1, 4097)}) == 28
+    assert len({bucket(n, 4096) for n in range(1, 4097)}) == 28
 
 
 @given(lengths_strategy, st.integers(1, 6))
 def test_groups_hold_every_prompt_once(lengths, group_size):
     rows = rows_of(lengths, num_blanks=2)
     seen, widths = [], []
-    for group in batches.groups(rows, group_size, MAX_LENGTH):
+    for group in groups(rows, group_size, MAX_LENGTH):
         prompts = group.prompts
         assert prompts.tokens.shape[0] == group_size
         assert prompts.tokens.shape == prompts.is_blank.shape == prompts.is_valid.shape
@@ -91,7 +91,7 @@ def test_sizes_must_fit(sizes, message):
 @pytest.mark.parametrize(("block_length", "expected"), [(None, 7), (4, 8), (7, 7)])
 def test_gen_length_holds_the_fullest_row(block_length, expected):
     rows = rows_of([5], 3) + rows_of([1], 7)
-    assert batches.gen_length(rows, block_length) == expected
+    assert gen_length(rows, block_length) == expected
 
 
 def test_fill_gives_what_each_prompt_alone_gives():
@@ -119,7 +119,7 @@ def test_fill_gives_what_each_prompt_alone_gives():
     assert 0.5 * run.seconds < total <= run.seconds
     assert compiling == pytest.approx(run.compile_seconds)
     for i, (row, answer) in enumerate(zip(rows, run.answers, strict=True)):
-        alone = batches.pad([row], length=row.tokens.size)
+        alone = pad([row], length=row.tokens.size)
         keys = row_keys(7, np.array([5, 0, 8])[[i]])
         expected = generate(denoiser, table, sampler, alone, keys, options)
         np.testing.assert_array_equal(answer.tokens, expected.tokens[0])

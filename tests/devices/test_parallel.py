@@ -31,6 +31,7 @@ from dlm_jax.devices.runner import DataParallel, ModelParallel, make_mesh
 from dlm_jax.errors import InputError
 from dlm_jax.models import llada
 from dlm_jax.parity import replay, traces
+from dlm_jax.text.prompts import Encoded
 
 # Seven rows, which no number of devices here divides.
 LENGTHS = (1, 9, 4, 6, 9, 2, 5)
@@ -168,7 +169,7 @@ def fill_calls(num_rows, batch_size):
     runner.stream = counted
     prompts = prompts_of([i % 4 for i in range(num_rows)], 8, vocab_size=9)
     rows = [
-        batches.Encoded(tokens[is_valid], is_blank[is_valid], is_infill=False)
+        Encoded(tokens[is_valid], is_blank[is_valid], is_infill=False)
         for tokens, is_blank, is_valid in zip(
             prompts.tokens, prompts.is_blank, prompts.is_valid, strict=True
         )

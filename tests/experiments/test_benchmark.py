@@ -15,7 +15,6 @@ from helpers import DATA
 from dlm_jax import checkpoints, samplers, zoo
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
-from dlm_jax.devices import batches as batching
 from dlm_jax.devices.runner import DataParallel, without_axis
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA, tiny
@@ -23,6 +22,7 @@ from dlm_jax.samplers.saber import Saber
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.base import load
 from dlm_jax.text.codec import Codec
+from dlm_jax.text.prompts import gen_length, pad
 from experiments.timing import races, steps
 
 SUDOKU = sudoku.Sudoku()
@@ -49,7 +49,7 @@ def parallel(checkpoint):
 def prompts_of(num):
     config = SUDOKU.model_config(**SHAPE)
     codec = Codec.of(SUDOKU.tokenizer(), config)
-    return batching.pad(SUDOKU.encode(codec, SUDOKU.examples("test", num)), 90)
+    return pad(SUDOKU.encode(codec, SUDOKU.examples("test", num)), 90)
 
 
 def race(parallel, specs, num_slots=1, num_pairs=2, block_length=None, **options):
@@ -110,8 +110,8 @@ def test_saber_on_the_shipped_model_is_the_same_in_float64():
     with jax.enable_x64(True):
         model, codec = load(SUDOKU, path, "float64")
         rows = SUDOKU.encode(codec, SUDOKU.examples("test", 8))
-        prompts = batching.pad(rows, rows[0].tokens.size)
-        options = Options(batching.gen_length(rows, None))
+        prompts = pad(rows, rows[0].tokens.size)
+        options = Options(gen_length(rows, None))
         ours = DataParallel(*as_denoiser(model))(
             Saber(), prompts, row_keys(0, np.arange(8)), options
         )

@@ -13,7 +13,6 @@ from dlm_jax import checkpoints, samplers
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.loop import generate
 from dlm_jax.core.options import Options
-from dlm_jax.devices import batches
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import run as evaluation
 from dlm_jax.evaluation.records import read_records
@@ -21,6 +20,7 @@ from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.samplers.low_confidence import LowConfidence
 from dlm_jax.tasks import sudoku
+from dlm_jax.text.prompts import Encoded, pad
 from experiments.studies.saber import analysis, claims, measure
 
 TASK = sudoku.Sudoku()
@@ -39,7 +39,7 @@ def infills(blanks, mask_id, length=6):
     for places in blanks:
         is_blank = np.isin(np.arange(length), places)
         tokens = np.where(is_blank, mask_id, 1).astype(np.int32)
-        rows.append(batches.Encoded(tokens, is_blank, is_infill=True))
+        rows.append(Encoded(tokens, is_blank, is_infill=True))
     return rows
 
 
@@ -82,7 +82,7 @@ def test_confidences_are_those_of_the_loop_and_of_the_bare_model():
         denoiser, params, LowConfidence(), rows, options, batch_size=3
     )
     done = generate(
-        *(denoiser, params, LowConfidence(), batches.pad(rows, 16)),
+        *(denoiser, params, LowConfidence(), pad(rows, 16)),
         row_keys(0, np.arange(2)),
         options.replace(has_trajectory=True),
     )

@@ -26,7 +26,8 @@ from dlm_jax import zoo
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.base import BLANK
-from dlm_jax.text.codec import Codec, character_tokenizer, read_prompts
+from dlm_jax.text.codec import Codec, character_tokenizer
+from dlm_jax.text.prompts import read_prompts
 
 SUDOKU = pathlib.Path(zoo.__file__).parent / "sudoku"
 SUDOKU_CONFIG = sudoku.Sudoku().model_config(

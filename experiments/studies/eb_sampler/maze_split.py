@@ -14,13 +14,13 @@ from jaxtyping import Float, Int, PyTree
 
 from dlm_jax import samplers
 from dlm_jax.core.denoiser import Denoiser
-from dlm_jax.devices import batches
 from dlm_jax.evaluation import stats
 from dlm_jax.evaluation.tables import markdown
 from dlm_jax.samplers.entropy_bound import EntropyBound
 from dlm_jax.tasks import maze
 from dlm_jax.tasks.base import cached
 from dlm_jax.text.codec import Codec
+from dlm_jax.text.prompts import pad
 from experiments.studies.eb_sampler import error_split
 from experiments.studies.eb_sampler.error_split import Joint, Split
 
@@ -104,7 +104,7 @@ def measure(
             for i, own in enumerate(joints)
         ]
     )
-    prompts = batches.pad(rows, maze.NUM_TOKENS)
+    prompts = pad(rows, maze.NUM_TOKENS)
     made_by = {
         "num_examples": num_examples,
         "example_seed": example_seed,

@@ -22,9 +22,9 @@ from dlm_jax.core.loop import generate
 from dlm_jax.core.options import Options
 from dlm_jax.core.predict import predict
 from dlm_jax.core.sampler import Sampler
-from dlm_jax.devices import batches
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import stats
+from dlm_jax.text.prompts import Encoded, bucket, pad
 
 # A confidence that changed by less may have changed by rounding only.
 _ROUNDING = 1e-4
@@ -53,7 +53,7 @@ def watch(
     denoiser: Denoiser,
     params: PyTree,
     sampler: Sampler,
-    rows: Sequence[batches.Encoded],
+    rows: Sequence[Encoded],
     options: Options,
     *,
     seed: int = 0,
@@ -79,9 +79,9 @@ def watch(
         )
     n, g = len(rows), options.gen_length
     options = dataclasses.replace(options, has_trajectory=True, num_slots=batch_size)
-    prompts = batches.pad(
+    prompts = pad(
         rows,
-        batches.bucket(max(r.tokens.size for r in rows), denoiser.max_length),
+        bucket(max(r.tokens.size for r in rows), denoiser.max_length),
     )
     keys = row_keys(seed, np.arange(n))
     done = jax.device_get(generate(denoiser, params, sampler, prompts, keys, options))

@@ -47,22 +47,22 @@ flags.DEFINE_string("name", None, "Stem of the traces' names; --sampler by defau
 def main(_: Sequence[str]) -> None:
     """Records every prompt; see the module's docstring."""
     try:
-        from dlm_jax.parity import torch_llada
+        from dlm_jax.parity import recorder
     except ModuleNotFoundError as error:
         raise InputError(f"recording needs PyTorch: {error}") from None
-    generate = torch_llada.resolve(FLAGS.generate)
-    load_model = torch_llada.resolve(FLAGS.model)
-    params = torch_llada.parse_params(FLAGS.params)
+    generate = recorder.resolve(FLAGS.generate)
+    load_model = recorder.resolve(FLAGS.model)
+    params = recorder.parse_params(FLAGS.params)
     prompts = read_prompts(FLAGS.prompts_file)
     output = pathlib.Path(FLAGS.output)
     names = [f"{FLAGS.name or FLAGS.sampler}__p{i}" for i in range(len(prompts))]
     traces.check_output(output, names)
-    prompts = torch_llada.encode_prompts(prompts, FLAGS.checkpoint)
+    prompts = recorder.encode_prompts(prompts, FLAGS.checkpoint)
     model = load_model(FLAGS.checkpoint)
     checkpoint = os.path.relpath(FLAGS.checkpoint, output.absolute().parent)
     progress = tqdm(prompts, unit="prompt", disable=None)
     for name, prompt in zip(names, progress, strict=True):
-        trace = torch_llada.record(
+        trace = recorder.record(
             generate,
             model,
             prompt,

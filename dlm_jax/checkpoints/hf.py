@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from dlm_jax import files
 from dlm_jax.checkpoints import hf_format
 from dlm_jax.checkpoints.hf_format import CheckpointError
-from dlm_jax.devices import hosts
+from dlm_jax.checkpoints.staging import staged
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
 
@@ -203,7 +203,7 @@ def save_orbax(
     )
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
     num_bytes = sum(param.nbytes for param in jax.tree.leaves(params))
-    with hosts.staged(directory, num_bytes) as staging:
+    with staged(directory, num_bytes) as staging:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(
                 staging.absolute() / _PARAMS,

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from dlm_jax.errors import InputError  # noqa: E402
-from dlm_jax.parity import torch_llada, traces  # noqa: E402
+from dlm_jax.parity import recorder, torch_llada, traces  # noqa: E402
 
 TESTS = pathlib.Path(__file__).parents[1]
 DATA = TESTS / "data"
@@ -48,8 +48,8 @@ def test_recording_an_eager_sampler_gives_the_released_canvases(name):
         for key, value in trace.params.items()
         if key not in ("remasking", "temperature")
     }
-    recorded = torch_llada.record(
-        torch_llada.resolve(EAGER),
+    recorded = recorder.record(
+        recorder.resolve(EAGER),
         torch_llada.load_llada(DATA / trace.checkpoint),
         trace.prompt,
         params,
@@ -103,7 +103,7 @@ class Constant(torch.nn.Module):
 
 
 def _record(generate, **arguments):
-    return torch_llada.record(
+    return recorder.record(
         generate,
         Constant(),
         np.array([[5, 6]], np.int32),
@@ -148,9 +148,7 @@ def test_output_of_another_length_is_refused():
 
 
 def test_params_are_literals_or_words():
-    assert torch_llada.parse_params(
-        "steps=16,remasking=random,cfg_scale=.5,x=None"
-    ) == {
+    assert recorder.parse_params("steps=16,remasking=random,cfg_scale=.5,x=None") == {
         "steps": 16,
         "remasking": "random",
         "cfg_scale": 0.5,
@@ -158,7 +156,7 @@ def test_params_are_literals_or_words():
     }
     for bad in ("steps", "steps=f()", "3", "a=1,a=2", "**x", ")("):
         with pytest.raises(InputError, match="must be name=literal"):
-            torch_llada.parse_params(bad)
+            recorder.parse_params(bad)
 
 
 @pytest.mark.parametrize(
@@ -219,10 +217,10 @@ def test_an_existing_trace_is_refused_before_the_model_is_loaded(tmp_path, run_s
 
 
 def test_prompts_must_be_ids_or_text():
-    (row,) = torch_llada.encode_prompts(["[4, 5]"], "absent")
+    (row,) = recorder.encode_prompts(["[4, 5]"], "absent")
     np.testing.assert_array_equal(row, [[4, 5]])
     for bad in ("[]", '["a"]', "[1.5]"):
         with pytest.raises(InputError, match="prompt 0 must be a list of token ids"):
-            torch_llada.encode_prompts([bad], "absent")
+            recorder.encode_prompts([bad], "absent")
     with pytest.raises(InputError, match=r"tokenizer\.json"):
-        torch_llada.encode_prompts(["hello"], CHECKPOINTS[0])
+        recorder.encode_prompts(["hello"], CHECKPOINTS[0])

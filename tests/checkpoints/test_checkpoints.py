@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from dlm_jax import checkpoints
-from dlm_jax.checkpoints import CheckpointError, hf, hf_format
+from dlm_jax.checkpoints import CheckpointError, common, hf, hf_format, orbax
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA
 
@@ -271,7 +271,7 @@ def test_orbax_restores_on_more_devices(tmp_path, monkeypatch):
     """Written on one device, read by each of four: bit-exact, each its part."""
     # So small that a chunk lies in one part, but for those at the vocabulary's borders:
     # one in two parts is read once or twice, as their readers meet or not.
-    monkeypatch.setattr(hf, "_CHUNK_BYTES", 2**12)
+    monkeypatch.setattr(orbax, "_CHUNK_BYTES", 2**12)
     shape = {"d_model": 64, "n_layers": 4, "mlp_hidden_size": 256}
     config = dataclasses.replace(files.CONFIG, **shape)
     directory = tmp_path / "orbax"
@@ -361,21 +361,23 @@ def test_orbax_parameters_must_fit_the_config(tmp_path, orbax_directory):
 
 @pytest.mark.parametrize("error", [OSError("disk"), KeyboardInterrupt()])
 @pytest.mark.parametrize(
-    ("save", "step"),
+    ("save", "module", "step"),
     [
-        (checkpoints.save_hf, "_write_shard"),
-        (checkpoints.save_hf, "_copy"),
-        (checkpoints.save_hf, "_write_json"),
-        (checkpoints.save_orbax, "_copy"),
-        (checkpoints.save_orbax, "_inventory"),
-        (checkpoints.save_orbax, "_write_json"),
+        (checkpoints.save_hf, hf, "_write_shard"),
+        (checkpoints.save_hf, common, "copy"),
+        (checkpoints.save_hf, common, "write_json"),
+        (checkpoints.save_orbax, common, "copy"),
+        (checkpoints.save_orbax, orbax, "_inventory"),
+        (checkpoints.save_orbax, common, "write_json"),
     ],
 )
-def test_a_failed_save_leaves_nothing(tmp_path, model, monkeypatch, save, step, error):
+def test_a_failed_save_leaves_nothing(
+    tmp_path, model, monkeypatch, save, module, step, error
+):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(hf, step, fail)
+    monkeypatch.setattr(module, step, fail)
     with pytest.raises(type(error)):
         save(model, tmp_path / "out")
     assert not os.listdir(tmp_path)

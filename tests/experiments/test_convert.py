@@ -28,13 +28,13 @@ def test_a_killed_conversion_leaves_nothing_that_loads(tmp_path, target, last):
     output = tmp_path / "out"
     child = f"""
 import os, runpy, signal
-from dlm_jax.checkpoints import hf
-write = hf._write_json
+from dlm_jax.checkpoints import common
+write = common.write_json
 def killed(path, value):
     if path.name == "{last}":
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, value)
-hf._write_json = killed
+common.write_json = killed
 runpy.run_module("experiments.convert", run_name="__main__")
 """
     arguments = [f"--checkpoint={directory}", f"--output={output}"]

@@ -25,7 +25,7 @@ class Asked(NamedTuple):
       checkpoint: the model's directory.
       workdir: of the records.
       dtype: of the weights; as stored, if None.
-      devices_per_model: see `parallel.load`.
+      devices_per_model: see `runner.load`.
     """
 
     config: ConfigDict

@@ -35,7 +35,7 @@ def generate(
     """Fills the blanks of a batch on one device.
 
     Compiles once per shape of `prompts`, type and static fields of `sampler`, and
-    static fields of `options`. Scripts use `parallel.DataParallel`, which runs the same
+    static fields of `options`. Scripts use `runner.DataParallel`, which runs the same
     loop on all local devices.
 
     Args:

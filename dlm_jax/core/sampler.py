@@ -144,7 +144,7 @@ class Sampler(Rule):
     def check(self, gen_length: int, block_length: int) -> None:
         """Refuses lengths that the hyper-parameters do not fit; by default none.
 
-        `generate.prepare` calls it on the host, before anything is compiled.
+        `checks.prepare` calls it on the host, before anything is compiled.
         Hyper-parameters are then NumPy arrays [b], see `canonical`.
 
         Args:

@@ -80,7 +80,7 @@ class Parallel(abc.ABC):
     num_groups: int
     _params: PyTree
     _vocab_size: int
-    # Jitted `generate.begin` and `proceed`, mapped over groups: what the one returns,
+    # Jitted `loop.begin` and `proceed`, mapped over groups: what the one returns,
     # and the other takes, has an axis of groups before all others.
     _begin: Any  # (params, sampler, prompts, keys, options) -> todo, queue
     _proceed: Any  # (params, options, todo, queue, until) -> queue
@@ -103,7 +103,7 @@ class Parallel(abc.ABC):
         keys: Key[Array, "b"],
         options: Options,
     ) -> Generation:
-        """Fills the blanks of a batch; see `generate.generate`.
+        """Fills the blanks of a batch; see `loop.generate`.
 
         A batch that num_groups does not divide is filled up with empty rows, which take
         no step and are dropped again.
@@ -256,7 +256,7 @@ class Parallel(abc.ABC):
 
 
 class _Programs(NamedTuple):
-    """What a call runs: `generate.begin` once, then `proceed`."""
+    """What a call runs: `loop.begin` once, then `proceed`."""
 
     begin: jax.stages.Compiled
     proceed: jax.stages.Compiled

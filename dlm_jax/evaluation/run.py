@@ -103,10 +103,10 @@ def load(
       task: what it is to be asked.
       checkpoint: Hugging Face or Orbax directory.
       dtype: of the parameters.
-      num_sharing: devices that share the weights, see `parallel.load`.
+      num_sharing: devices that share the weights, see `runner.load`.
 
     Raises:
-      InputError: as `parallel.load`, or as `load_codec`.
+      InputError: as `runner.load`, or as `load_codec`.
     """
     model = load_parallel(checkpoint, dtype, num_sharing)
     return model, load_codec(task, checkpoint, model.config)
@@ -143,7 +143,7 @@ def run(
     Returns:
       The records of todo, lane by lane: `sampler`, `seed`, `index`, `name`,
       `is_correct`, `reason`, `nfe`, `num_tokens` (at blanks, up to EOS), `is_complete`,
-      `text`; `seconds` and `compile_seconds`, the row's shares, see `batching.Answer`;
+      `text`; `seconds` and `compile_seconds`, the row's shares, see `batches.Answer`;
       `place` in the call, and the call's rows; `run`, its place in the manifest's runs.
 
     Raises:

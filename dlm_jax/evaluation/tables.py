@@ -79,8 +79,8 @@ def paired(results: Sequence[Summary]) -> str:
     """Samplers beside the first one, on the same examples.
 
     Differences are of accuracy, in percentage points. With one seed their interval is
-    that of `statistics.compare`, beside the examples that only one of the two has right
-    and McNemar's exact p-value; with more, `statistics.difference_interval`.
+    that of `stats.compare`, beside the examples that only one of the two has right
+    and McNemar's exact p-value; with more, `stats.difference_interval`.
     """
     first, *others = results
     rows = [

@@ -11,7 +11,7 @@ from dlm_jax.core.canvas import View
 
 @dataclasses.dataclass(frozen=True)
 class ModuleDenoiser:
-    """A module of `dlm_jax.models` as the pure functions of `types.Denoiser`.
+    """A module of `dlm_jax.models` as the pure functions of `core.denoiser.Denoiser`.
 
     The module is split once: what is left of it under jit is the hashable graph
     definition, and its parameters are an ordinary argument.
@@ -38,7 +38,7 @@ class ModuleDenoiser:
     def denoise(
         self, params: PyTree, view: View, region: Int[Array, "b r"], cache: PyTree
     ) -> tuple[Float[Array, "b r d"], PyTree]:
-        """Runs the module on a batched view; see `types.Denoiser`."""
+        """Runs the module on a batched view; see `core.denoiser.Denoiser`."""
         model = nnx.merge(self.graphdef, params)
         hidden = model.hidden(
             *(view.tokens, view.positions, view.visibility, region),

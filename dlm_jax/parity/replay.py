@@ -19,7 +19,7 @@ from dlm_jax.parity import margins
 from dlm_jax.parity.traces import FINAL_ONLY, Trace
 from dlm_jax.text.prompts import bucket
 
-# Runs a batch: `parallel.DataParallel`, or `generate` given its first two arguments.
+# Runs a batch: `runner.DataParallel`, or `generate` given its first two arguments.
 Sample = Callable[[Sampler, Prompts, Key[Array, "b"], Options], Generation]
 
 

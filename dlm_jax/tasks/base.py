@@ -171,7 +171,7 @@ class Task(abc.ABC):
         Args:
           split: must be one of the task's.
           num: must be at least 1, and at most `most`.
-          seed: must be one, see `seeds.check_seed`.
+          seed: must be one, see `keys.check_seed`.
           most: examples that there are.
         """
         if split not in self.splits:

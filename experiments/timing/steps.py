@@ -160,7 +160,7 @@ def records(
     peak: float,
     memory: Mapping[str, int],
 ) -> list[dict[str, Any]]:
-    """What a step of each sampler costs, beside what `bench.records` says of it.
+    """What a step of each sampler costs, beside what `races.records` says of it.
 
     Args:
       results: of one race on one device, at this shape.
@@ -191,7 +191,7 @@ def records(
     return found
 
 
-# Heading, key of a record, format; see `bench.table`.
+# Heading, key of a record, format; see `races.table`.
 COLUMNS = (
     ("sampler", "sampler", "s"),
     ("length", "length", "d"),

@@ -129,7 +129,7 @@ class Sudoku(CharacterTask):
         Args:
           data: `seed`, `num`, `min_clues` and `max_clues` of the set, and
             `is_advanced`: take each puzzle as it stands after a random number of rounds
-            of plain logic (`sudoku_puzzles.single_waves`), which is what a sampler that
+            of plain logic (`puzzles.single_waves`), which is what a sampler that
             commits the surest cells first gets to see, rather than as it is set.
           batch_size: rows.
           seed: of the choice and the symmetries.

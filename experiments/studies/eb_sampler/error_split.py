@@ -75,8 +75,8 @@ class Split:
 class TeacherForced(Sampler):
     """A sampler that decides where to write, while what is written is given.
 
-    `generate.prepare` takes numbers only: it prepares the inner sampler, and this is
-    put around it for `generate.sample`.
+    `checks.prepare` takes numbers only: it prepares the inner sampler, and this is
+    put around it for `loop.sample`.
 
     Attributes:
       inner: the sampler; one that neither remasks nor rewrites.

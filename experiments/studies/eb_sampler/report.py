@@ -51,7 +51,7 @@ class Pairing:
       interval: of the difference, so wide that those of all pairings of a task hold
         together with 95 % confidence (Bonferroni).
       ratio: mean NFE of the baseline by that of the sampler.
-      tokens_per_forward: see `evaluation.Summary`.
+      tokens_per_forward: see `evaluation.run.Summary`.
       is_within: its accuracy is not below the baseline's 95 % interval, and the ratio
         is at least the claim's.
       own_order: sampler less one token a step in the sampler's own order: what

@@ -99,12 +99,12 @@ class Measured:
       num_fixed: examples that are right only with backtracking.
       num_broken: examples that are right only without.
       cases: printed examples: title and text.
-      rise: see `saber_analysis.rise`.
-      slope: see `saber_analysis.slope`.
-      growth: see `saber_analysis.growth`.
-      drift: see `saber_analysis.drift`.
-      falls: see `saber_analysis.falls`, of right and of wrong answers.
-      gap: see `saber_analysis.gap`, of losses above DEPTH.
+      rise: see `analysis.rise`.
+      slope: see `analysis.slope`.
+      growth: see `analysis.growth`.
+      drift: see `analysis.drift`.
+      falls: see `analysis.falls`, of right and of wrong answers.
+      gap: see `analysis.gap`, of losses above DEPTH.
     """
 
     task: str
@@ -159,9 +159,9 @@ def measure(
       codec: its tokenizer.
       task: what is asked.
       setting: how.
-      directory: of the records, see `evaluation.run`.
+      directory: of the records, see `evaluation.run.run`.
       about: of the checkpoint.
-      on_records: see `evaluation.run`.
+      on_records: see `evaluation.run.run`.
 
     Raises:
       InputError: if an argument does not fit, or the directory holds something else.
@@ -258,7 +258,7 @@ def compare(
     """Compares samplers with one of them, example by example and call by call.
 
     Args:
-      records: of all samplers, one seed each, see `evaluation.run`.
+      records: of all samplers, one seed each, see `evaluation.run.run`.
       results: their summaries by canonical spec.
       specs: of the samplers, in any spelling.
       baseline: with which each is compared.
@@ -368,7 +368,7 @@ def over_others(
 ) -> tuple[float, tuple[float, float]]:
     """A sampler's accuracy minus the mean accuracy of others, and its 95 % interval.
 
-    Each of the others counts as a run of its own, see `statistics.difference_interval`.
+    Each of the others counts as a run of its own, see `stats.difference_interval`.
     """
     second = np.stack(
         [results[samplers.canonical_spec(o)].is_correct[0] for o in others]

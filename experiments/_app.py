@@ -11,7 +11,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dlm_jax import hosts
+from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
 
 
@@ -23,7 +23,7 @@ def define_config(default: str, help_: str) -> flags.FlagHolder[ConfigDict]:
 
 
 def define_sharing() -> flags.FlagHolder[int | None]:
-    """Defines --devices_per_model, see `parallel.load`."""
+    """Defines --devices_per_model, see `runner.load`."""
     return flags.DEFINE_integer(
         "devices_per_model", None, "Devices that share the weights; by default none do."
     )

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from dlm_jax import evaluation, provenance, tasks, zoo
-from dlm_jax.parallel import Loaded
-from dlm_jax.seeds import check_seed
-from dlm_jax.text import Codec
+from dlm_jax import tasks, zoo
+from dlm_jax.core.keys import check_seed
+from dlm_jax.devices.runner import Loaded
+from dlm_jax.evaluation import provenance
+from dlm_jax.evaluation import run as evaluation
+from dlm_jax.text.codec import Codec
 from experiments import _app
 
 
@@ -23,7 +25,7 @@ class Asked(NamedTuple):
       checkpoint: the model's directory.
       workdir: of the records.
       dtype: of the weights; as stored, if None.
-      devices_per_model: see `parallel.load`.
+      devices_per_model: see `runner.load`.
     """
 
     config: ConfigDict

@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dlm_jax import tasks, zoo
-from dlm_jax.seeds import check_seed
+from dlm_jax.core.keys import check_seed
 from experiments import _app
 
 
@@ -34,15 +34,16 @@ def define_report(
     """Defines the flags of a script that measures, and writes a report.
 
     Args:
-      name: of the script, and of its config file.
-      stem: of the report in experiments/reports.
+      name: of the script.
+      stem: of the report, and of its directory in experiments/studies.
       help_: what the config holds.
 
     Returns:
       What reads them. Of the config, `tasks` are those measured by default, and
       `quick` what differs in a quick report, unless the command line sets it.
     """
-    config = _app.define_config(f"configs/{name}.py", help_)
+    directory = f"experiments/studies/{stem}"
+    config = _app.define_config(f"{directory}/config.py", help_)
     is_quick = flags.DEFINE_bool("quick", False, "Fewer examples.")
     names = flags.DEFINE_list("tasks", None, "Default: the config's.")
     root = flags.DEFINE_string(
@@ -55,7 +56,7 @@ def define_report(
         "output",
         None,
         "The report; is replaced, with the figures beside it. Default: "
-        f"experiments/reports/{stem}.md, of --quick {stem}_quick.md.",
+        f"{directory}/{stem}.md, of --quick {stem}_quick.md.",
     )
 
     def read() -> tuple[ConfigDict, Report]:
@@ -75,9 +76,7 @@ def define_report(
                 pathlib.Path(own, t.name) if own else zoo.path(t.name) for t in chosen
             ],
             workdir=pathlib.Path(workdir.value or f"runs/{name}{suffix}"),
-            output=pathlib.Path(
-                output.value or f"experiments/reports/{stem}{suffix}.md"
-            ),
+            output=pathlib.Path(output.value or f"{directory}/{stem}{suffix}.md"),
         )
 
     return read

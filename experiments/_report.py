@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from dlm_jax import samplers, statistics
-from dlm_jax.batching import Encoded, Run
+from dlm_jax import samplers
+from dlm_jax.devices.batches import Run
+from dlm_jax.evaluation import stats
 from dlm_jax.tasks import Task
-from dlm_jax.tasks.task import Example
-from dlm_jax.text import Codec
+from dlm_jax.tasks.base import Example
+from dlm_jax.text.codec import Codec
+from dlm_jax.text.prompts import Encoded
 
 _WIDTH, _GAP = 100, 3
 
@@ -113,7 +115,7 @@ def summary(runs: Mapping[str, Run], num_right: Mapping[str, int]) -> Iterator[s
         if num_right:
             n = len(run.answers)
             is_correct = np.arange(n)[None] < num_right[spec]
-            low, high = statistics.accuracy_interval(is_correct)
+            low, high = stats.accuracy_interval(is_correct)
             rows[-1] += [f"{num_right[spec]} of {n}", f"{low:.1%} - {high:.1%}"]
         nfe = np.mean([answer.num_steps for answer in run.answers])
         rows[-1] += [f"{nfe:.1f}", f"{run.seconds:.2f}", f"{run.compile_seconds:.2f}"]

@@ -39,25 +39,21 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dlm_jax import (
-    batching,
-    bench,
-    checkpoints,
-    files,
-    generate,
-    samplers,
-    steps,
-    tasks,
-    zoo,
-)
+from dlm_jax import checkpoints, files, samplers, tasks, zoo
+from dlm_jax.core.canvas import Prompts
+from dlm_jax.core.checks import prepare
+from dlm_jax.core.keys import check_seed, row_keys
+from dlm_jax.core.options import Options
+from dlm_jax.core.sampler import Sampler
+from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import PRESETS, LLaDA, random_preset
-from dlm_jax.parallel import DataParallel
-from dlm_jax.seeds import check_seed
-from dlm_jax.tasks.task import load
-from dlm_jax.types import Options, Prompts, Sampler
+from dlm_jax.tasks.base import load
+from dlm_jax.text import prompts as text_prompts
+from dlm_jax.text.prompts import pad
 from experiments import _app
+from experiments.timing import races, steps
 
 _CONFIG = _app.define_config("configs/benchmark.py", "Defaults.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -122,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
     work = [workload(*shape) for shape in shapes]
     denoiser, params = as_denoiser(model)
     for rule, rows in itertools.product(rules.values(), work):
-        generate.prepare(denoiser, rule, *rows)
+        prepare(denoiser, rule, *rows)
     fill_of, num_threads = None, None
     if _REFERENCE.value == "torch":
         fill_of, num_threads = _torch_loop(model, rules.values(), work)
@@ -132,9 +128,9 @@ def main(argv: Sequence[str]) -> None:
     # From here on `model` and `params` are empty: a device holds the weights once.
     parallel = DataParallel(denoiser, params, devices, frees_params=True)
     if _REFERENCE.value == "host":
-        fill_of = functools.partial(bench.host_driven, parallel)
+        fill_of = functools.partial(races.host_driven, parallel)
     elif _REFERENCE.value == "batches":
-        fill_of = functools.partial(bench.without_queue, parallel)
+        fill_of = functools.partial(races.without_queue, parallel)
     peak = steps.matmul_peak(dtype)
     num_ways = 1 if fill_of is None else 2
     num_runs = len(shapes) * len(rules) * num_ways * config.num_pairs
@@ -145,7 +141,7 @@ def main(argv: Sequence[str]) -> None:
             num_slots = parallel.num_slots(batch_size)
             options = dataclasses.replace(options, num_slots=num_slots)
             shape = steps.Shape(num_slots, prompts.tokens.shape[1], options.gen_length)
-            results = bench.race(
+            results = races.race(
                 *(parallel, rules, prompts, options),
                 num_pairs=config.num_pairs,
                 seed=config.seed,
@@ -153,13 +149,13 @@ def main(argv: Sequence[str]) -> None:
                 forward=steps.forward_timer(parallel, shape),
                 on_run=progress.update,
             )
-            races = bench.records(
+            raced = races.records(
                 results,
                 num_cores=os.cpu_count(),
                 num_devices=parallel.num_groups,
                 reference_threads=num_threads,
             )
-            keys = generate.row_keys(config.seed, np.arange(len(prompts.tokens)))
+            keys = row_keys(config.seed, np.arange(len(prompts.tokens)))
             calls = {
                 spec: (rule, prompts, keys, options) for spec, rule in rules.items()
             }
@@ -172,7 +168,7 @@ def main(argv: Sequence[str]) -> None:
                 peak=peak,
                 memory={spec: parallel.memory(*call) for spec, call in calls.items()},
             )
-            found = [{**r, **c} for r, c in zip(races, costs, strict=True)]
+            found = [{**r, **c} for r, c in zip(raced, costs, strict=True)]
             records += found
             if _PROFILE.value:
                 name = f"{_PROFILE.value}/batch{batch_size}_length{shape.length}"
@@ -183,7 +179,7 @@ def main(argv: Sequence[str]) -> None:
                         parallel(*call)
     if _OUTPUT.value:
         files.write_jsonl(_OUTPUT.value, records)
-    print(bench.tables(records), bench.table(records, steps.COLUMNS), sep="\n\n")
+    print(races.tables(records), races.table(records, steps.COLUMNS), sep="\n\n")
     print(f"\nThe weights were there after {seconds:.1f} s.", end=" ")
     print(f"Matrix products reach {peak / 1e12:.3f} TFLOP/s here.")
     for record in records if _PROFILE.value else ():
@@ -235,8 +231,8 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
             num_rows = config.rows_per_slot * batch_size
             rows = task.encode(codec, task.examples(config.split, num_rows))
             length = max(row.tokens.size for row in rows)
-            gen_length = batching.gen_length(rows, config.block_length)
-            return batching.pad(rows, length), Options(gen_length, config.block_length)
+            gen_length = text_prompts.gen_length(rows, config.block_length)
+            return pad(rows, length), Options(gen_length, config.block_length)
 
         return model, [task.gen_length], examples
     if preset:
@@ -258,7 +254,7 @@ def _torch_loop(
     model: LLaDA,
     rules: Iterable[Sampler],
     work: Sequence[tuple[Prompts, Options]],
-) -> tuple[Callable[[Options], bench.Fill], int]:
+) -> tuple[Callable[[Options], races.Fill], int]:
     """The eager loop on the same weights, and the threads that PyTorch takes.
 
     Raises:
@@ -267,7 +263,8 @@ def _torch_loop(
     try:
         import torch
 
-        from dlm_jax import eager, reference
+        from dlm_jax.parity import torch_llada
+        from experiments.timing import eager
     except ModuleNotFoundError as error:
         raise InputError(f"--reference=torch needs PyTorch: {error}") from None
 
@@ -285,10 +282,10 @@ def _torch_loop(
 
     with tempfile.TemporaryDirectory() as directory, in_memory():
         checkpoints.save_hf(model, pathlib.Path(directory) / "model")
-        twin = reference.load_llada(pathlib.Path(directory) / "model")
+        twin = torch_llada.load_llada(pathlib.Path(directory) / "model")
     mask_id = twin.config.mask_token_id
 
-    def fill_of(options: Options) -> bench.Fill:
+    def fill_of(options: Options) -> races.Fill:
         def fill(
             sampler: Sampler, prompts: Prompts, keys: jax.Array
         ) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@ r"""Replays recorded runs of PyTorch samplers and says where ours differ.
     python -m experiments.compare --traces=DIR [--samplers=low_confidence,threshold] \
         [--dtype=float64]
 
-DIR holds traces (see `dlm_jax/traces.py`), made by `experiments.record_reference`. One
+DIR holds traces (see `parity.traces`), made by `experiments.record_reference`. One
 row per trace: forwards of the recorded run and of ours, and `match`, or the first
 forward whose outcome differs, the position, the recorded token and ours, the confidence
 gap ('-' where the sampler's own bound decided) and whether rounding explains it
@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import checkpoints, replay, traces
+from dlm_jax import checkpoints
+from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
-from dlm_jax.parallel import DataParallel
+from dlm_jax.parity import replay, traces
 from experiments import _app
 
 FLAGS = flags.FLAGS

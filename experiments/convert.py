@@ -26,10 +26,11 @@ import jax
 from absl import flags
 from flax import nnx
 
-from dlm_jax import checkpoints, files, hosts
+from dlm_jax import checkpoints, files
+from dlm_jax.checkpoints import staging
+from dlm_jax.devices.runner import make_mesh, shardings
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import PRESETS, partition, random_preset
-from dlm_jax.parallel import make_mesh, shardings
 from experiments import _app
 
 _SAVERS = {"orbax": checkpoints.save_orbax, "hf": checkpoints.save_hf}
@@ -73,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
         config = checkpoints.read_config(source)
         specs = partition(config, len(devices), "model")
         # Before they read, for some take longer than others.
-        hosts.meet("begun")
+        staging.meet("begun")
         placements = shardings(specs, make_mesh(len(devices), devices))
     start = time.perf_counter()
     if _PRESET.value is not None:

@@ -16,7 +16,10 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import evaluation, evaluation_files, provenance, samplers, tables
+from dlm_jax import samplers
+from dlm_jax.evaluation import provenance, tables
+from dlm_jax.evaluation import records as evaluation_files
+from dlm_jax.evaluation import run as evaluation
 from experiments import _app, _evaluating
 
 _READ = _evaluating.define_evaluation(

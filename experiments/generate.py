@@ -20,11 +20,15 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dlm_jax import batching, files, hosts, parallel, samplers, tasks, text, zoo
+from dlm_jax import files, samplers, tasks, zoo
+from dlm_jax.core.keys import check_seed
+from dlm_jax.core.options import Options
+from dlm_jax.devices import batches, hosts, runner
 from dlm_jax.errors import InputError
-from dlm_jax.seeds import check_seed
-from dlm_jax.tasks.task import BLANK, check_codec
-from dlm_jax.types import Options
+from dlm_jax.tasks.base import BLANK, check_codec
+from dlm_jax.text import prompts as text_prompts
+from dlm_jax.text.codec import Codec
+from dlm_jax.text.prompts import Encoded, read_prompts
 from experiments import _app, _report
 
 _CONFIG = _app.define_config("configs/generate.py", "Defaults.")
@@ -72,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     if output:
         files.check_output(output)
     rules = samplers.parse_all(config.sampler)
-    prompts = _PROMPT.value + (text.read_prompts(_FILE.value) if _FILE.value else [])
+    prompts = _PROMPT.value + (read_prompts(_FILE.value) if _FILE.value else [])
     if not prompts:
         for flag in (_INFILL, _CHAT, _LENGTH, _BLOCK):
             if flag.present:
@@ -80,8 +84,8 @@ def main(argv: Sequence[str]) -> None:
     task = tasks.get(config.task)
     examples = [] if prompts else task.examples(config.split, config.num_examples)
     checkpoint = _CHECKPOINT.value or zoo.path(config.task)
-    model = parallel.load(checkpoint, _DTYPE.value, _SHARING.value)
-    codec = text.Codec.load(checkpoint, model.config)
+    model = runner.load(checkpoint, _DTYPE.value, _SHARING.value)
+    codec = Codec.load(checkpoint, model.config)
     if examples:
         check_codec(task, codec)
         prompts = [e.prompt.replace(BLANK, codec.mask_text) for e in examples]
@@ -111,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
     with tqdm(total=len(rules) * len(rows), unit="prompt", disable=None) as progress:
         for spec, rule in rules.items():
             progress.set_description(spec)
-            runs[spec] = batching.fill(
+            runs[spec] = batches.fill(
                 *(model.parallel, rule, rows, options, config.seed, config.batch_size),
                 ids=ids,
                 on_answers=lambda answers: progress.update(len(answers)),
@@ -128,8 +132,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _encode(
-    codec: text.Codec, prompts: list[str], config: ConfigDict
-) -> tuple[list[batching.Encoded], Options]:
+    codec: Codec, prompts: list[str], config: ConfigDict
+) -> tuple[list[Encoded], Options]:
     """The prompts as rows with blanks, and how to fill them."""
     if _INFILL.value:
         for flag in (_CHAT, _LENGTH):
@@ -139,7 +143,7 @@ def _encode(
                 )
         rows = codec.encode_infill(prompts)
         block_length: Any = _BLOCK.value
-        gen_length = batching.gen_length(rows, block_length)
+        gen_length = text_prompts.gen_length(rows, block_length)
         return rows, Options(
             *(gen_length, block_length, config.temperature), stop_ids=codec.stop_ids
         )

@@ -1,10 +1,11 @@
 """Adds samplers to the table of the shipped models; evaluates only what is missing.
 
     python -m experiments.leaderboard --sampler='entropy_bound(gamma=0.01)'
-    python -m experiments.leaderboard                # all of configs/leaderboard.py
+    python -m experiments.leaderboard                # all of the config
 
-OUT gets leaderboard.csv and leaderboard.md. The setting is frozen in the config: a task
-that is there in another one is refused. A sampler of your own joins once it is in the
+OUT gets leaderboard.csv and leaderboard.md. The setting is frozen in
+experiments/studies/leaderboard/config.py: a task that is there in another one is
+refused. A sampler of your own joins once it is in the
 registry (WORKSPACE.md). One whose code has changed is measured again when its lines and
 WORKDIR are removed.
 """
@@ -16,16 +17,21 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import evaluation, leaderboard, provenance, tasks, zoo
+from dlm_jax import tasks, zoo
+from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
-from dlm_jax.seeds import check_seed
+from dlm_jax.evaluation import provenance
+from dlm_jax.evaluation import run as evaluation
 from experiments import _app
+from experiments.studies.leaderboard import board
 
-_CONFIG = _app.define_config("configs/leaderboard.py", "The frozen setting.")
+_CONFIG = _app.define_config(
+    "experiments/studies/leaderboard/config.py", "The frozen setting."
+)
 _SAMPLER = flags.DEFINE_multi_string("sampler", None, "Default: those of the config.")
 _TASK = flags.DEFINE_multi_string("task", None, "Default: those of the config.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/leaderboard", "Of the records.")
-_OUT = flags.DEFINE_string("out", "experiments/reports", "Of the table.")
+_OUT = flags.DEFINE_string("out", "experiments/studies/leaderboard", "Of the table.")
 _COMMAND = "python -m experiments.leaderboard --sampler='SPEC'"
 
 
@@ -34,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     config = _CONFIG.value
     out = pathlib.Path(_OUT.value)
-    entries = leaderboard.read(out / "leaderboard.csv")
+    entries = board.read(out / "leaderboard.csv")
     names = _TASK.value or list(config.num_examples)
     specs = _SAMPLER.value or config.samplers
     # Everything is checked before anything is evaluated.
@@ -46,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
             known = ", ".join(config.num_examples)
             raise InputError(f"task ({name}) must be one of {known}")
         task, path = tasks.get(name), zoo.path(name)
-        setting = leaderboard.Setting(
+        setting = board.Setting(
             checkpoint=provenance.digest(path),
             num_examples=config.num_examples[name],
             split=config.split,
@@ -54,16 +60,16 @@ def main(argv: Sequence[str]) -> None:
             seed=config.seed,
             temperature=config.temperature,
         )
-        missing = leaderboard.missing(entries, name, specs, setting)
+        missing = board.missing(entries, name, specs, setting)
         todo.append((task, path, missing, setting))
     commit = provenance.environment()["commit"]
     for task, path, missing, setting in todo:
         if missing:
             results = _evaluate(config, task, path, missing, setting)
-            entries += leaderboard.entries_of(task.name, results, commit, setting)
-            leaderboard.write(out / "leaderboard.csv", entries)
+            entries += board.entries_of(task.name, results, commit, setting)
+            board.write(out / "leaderboard.csv", entries)
     out.mkdir(parents=True, exist_ok=True)
-    page = leaderboard.page(entries, _COMMAND)
+    page = board.page(entries, _COMMAND)
     (out / "leaderboard.md").write_text(page, encoding="utf-8")
     print(page, end="")
 
@@ -73,7 +79,7 @@ def _evaluate(
     task: Any,
     path: Any,
     specs: Sequence[str],
-    setting: leaderboard.Setting,
+    setting: board.Setting,
 ) -> list[evaluation.Summary]:
     model, codec = evaluation.load(task, path)
     plan = evaluation.Plan.of(config)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dlm_jax import hosts
+from dlm_jax.devices import hosts
 from experiments import _app
 
 _OUTPUT = flags.DEFINE_string(

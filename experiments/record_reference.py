@@ -8,8 +8,8 @@ Every line of the prompts file is one prompt: a JSON list of token ids, or a use
 message, which goes through the checkpoint's chat template. `generate` is called as
 generate(model, prompt, **params). Writes one trace per prompt, which
 `python -m experiments.compare --traces=DIR` replays. The default --model runs the
-modelling code in the checkpoint's directory; `dlm_jax.reference:load_llada` runs none.
-Traces that exist are never replaced.
+modelling code in the checkpoint's directory; `dlm_jax.parity.torch_llada:load_llada`
+runs none. Traces that exist are never replaced.
 Needs PyTorch.
 """
 
@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import text, traces
 from dlm_jax.errors import InputError
+from dlm_jax.parity import traces
+from dlm_jax.text.prompts import read_prompts
 from experiments import _app
 
 FLAGS = flags.FLAGS
@@ -37,7 +38,7 @@ for _name, _help in _FLAGS.items():
     flags.DEFINE_string(_name, None, _help, required=True)
 flags.DEFINE_string(
     "model",
-    "dlm_jax.reference:load_transformers",
+    "dlm_jax.parity.torch_llada:load_transformers",
     "What loads the checkpoint: a function of its directory, named like --generate.",
 )
 flags.DEFINE_string("name", None, "Stem of the traces' names; --sampler by default.")
@@ -46,22 +47,22 @@ flags.DEFINE_string("name", None, "Stem of the traces' names; --sampler by defau
 def main(_: Sequence[str]) -> None:
     """Records every prompt; see the module's docstring."""
     try:
-        from dlm_jax import reference
+        from dlm_jax.parity import recorder
     except ModuleNotFoundError as error:
         raise InputError(f"recording needs PyTorch: {error}") from None
-    generate = reference.resolve(FLAGS.generate)
-    load_model = reference.resolve(FLAGS.model)
-    params = reference.parse_params(FLAGS.params)
-    prompts = text.read_prompts(FLAGS.prompts_file)
+    generate = recorder.resolve(FLAGS.generate)
+    load_model = recorder.resolve(FLAGS.model)
+    params = recorder.parse_params(FLAGS.params)
+    prompts = read_prompts(FLAGS.prompts_file)
     output = pathlib.Path(FLAGS.output)
     names = [f"{FLAGS.name or FLAGS.sampler}__p{i}" for i in range(len(prompts))]
     traces.check_output(output, names)
-    prompts = reference.encode_prompts(prompts, FLAGS.checkpoint)
+    prompts = recorder.encode_prompts(prompts, FLAGS.checkpoint)
     model = load_model(FLAGS.checkpoint)
     checkpoint = os.path.relpath(FLAGS.checkpoint, output.absolute().parent)
     progress = tqdm(prompts, unit="prompt", disable=None)
     for name, prompt in zip(names, progress, strict=True):
-        trace = reference.record(
+        trace = recorder.record(
             generate,
             model,
             prompt,

@@ -2,11 +2,11 @@ r"""EB-Sampler against its published claim: measures, and writes the report.
 
     python -m experiments.report_eb [--quick]
 
-makes experiments/reports/eb_sampler.md with its figures: accuracy against forwards on
-three tasks, EB-Sampler beside one-token decoding on the same examples, and the split of
-its error on mazes, where the truth is known. A quick one has an output and a workdir of
-its own. Started again it goes on where it was
-stopped; what is measured is configs/report_eb.py's.
+makes experiments/studies/eb_sampler/eb_sampler.md with its figures: accuracy against
+forwards on three tasks, EB-Sampler beside one-token decoding on the same examples, and
+the split of its error on mazes, where the truth is known. A quick one has an output and
+a workdir of its own. Started again it goes on where it was stopped; what is measured is
+experiments/studies/eb_sampler/config.py's.
 """
 
 import pathlib
@@ -18,18 +18,15 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from dlm_jax import (
-    evaluation,
-    evaluation_files,
-    figures,
-    maze_split,
-    provenance,
-    report_eb,
-)
+from dlm_jax.devices.runner import DataParallel
+from dlm_jax.evaluation import figures, provenance
+from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation.records import environments
 from dlm_jax.models import as_denoiser
-from dlm_jax.parallel import DataParallel
-from dlm_jax.tasks.task import Task, load
+from dlm_jax.tasks.base import Task, load
 from experiments import _app, _papers
+from experiments.studies.eb_sampler import maze_split
+from experiments.studies.eb_sampler import report as report_eb
 
 _REPORT = _papers.define_report("report_eb", "eb_sampler", "Points.")
 
@@ -46,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     for task, checkpoint in zip(report.tasks, report.checkpoints, strict=True):
         workdir = report.workdir / task.name
         section, own_splits = _measure(task, checkpoint, config, claim, workdir)
-        machines += evaluation_files.environments(workdir)
+        machines += environments(workdir)
         sections.append(section)
         splits |= own_splits
     report_eb.write(

@@ -6,7 +6,7 @@
 OUTPUT is the report, with its figures beside it; records stay under WORKDIR/TASK. A
 quick one has an output and a workdir of its own.
 Started again with the same arguments it goes on where it was stopped. What is compared
-stands in configs/report_saber.py.
+stands in experiments/studies/saber/config.py.
 """
 
 import pathlib
@@ -17,17 +17,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dlm_jax import (
-    evaluation,
-    evaluation_files,
-    figures,
-    provenance,
-    saber_measure,
-    saber_report,
-)
+from dlm_jax.evaluation import figures, provenance
+from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation.records import environments
 from dlm_jax.models import as_denoiser
-from dlm_jax.tasks.task import load
+from dlm_jax.tasks.base import load
 from experiments import _app, _papers
+from experiments.studies.saber import measure
+from experiments.studies.saber import report as saber_report
 
 _REPORT = _papers.define_report("report_saber", "saber", "The samplers.")
 
@@ -48,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
             f"examples, checkpoint {digest[:12]}, "
             f"{measured[-1].num_parameters / 1e6:.1f} M parameters"
         )
-        machines += evaluation_files.environments(workdir)
+        machines += environments(workdir)
     about += dict.fromkeys(
         f"{provenance.describe(machine)}, {config.batch_size} rows in flight"
         for machine in machines
@@ -60,11 +57,11 @@ def main(argv: Sequence[str]) -> None:
 
 def _measure(
     config: Any, task: Any, path: pathlib.Path, digest: str, workdir: pathlib.Path
-) -> saber_measure.Measured:
+) -> measure.Measured:
     """Loads the model of a task, and measures it."""
     model, codec = load(task, path)
     plan = evaluation.Plan.of(config)
-    setting = saber_measure.Setting(
+    setting = measure.Setting(
         baseline=config.samplers[0],
         compared=tuple(config.samplers),
         others=tuple(config.others),
@@ -76,10 +73,10 @@ def _measure(
         seed=config.seed,
         plan=plan,
     )
-    num_specs = sum(len(lane.specs) for lane in saber_measure.lanes(setting))
+    num_specs = sum(len(lane.specs) for lane in measure.lanes(setting))
     total = num_specs * config.num_examples
     with tqdm(total=total, desc=task.name, disable=None) as progress:
-        return saber_measure.measure(
+        return measure.measure(
             *(*as_denoiser(model), codec, task, setting),
             workdir,
             about={"checkpoint": digest, "dtype": str(model.head.dtype)},

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dlm_jax import roofline, tables
 from dlm_jax.errors import InputError
+from dlm_jax.evaluation import tables
 from dlm_jax.models.llada import llada_8b
 from experiments import _app
+from experiments.timing import roofline
 
 _LENGTH = flags.DEFINE_integer("length", 512, "Tokens of a row, prompt and answer.")
 _REGION = flags.DEFINE_integer("region", 32, "Positions that need a prediction.")

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from dlm_jax import evaluation, figures, sweeps
+from dlm_jax.evaluation import figures, sweeps
+from dlm_jax.evaluation import run as evaluation
 from experiments import _app, _evaluating
 
 _READ = _evaluating.define_evaluation("sweep", "The curves.")

@@ -21,11 +21,13 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
 
-from dlm_jax import checkpoints, files, provenance, tasks, training
+from dlm_jax import checkpoints, files, tasks
+from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
+from dlm_jax.evaluation import provenance
 from dlm_jax.models.llada import LLaDA, deepen
-from dlm_jax.seeds import check_seed
-from dlm_jax.tasks.task import Trainable
+from dlm_jax.tasks.base import Trainable
+from dlm_jax.training import loop as training
 from experiments import _app
 
 _CONFIG = _app.define_config("configs/train_sudoku.py", "What to train, and on what.")

@@ -1,7 +1,7 @@
 """A small tokenizer with LLaDA's special tokens and chat template, and its model."""
 
-from dlm_jax import text
 from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.text.codec import character_tokenizer
 
 # LLaDA's special tokens, in another order than its ids.
 BOS, EOS, MASK = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>"
@@ -36,4 +36,4 @@ CONFIG = LLaDAConfig(
 
 def make_tokenizer():
     """One token per character, and the special ones; without the template."""
-    return text.character_tokenizer(VOCABULARY, bos=BOS, eos=EOS, mask=MASK)
+    return character_tokenizer(VOCABULARY, bos=BOS, eos=EOS, mask=MASK)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from dlm_jax import hf_format
+from dlm_jax.checkpoints import hf_format
 from dlm_jax.models.llada import tiny
 
 PREFIX = "model.transformer."

@@ -23,16 +23,16 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 # The hook must be in place before any of them is imported.
 install_import_hook(
     [
-        "dlm_jax.batching",
         "dlm_jax.checkpoints",
-        "dlm_jax.hf_format",
+        "dlm_jax.core.predict",
+        "dlm_jax.devices.batches",
         "dlm_jax.models",
-        "dlm_jax.predict",
-        "dlm_jax.select",
+        "dlm_jax.parity.traces",
+        "dlm_jax.samplers.select",
+        "dlm_jax.sandbox",
         "dlm_jax.tasks",
         "dlm_jax.text",
-        "dlm_jax.traces",
-        "dlm_jax.training",
+        "dlm_jax.training.loop",
     ],
     "beartype.beartype",
 )

@@ -12,7 +12,7 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from dlm_jax.types import Prompts
+from dlm_jax.core.canvas import Prompts
 
 DATA = Path(__file__).parent / "data"
 # The registry's, with settings under which several tokens are committed at once.

@@ -41,15 +41,15 @@ class Mutation:
     equivalent: str = ""
 
 
-LOOP, ROW = "dlm_jax/generate.py", "dlm_jax/row.py"
-SLOTS, PREDICT = "dlm_jax/queue.py", "dlm_jax/predict.py"
-SELECT, SCHEDULES = "dlm_jax/select.py", "dlm_jax/schedules.py"
+LOOP, ROW = "dlm_jax/core/loop.py", "dlm_jax/core/row.py"
+SLOTS, PREDICT = "dlm_jax/core/slots.py", "dlm_jax/core/predict.py"
+SELECT, SCHEDULES = "dlm_jax/samplers/select.py", "dlm_jax/samplers/schedules.py"
 SABER = "dlm_jax/samplers/saber.py"
-T_LOOP = ("tests/test_generate.py", "tests/test_decisions.py")
-T_SLOTS = ("tests/test_decisions.py", "tests/test_queue.py")
-T_PREDICT = ("tests/test_predict.py",)
-T_SELECT = ("tests/test_select.py",)
-T_SABER = ("tests/test_saber.py",)
+T_LOOP = ("tests/core/test_generate.py", "tests/core/test_decisions.py")
+T_SLOTS = ("tests/core/test_decisions.py", "tests/core/test_queue.py")
+T_PREDICT = ("tests/core/test_predict.py",)
+T_SELECT = ("tests/samplers/test_select.py",)
+T_SABER = ("tests/samplers/test_saber.py",)
 
 MUTATIONS = (
     # The loop.
@@ -58,28 +58,28 @@ MUTATIONS = (
         LOOP,
         "for purpose in range(2)",
         "for purpose in (0, 0)",
-        ("tests/test_decisions.py",),
+        ("tests/core/test_decisions.py",),
     ),
     Mutation(
         "every step has the same key",
         LOOP,
         "jax.vmap(jax.random.fold_in)(keys, rows.step)",
         "jax.vmap(jax.random.fold_in)(keys, 0 * rows.step)",
-        ("tests/test_temperature.py", "tests/test_contract.py"),
+        ("tests/core/test_temperature.py", "tests/core/test_contract.py"),
     ),
     Mutation(
         "rows are taken as given, not fullest first",
         LOOP,
         "jnp.where(rows.is_done, 1, -num_blanks)",
         "jnp.where(rows.is_done, 1, 0 * num_blanks)",
-        ("tests/test_queue.py",),
+        ("tests/core/test_queue.py",),
     ),
     Mutation(
         "the cache is not reset",
         LOOP,
         "return dataclasses.replace(filled, cache=cache)",
         "return dataclasses.replace(filled, cache=carry.cache)",
-        ("tests/test_queue.py",),
+        ("tests/core/test_queue.py",),
     ),
     Mutation(
         "guidance: halves are swapped",
@@ -93,14 +93,14 @@ MUTATIONS = (
         LOOP,
         "carry.iteration < until",
         "carry.iteration + 1 < until",
-        ("tests/test_queue.py",),
+        ("tests/core/test_queue.py",),
     ),
     Mutation(
         "full precision for bfloat16 only",
         LOOP,
         "head.dtype.itemsize >= 4",
         "head.dtype.itemsize < 4",
-        ("tests/test_generate.py",),
+        ("tests/core/test_generate.py",),
     ),
     # A row.
     Mutation(
@@ -108,14 +108,14 @@ MUTATIONS = (
         ROW,
         "(frame.rank > stop) & is_clear",
         "(frame.rank > stop)",
-        ("tests/test_generate.py",),
+        ("tests/core/test_generate.py",),
     ),
     Mutation(
         "stop ids in a prompt count",
         ROW,
         "is_stop &= frame.is_editable & ~is_mask & frame.can_stop",
         "is_stop &= ~is_mask & frame.can_stop",
-        ("tests/test_generate.py",),
+        ("tests/core/test_generate.py",),
         equivalent="a prompt's positions have rank g, which is no stop",
     ),
     Mutation(
@@ -123,7 +123,7 @@ MUTATIONS = (
         ROW,
         "is_stop &= frame.is_editable & ~is_mask & frame.can_stop",
         "is_stop &= frame.is_editable & frame.can_stop",
-        ("tests/test_generate.py",),
+        ("tests/core/test_generate.py",),
         equivalent="undecided positions hold mask_id, which is no stop id",
     ),
     Mutation(
@@ -131,119 +131,119 @@ MUTATIONS = (
         ROW,
         "is_stop &= frame.is_editable & ~is_mask & frame.can_stop",
         "is_stop &= frame.is_editable & ~is_mask",
-        ("tests/test_generate.py",),
+        ("tests/core/test_generate.py",),
     ),
     Mutation(
         "the stop itself is overwritten",
         ROW,
         "(frame.rank > stop) & is_clear",
         "(frame.rank >= stop) & is_clear",
-        ("tests/test_generate.py",),
+        ("tests/core/test_generate.py",),
     ),
     Mutation(
         "guidance hides the prompt before the blanks only",
         ROW,
         "is_prompt = frame.is_valid & ~frame.is_editable",
         "is_prompt = frame.is_valid & (jnp.cumsum(frame.is_editable) == 0)",
-        ("tests/test_generate.py",),
+        ("tests/core/test_generate.py",),
     ),
     Mutation(
         "guidance hides what a view appends",
         ROW,
         "view.tokens.shape[0] - is_prompt.shape[0]))",
         "view.tokens.shape[0] - is_prompt.shape[0]), constant_values=True)",
-        ("tests/test_generate.py",),
+        ("tests/core/test_generate.py",),
     ),
     Mutation(
         "commits are not kept to open positions",
         ROW,
         "is_free = canvas.is_open & prediction.is_known & ~has_nan",
         "is_free = prediction.is_known & ~has_nan",
-        ("tests/test_decisions.py", "tests/test_generate.py"),
+        ("tests/core/test_decisions.py", "tests/core/test_generate.py"),
     ),
     Mutation(
         "commits are not kept to predicted positions",
         ROW,
         "is_free = canvas.is_open & prediction.is_known & ~has_nan",
         "is_free = canvas.is_open & ~has_nan",
-        ("tests/test_decisions.py",),
+        ("tests/core/test_decisions.py",),
     ),
     Mutation(
         "a row with a NaN goes on writing",
         ROW,
         "is_free = canvas.is_open & prediction.is_known & ~has_nan",
         "is_free = canvas.is_open & prediction.is_known",
-        ("tests/test_generate.py",),
+        ("tests/core/test_generate.py",),
     ),
     Mutation(
         "a NaN does not end its row",
         ROW,
         "is_done=~jnp.any(is_mask) | has_nan | (step >= options.max_steps)",
         "is_done=~jnp.any(is_mask) | (step >= options.max_steps)",
-        ("tests/test_generate.py",),
+        ("tests/core/test_generate.py",),
     ),
     Mutation(
         "the mask token is written",
         ROW,
         "commit &= written != denoiser.mask_id",
         "commit &= written == written",
-        ("tests/test_decisions.py",),
+        ("tests/core/test_decisions.py",),
     ),
     Mutation(
         "undecided positions are taken back",
         ROW,
         "remask = decision.remask & is_free & (commit | ~row.is_mask)",
         "remask = decision.remask & is_free",
-        ("tests/test_decisions.py",),
+        ("tests/core/test_decisions.py",),
     ),
     Mutation(
         "deferred candidates do not wait",
         ROW,
         "is_eligible = jnp.where(jnp.any(is_ready), is_ready, is_eligible)",
         "is_eligible = jnp.where(jnp.any(is_ready), is_eligible, is_eligible)",
-        ("tests/test_decisions.py",),
+        ("tests/core/test_decisions.py",),
     ),
     Mutation(
         "deferred candidates wait for ever",
         ROW,
         "is_eligible = jnp.where(jnp.any(is_ready), is_ready, is_eligible)",
         "is_eligible = is_ready",
-        ("tests/test_decisions.py",),
+        ("tests/core/test_decisions.py",),
     ),
     Mutation(
         "unpredicted positions are eligible",
         ROW,
         "is_eligible = canvas.is_eligible & prediction.is_known",
         "is_eligible = canvas.is_eligible",
-        ("tests/test_decisions.py",),
+        ("tests/core/test_decisions.py",),
     ),
     Mutation(
         "blocks end one position late",
         ROW,
         "(row.block + 1) * options.block_length, options.gen_length",
         "(row.block + 1) * options.block_length + 1, options.gen_length",
-        ("tests/test_generate.py",),
+        ("tests/core/test_generate.py",),
     ),
     Mutation(
         "a block's steps go on counting in the next",
         ROW,
         "block_step=jnp.where(stays, row.block_step + 1, 0)",
         "block_step=row.block_step + 1",
-        ("tests/test_schedules.py", "tests/test_contract.py"),
+        ("tests/samplers/test_schedules.py", "tests/core/test_contract.py"),
     ),
     Mutation(
         "a done row goes on",
         ROW,
         "lambda x, y: jnp.where(row.is_done, x, y), row, new",
         "lambda x, y: y, row, new",
-        ("tests/test_generate.py", "tests/test_contract.py"),
+        ("tests/core/test_generate.py", "tests/core/test_contract.py"),
     ),
     Mutation(
         "what is taken back keeps its commit step",
         ROW,
         "is_undone = is_mask | remask",
         "is_undone = is_mask & ~remask",
-        ("tests/test_contract.py",),
+        ("tests/core/test_contract.py",),
     ),
     # Slots.
     Mutation(
@@ -259,21 +259,21 @@ MUTATIONS = (
         SLOTS,
         "jobs=_where(is_new, _take(todo.jobs, new_ids), queue.jobs)",
         "jobs=queue.jobs",
-        ("tests/test_queue.py",),
+        ("tests/core/test_queue.py",),
     ),
     Mutation(
         "the initial cache is repeated, not tiled",
         SLOTS,
         "jnp.tile(is_new, num_forwards)",
         "jnp.repeat(is_new, num_forwards)",
-        ("tests/test_queue.py",),
+        ("tests/core/test_queue.py",),
     ),
     Mutation(
         "the last waiting row gets no slot",
         SLOTS,
         "place < todo.num_open",
         "place < todo.num_open - 1",
-        ("tests/test_queue.py",),
+        ("tests/core/test_queue.py",),
     ),
     # Statistics.
     Mutation(
@@ -337,14 +337,14 @@ MUTATIONS = (
         PREDICT,
         "jax.random.fold_in(jax.random.fold_in(key, position), tile)",
         "jax.random.fold_in(jax.random.fold_in(key, 0), tile)",
-        ("tests/test_temperature.py",),
+        ("tests/core/test_temperature.py",),
     ),
     Mutation(
         "temperature is applied twice",
         PREDICT,
         "perturbed = candidates + temperature * noise",
         "perturbed = candidates + temperature**2 * noise",
-        ("tests/test_temperature.py",),
+        ("tests/core/test_temperature.py",),
     ),
     # Selection.
     Mutation(
@@ -381,7 +381,7 @@ MUTATIONS = (
         SELECT,
         "return -jnp.expm1(log_prob)",
         "return 1 - jnp.exp(log_prob)",
-        ("tests/test_saber.py",),
+        ("tests/samplers/test_saber.py",),
     ),
     Mutation(
         "the factor rule starts at rank 0",
@@ -440,21 +440,25 @@ MUTATIONS = (
         "dlm_jax/samplers/margin.py",
         "return -select.doubt(best) - jnp.exp(runner_up)",
         "return best - runner_up",
-        ("tests/test_specs.py", "tests/test_contract.py", "tests/test_replay.py"),
+        (
+            "tests/samplers/test_specs.py",
+            "tests/core/test_contract.py",
+            "tests/parity/test_replay.py",
+        ),
     ),
     Mutation(
         "a linear schedule's remainder comes last",
         SCHEDULES,
         "is_early = canvas.block_step < canvas.block_masks % steps",
         "is_early = canvas.block_step >= steps - canvas.block_masks % steps",
-        ("tests/test_schedules.py",),
+        ("tests/samplers/test_schedules.py",),
     ),
     Mutation(
         "a cosine schedule is one step behind",
         SCHEDULES,
         "progress = (canvas.block_step + 1) / steps",
         "progress = canvas.block_step / steps",
-        ("tests/test_schedules.py",),
+        ("tests/samplers/test_schedules.py",),
     ),
 )
 

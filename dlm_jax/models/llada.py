@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
 from dlm_jax.models import attention, layers
 from dlm_jax.models.attention import Attention
-from dlm_jax.seeds import check_seed
 
 # Options of LLaDA's configuration class that no released checkpoint uses, with the
 # value that this module implements. Anything else is refused by name: silently

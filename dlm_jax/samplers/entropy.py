@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from jaxtyping import Array, Float, Key
 
+from dlm_jax.core.canvas import Canvas, Prediction
 from dlm_jax.samplers.ordered import Ordered
-from dlm_jax.types import Canvas, Prediction
 
 
 class Entropy(Ordered):

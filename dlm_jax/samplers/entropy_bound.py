@@ -6,10 +6,11 @@ import flax.struct
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from dlm_jax import select
+from dlm_jax.core.canvas import Canvas, Decision, Prediction
+from dlm_jax.core.sampler import Sampler, number
 from dlm_jax.errors import InputError
+from dlm_jax.samplers import select
 from dlm_jax.samplers.margin import Margin, probability_margin
-from dlm_jax.types import Canvas, Decision, Prediction, Sampler, number
 
 # Error proxies rank positions by the distribution, not by the drawn token: the fields
 # of Prediction that each reads, and its negative (best position first).

@@ -3,8 +3,9 @@
 import jax
 from jaxtyping import PyTree
 
-from dlm_jax import select
-from dlm_jax.types import Canvas, Decision, Prediction, Sampler, number
+from dlm_jax.core.canvas import Canvas, Decision, Prediction
+from dlm_jax.core.sampler import Sampler, number
+from dlm_jax.samplers import select
 
 
 class Factor(Sampler):

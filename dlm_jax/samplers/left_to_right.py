@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
+from dlm_jax.core.canvas import Canvas, Prediction
 from dlm_jax.samplers.ordered import Ordered
-from dlm_jax.types import Canvas, Prediction
 
 
 class LeftToRight(Ordered):

@@ -2,8 +2,8 @@
 
 from jaxtyping import Array, Float, Key
 
+from dlm_jax.core.canvas import Canvas, Prediction
 from dlm_jax.samplers.ordered import Ordered
-from dlm_jax.types import Canvas, Prediction
 
 
 class LowConfidence(Ordered):

@@ -5,9 +5,9 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from dlm_jax import select
+from dlm_jax.core.canvas import Canvas, Prediction
+from dlm_jax.samplers import select
 from dlm_jax.samplers.ordered import Ordered
-from dlm_jax.types import Canvas, Prediction
 
 
 def probability_margin(prediction: Prediction) -> Float[Array, "l"]:

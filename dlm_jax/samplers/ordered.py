@@ -5,9 +5,10 @@ from typing import ClassVar
 import jax
 from jaxtyping import Array, Key, Num, PyTree
 
-from dlm_jax import select
-from dlm_jax.schedules import Fixed, Schedule
-from dlm_jax.types import Canvas, Decision, Prediction, Sampler
+from dlm_jax.core.canvas import Canvas, Decision, Prediction
+from dlm_jax.core.sampler import Sampler
+from dlm_jax.samplers import select
+from dlm_jax.samplers.schedules import Fixed, Schedule
 
 
 class Ordered(Sampler):

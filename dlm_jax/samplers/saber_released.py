@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dlm_jax import select
+from dlm_jax.core.canvas import Canvas, Decision, Prediction
+from dlm_jax.core.sampler import Sampler
 from dlm_jax.errors import InputError
-from dlm_jax.types import Canvas, Decision, Prediction, Sampler
+from dlm_jax.samplers import select
 
 
 @flax.struct.dataclass

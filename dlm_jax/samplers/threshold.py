@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from dlm_jax import select
-from dlm_jax.types import Canvas, Decision, Prediction, Sampler, number
+from dlm_jax.core.canvas import Canvas, Decision, Prediction
+from dlm_jax.core.sampler import Sampler, number
+from dlm_jax.samplers import select
 
 
 class Threshold(Sampler):

@@ -1,12 +1,12 @@
 """Tasks: examples in, text out, verdict. One file per task; here, their registry."""
 
 from dlm_jax.errors import InputError
+from dlm_jax.tasks.base import Task, Trainable
 from dlm_jax.tasks.countdown import Countdown, Countdown4
 from dlm_jax.tasks.humaneval import HumanEval
 from dlm_jax.tasks.maze import Maze
 from dlm_jax.tasks.program import LongProgram, Program
 from dlm_jax.tasks.sudoku import Sudoku
-from dlm_jax.tasks.task import Task, Trainable
 
 TASKS: dict[str, Task] = {
     task.name: task

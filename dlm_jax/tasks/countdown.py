@@ -24,8 +24,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Int, Int32
 
-from dlm_jax.seeds import check_seed
-from dlm_jax.tasks.task import (
+from dlm_jax.core.keys import check_seed
+from dlm_jax.tasks.base import (
     BatchAt,
     CharacterTask,
     Example,

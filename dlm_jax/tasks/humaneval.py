@@ -13,11 +13,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import ClassVar
 
-from dlm_jax.batching import Encoded
 from dlm_jax.errors import InputError
-from dlm_jax.tasks import sandbox
-from dlm_jax.tasks.task import Example, Task, Verdict
-from dlm_jax.text import Codec
+from dlm_jax.sandbox import sandbox
+from dlm_jax.tasks.base import Example, Task, Verdict
+from dlm_jax.text.codec import Codec
+from dlm_jax.text.prompts import Encoded
 
 _REQUEST = (
     "Complete this Python function. Reply with the whole function in one code block, "

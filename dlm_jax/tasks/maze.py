@@ -23,8 +23,8 @@ from jaxtyping import Float, Int, Int32
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from dlm_jax.seeds import check_seed
-from dlm_jax.tasks.task import (
+from dlm_jax.core.keys import check_seed
+from dlm_jax.tasks.base import (
     BLANK,
     BatchAt,
     CharacterTask,

@@ -1,0 +1,235 @@
+"""What flows between the loop, the model and the samplers.
+
+Samplers and their `Canvas`, `Prediction` and `Decision` know ONE row; `generate` maps
+them over the batch with `jax.vmap`, which adds a leading axis b to every array below.
+Shapes: l positions of the padded row, g generated slots, r positions of a region,
+v vocabulary entries, d model width.
+"""
+
+import typing
+from typing import Any
+
+import flax.struct
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from dlm_jax.errors import InputError
+
+# jax.typing.ArrayLike would also admit Python scalars; these fields hold arrays of
+# either kind, because prompts are built on the host.
+HostArray = np.ndarray | jax.Array
+
+# What is not there. Not typed as optional: a sampler reads only what it lists in
+# `needs`, and the loop only what `prepare` has filled in, so neither need test for it.
+ABSENT: Any = None
+
+
+@flax.struct.dataclass
+class Prompts:
+    """A batch of canvases before the first forward.
+
+    In every row the known tokens start at column 0, blanks may stand anywhere among
+    them, and padding comes last.
+
+    Attributes:
+      tokens: int32 [b, l]; what stands at blanks and padding is ignored.
+      is_blank: bool [b, l]; True where a token is to be generated.
+      is_valid: bool [b, l]; False at padding.
+      can_stop: bool [b]; whether `Options.stop_ids` end the row: True for a text that
+        is continued, False for one whose blanks lie between given tokens. All rows can
+        if ABSENT.
+    """
+
+    tokens: HostArray
+    is_blank: HostArray
+    is_valid: HostArray
+    can_stop: HostArray = ABSENT
+
+
+@flax.struct.dataclass
+class Canvas:
+    """One row as a sampler sees it before a step.
+
+    Attributes:
+      tokens: int32 [l]; mask_id where undecided.
+      is_mask: bool [l]; still undecided.
+      is_editable: bool [l]; the sampler owns it: generated region or blanks.
+      is_open: bool [l]; editable and not past the end of the active block.
+      is_eligible: bool [l]; may be committed this step: open and undecided. In
+        `Sampler.step` also predicted, and not deferred while others are eligible (see
+        `Options.deferred_ids`).
+      is_valid: bool [l]; not padding.
+      slots: int32 [g]; positions of the editable cells in order, l where there are
+        fewer than g.
+      block: int32 []; index of the active block; blocks count slots, not columns.
+      block_step: int32 []; forwards since the active block began.
+      block_masks: int32 []; blanks of the active block when it began.
+      num_blocks: int32 []; blocks of this row.
+      step: int32 []; forwards this row has taken part in.
+      block_length: slots per block (static).
+      mask_id: the mask token (static).
+    """
+
+    tokens: Int[Array, "l"]
+    is_mask: Bool[Array, "l"]
+    is_editable: Bool[Array, "l"]
+    is_open: Bool[Array, "l"]
+    is_eligible: Bool[Array, "l"]
+    is_valid: Bool[Array, "l"]
+    slots: Int[Array, "g"]
+    block: Int[Array, ""]
+    block_step: Int[Array, ""]
+    block_masks: Int[Array, ""]
+    num_blocks: Int[Array, ""]
+    step: Int[Array, ""]
+    block_length: int = flax.struct.field(pytree_node=False)
+    mask_id: int = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
+class View:
+    """What the model is shown of one row; m tokens, of which the first l are the row's.
+
+    Attributes:
+      tokens: int32 [m].
+      positions: int32 [m]; rotary positions.
+      visibility: bool [q, m], q = 1 or m; True where a query may attend to a key.
+    """
+
+    tokens: Int[Array, "m"]
+    positions: Int[Array, "m"]
+    visibility: Bool[Array, "q m"]
+
+
+class Missing:
+    """Stands for a statistic that was not computed; any use of it is refused.
+
+    Attributes:
+      name: the field of `Prediction`.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Missing) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash((Missing, self.name))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # Libraries ask for what an object does not have.
+            raise AttributeError(name)
+        self._refuse()
+
+    def _refuse(self, *unused: Any) -> typing.NoReturn:
+        raise InputError(
+            f"prediction.{self.name} is read but not computed: the sampler's `needs` "
+            f"must list {self.name!r}"
+        )
+
+
+# Whatever arithmetic, indexing or a function of jax.numpy does with an operand.
+for _operator in (
+    *("neg", "pos", "abs", "invert", "bool", "int", "float", "len", "iter", "getitem"),
+    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow"),
+    *("rpow", "lt", "le", "gt", "ge", "and", "rand", "or", "ror", "matmul", "rmatmul"),
+    *("array", "jax_array"),
+):
+    setattr(Missing, f"__{_operator}__", Missing._refuse)
+jax.tree_util.register_static(Missing)
+
+
+@flax.struct.dataclass
+class Prediction:
+    """Statistics of the model's distribution at every position, natural logarithms.
+
+    Positions outside the sampler's region hold the canvas's token, log-probability
+    -inf and entropy +inf. A sampler is refused fields that it does not list in `needs`.
+
+    Attributes:
+      token: int32 [l]; the candidate: the most probable token, or at a temperature
+        above 0 the drawn one. Never mask_id.
+      log_prob: float [l]; the candidate's log-probability, without temperature; -inf
+        where the candidate is deferred.
+      is_known: bool [l]; True where there is a prediction: in the sampler's region.
+      best_log_prob: float [l]; of the most probable token.
+      runner_up_log_prob: float [l]; of the second most probable token.
+      entropy: float [l]; nats; +inf where the candidate is deferred.
+      held_log_prob: float [l]; of the token that stands on the canvas.
+    """
+
+    token: Int[Array, "l"]
+    log_prob: Float[Array, "l"]
+    is_known: Bool[Array, "l"] = ABSENT
+    best_log_prob: Float[Array, "l"] = ABSENT
+    runner_up_log_prob: Float[Array, "l"] = ABSENT
+    entropy: Float[Array, "l"] = ABSENT
+    held_log_prob: Float[Array, "l"] = ABSENT
+
+
+@flax.struct.dataclass
+class Decision:
+    """What a sampler does with one row in one step.
+
+    The loop keeps to what can be done: it commits and takes back only open positions
+    with a prediction, and never writes mask_id.
+
+    Attributes:
+      commit: bool [l]; positions to write: eligible or already decided.
+      remask: bool [l] or None; decided positions to take back, after the commits.
+      tokens: int32 [l] or None; what to write; the prediction's candidates if None.
+    """
+
+    commit: Bool[Array, "l"]
+    remask: Bool[Array, "l"] | None = None
+    tokens: Int[Array, "l"] | None = None
+
+
+@flax.struct.dataclass
+class Trajectory:
+    """Every step of a generation; s is the static bound on steps.
+
+    Attributes:
+      canvas: int32 [b, s + 1, l]; canvas[:, k] is what forward k saw; from the row's
+        num_steps on, the final tokens.
+      log_prob: float [b, s, l]; of the candidates; -inf outside the region.
+      commit: bool [b, s, l].
+      remask: bool [b, s, l].
+    """
+
+    canvas: HostArray
+    log_prob: HostArray
+    commit: HostArray
+    remask: HostArray
+
+
+@flax.struct.dataclass
+class Generation:
+    """The result of a batch.
+
+    Attributes:
+      tokens: int32 [b, l]; mask_id is left only in rows that are not complete.
+      num_steps: int32 [b]; NFE: forwards the row took part in.
+      last_iteration: int32 [b]; forwards of the whole batch, from the first on, until
+        the row was done: what it waited for a slot, and its num_steps. The largest is
+        the number of the loop's iterations on the row's device.
+      commit_step: int32 [b, l]; step of the commit that stood; -1 at prompt, padding
+        and what a stop filled in.
+      confidence: float [b, l]; probability of the prediction's candidate at that
+        commit (of another token only for samplers that write their own,
+        `Decision.tokens`); 0 where commit_step is -1.
+      is_complete: bool [b]; False where the bound on steps or a NaN ended the row.
+      has_nan: bool [b]; a position that could be committed had no finite prediction.
+      trajectory: every step, if asked for.
+    """
+
+    tokens: HostArray
+    num_steps: HostArray
+    last_iteration: HostArray
+    commit_step: HostArray
+    confidence: HostArray
+    is_complete: HostArray
+    has_nan: HostArray
+    trajectory: Trajectory | None = None

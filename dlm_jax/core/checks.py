@@ -1,0 +1,111 @@
+"""What is refused before anything is compiled."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Array, Key
+
+from dlm_jax.core.canvas import Prompts
+from dlm_jax.core.denoiser import Denoiser
+from dlm_jax.core.options import Options
+from dlm_jax.core.predict import NOISE_TILE
+from dlm_jax.core.sampler import Sampler, canonical
+from dlm_jax.errors import InputError
+
+
+def prepare(
+    denoiser: Denoiser, sampler: Sampler, prompts: Prompts, options: Options
+) -> tuple[Sampler, Prompts, Options]:
+    """Checks the arguments of `sample` on the host and brings them to canonical types.
+
+    Raises:
+      InputError: naming the argument that does not fit.
+    """
+    b, length = np.shape(prompts.tokens)
+    block_length = options.block_length
+    if block_length is None:
+        block_length = options.gen_length
+    if b < 1:
+        raise InputError(f"prompts (of shape {b, length}) must have at least one row")
+    if options.gen_length < 1:
+        raise InputError(f"gen_length ({options.gen_length}) must be at least 1")
+    if block_length < 1 or options.gen_length % block_length:
+        raise InputError(
+            f"gen_length ({options.gen_length}) must be a multiple of block_length "
+            f"({block_length})"
+        )
+    if length > denoiser.max_length:
+        raise InputError(
+            f"row length ({length}) must be at most the model's context "
+            f"({denoiser.max_length})"
+        )
+    if options.vocab_slice < 1 or options.vocab_slice % NOISE_TILE:
+        raise InputError(
+            f"vocab_slice ({options.vocab_slice}) must be a multiple of {NOISE_TILE}"
+        )
+    for name in ("temperature", "guidance"):
+        value = getattr(options, name) or 0.0
+        if not 0 <= value < np.inf:
+            raise InputError(f"{name} ({value}) must be at least 0 and finite")
+    for name in ("max_steps", "num_slots"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} ({value}) must be at least 1")
+    is_blank = np.asarray(prompts.is_blank)
+    is_valid = np.asarray(prompts.is_valid)
+    if (is_blank & ~is_valid).any():
+        raise InputError("prompts.is_blank must be False where is_valid is False")
+    if (is_valid[:, 1:] & ~is_valid[:, :-1]).any():
+        raise InputError("prompts.is_valid must be a run from column 0: pad at the end")
+    most = int(is_blank.sum(axis=1).max(initial=0))
+    if most > options.gen_length:
+        raise InputError(
+            f"gen_length ({options.gen_length}) must be at least the blanks of the "
+            f"fullest row ({most})"
+        )
+    can_stop = np.ones(b, bool) if prompts.can_stop is None else prompts.can_stop
+    if np.shape(can_stop) != (b,):
+        raise InputError(
+            f"prompts.can_stop (of shape {np.shape(can_stop)}) must be one per row: "
+            f"({b},)"
+        )
+    prompts = Prompts(
+        tokens=np.asarray(prompts.tokens, np.int32),
+        is_blank=is_blank,
+        is_valid=is_valid,
+        can_stop=np.asarray(can_stop, bool),
+    )
+    max_steps = options.max_steps
+    if max_steps is None:
+        max_steps = sampler.max_steps(options.gen_length)
+        if options.deferred_ids:
+            # A schedule may be at its end when the positions that waited are left.
+            max_steps += options.gen_length
+    options = dataclasses.replace(
+        options,
+        block_length=block_length,
+        # None is part of the compiled program's structure, a value is not.
+        temperature=options.temperature or None,
+        guidance=options.guidance or None,
+        max_steps=max_steps,
+    )
+    sampler = canonical(sampler, (b,))
+    sampler.check(options.gen_length, block_length)
+    return sampler, prompts, canonical(options)
+
+
+def check_keys(keys: Key[Array, "..."], num_rows: int) -> None:
+    """Raises InputError unless there is one random key per row."""
+    if keys.shape != (num_rows,):
+        raise InputError(f"keys ({keys.shape}) must be one per row: ({num_rows},)")
+
+
+def check_tokens(prompts: Prompts, vocab_size: int) -> None:
+    """Raises InputError for a known token that the model does not have."""
+    is_known = np.asarray(prompts.is_valid) & ~np.asarray(prompts.is_blank)
+    known = np.asarray(prompts.tokens)[is_known]
+    for token in (known.min(initial=0), known.max(initial=0)):
+        if not 0 <= token < vocab_size:
+            raise InputError(
+                f"prompts.tokens ({token}) must be token ids from 0 to {vocab_size - 1}"
+            )

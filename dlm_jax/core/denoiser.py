@@ -1,0 +1,57 @@
+"""What the loop needs of a model."""
+
+from typing import Protocol
+
+from jaxtyping import Array, Float, Int, PyTree
+
+from dlm_jax.core.canvas import View
+
+
+class Denoiser(Protocol):
+    """A model as pure functions of its parameters; hashable, static under jit."""
+
+    @property
+    def mask_id(self) -> int:
+        """The mask token."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """What fills a row behind a stop."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """The longest row that the model accepts."""
+        ...
+
+    @property
+    def model_axis(self) -> str | None:
+        """The mapped axis that the parameters are split over; None if they are whole.
+
+        The vocabulary is then split over it too: `head` gives a device's own part, and
+        the axis index times its length is its first token.
+        """
+        ...
+
+    def init_cache(self, params: PyTree, batch_size: int, length: int) -> PyTree:
+        """The cache before a row's first forward; () for models without one.
+
+        The batch is the leading axis of every leaf: a slot that takes another row gets
+        its initial values again.
+        """
+        ...
+
+    def denoise(
+        self, params: PyTree, view: View, region: Int[Array, "b r"], cache: PyTree
+    ) -> tuple[Float[Array, "b r d"], PyTree]:
+        """Runs a batched view; returns what the head reads for `region`, and the cache.
+
+        The model knows which output predicts a position (LLaDA its own, Dream the
+        one before). Indices of `region` past the end are clipped.
+        """
+        ...
+
+    def head(self, params: PyTree) -> Float[Array, "v d"]:
+        """The language-model head; logits are hidden @ head.T."""
+        ...

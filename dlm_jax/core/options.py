@@ -1,0 +1,57 @@
+"""How to generate, apart from the sampler."""
+
+from typing import Any
+
+import flax.struct
+
+from dlm_jax.core.canvas import ABSENT
+
+
+@flax.struct.dataclass
+class Options:
+    """How to generate, apart from the sampler.
+
+    Attributes:
+      gen_length: slots per row: the most blanks a row may have.
+      block_length: slots per semi-autoregressive block; gen_length if ABSENT.
+      temperature: of the candidate's draw; 0 takes the most probable token.
+      guidance: scale s of classifier-free guidance, logits un + (s + 1) (cond - un),
+        `un` with the prompt masked (arXiv:2502.09992); 0 is off.
+      stop_ids: tokens that end a row that can stop (`Prompts.can_stop`), once nothing
+        before them is undecided; what follows is filled with eos_id.
+      suppressed_ids: tokens whose logits are -inf (LLaDA's `logits_eos_inf` for EOS).
+      deferred_ids: tokens that are committed last (LLaDA's `confidence_eos_eot_inf`, at
+        any temperature): a position whose candidate is one of them is not eligible
+        while another is, and has confidence 0 and infinite entropy.
+      num_slots: rows that are in flight at once on a device; the others wait in a
+        queue, and take the place of rows that are done. All rows if ABSENT.
+      max_steps: static bound on a row's forwards; the sampler's own if ABSENT.
+      logits_dtype: dtype that logits are rounded to, and under guidance every step of
+        their arithmetic; None keeps float32 or wider. `bfloat16` repeats a model that
+        is run in bfloat16 by PyTorch.
+      probability_dtype: dtype that probabilities are rounded to before positions are
+        compared; None keeps float32 or wider. `bfloat16` repeats the ties of released
+        samplers that take the softmax in the model's dtype (LLaDA, Saber), None those
+        that take it in float64 (Fast-dLLM).
+      precision: of matrix products of models in float32 or wider, as in
+        `jax.default_matmul_precision`. With "default", GPUs use TF32 and TPUs
+        bfloat16 passes: faster, but recorded float32 runs diverge.
+      vocab_slice: entries of the vocabulary whose logits are alive at once; a
+        multiple of 1,024.
+      has_trajectory: return every step.
+    """
+
+    gen_length: int = flax.struct.field(pytree_node=False)
+    block_length: int = flax.struct.field(pytree_node=False, default=ABSENT)
+    temperature: float | None = 0.0
+    guidance: float | None = 0.0
+    stop_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
+    suppressed_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
+    deferred_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
+    num_slots: int = flax.struct.field(pytree_node=False, default=ABSENT)
+    max_steps: int = flax.struct.field(pytree_node=False, default=ABSENT)
+    logits_dtype: Any = flax.struct.field(pytree_node=False, default=None)
+    probability_dtype: Any = flax.struct.field(pytree_node=False, default=None)
+    precision: str = flax.struct.field(pytree_node=False, default="highest")
+    vocab_slice: int = flax.struct.field(pytree_node=False, default=16384)
+    has_trajectory: bool = flax.struct.field(pytree_node=False, default=False)

@@ -1,0 +1,261 @@
+"""One row's bookkeeping: what it starts with, shows a sampler, and makes of a decision.
+
+Everything here knows one row; `generate` maps it over the batch.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from dlm_jax.core.canvas import Canvas, Missing, Prediction, Prompts, Trajectory, View
+from dlm_jax.core.denoiser import Denoiser
+from dlm_jax.core.options import Options
+from dlm_jax.core.sampler import Sampler
+
+
+@flax.struct.dataclass
+class Frame:
+    """What stays fixed during a row's generation."""
+
+    can_stop: Bool[Array, ""]
+    is_editable: Bool[Array, "l"]
+    is_valid: Bool[Array, "l"]
+    rank: Int[Array, "l"]  # index among the editable positions, g elsewhere
+    slots: Int[Array, "g"]
+    num_blocks: Int[Array, ""]
+
+
+@flax.struct.dataclass
+class Row:
+    """What changes; the loop's carry, one per row."""
+
+    tokens: Int[Array, "l"]
+    is_mask: Bool[Array, "l"]
+    block: Int[Array, ""]
+    block_step: Int[Array, ""]
+    block_masks: Int[Array, ""]
+    step: Int[Array, ""]
+    is_done: Bool[Array, ""]
+    has_nan: Bool[Array, ""]
+    commit_step: Int[Array, "l"]
+    confidence: Float[Array, "l"]
+    state: PyTree
+    trajectory: PyTree  # a Trajectory, or None
+
+
+def start(
+    denoiser: Denoiser, options: Options, sampler: Sampler, prompts: Prompts
+) -> tuple[Frame, Row]:
+    """The frame and the first carry of one row."""
+    is_blank = jnp.asarray(prompts.is_blank)
+    length, g = is_blank.shape[0], options.gen_length
+    num_blanks = jnp.sum(is_blank, dtype=jnp.int32)
+    rank = jnp.where(is_blank, jnp.cumsum(is_blank, dtype=jnp.int32) - 1, g)
+    slots = jnp.full(g, length, jnp.int32)
+    slots = slots.at[rank].set(jnp.arange(length, dtype=jnp.int32), mode="drop")
+    frame = Frame(
+        can_stop=jnp.asarray(prompts.can_stop),
+        is_editable=is_blank,
+        is_valid=jnp.asarray(prompts.is_valid),
+        rank=rank,
+        slots=slots,
+        num_blocks=jnp.maximum(-(-num_blanks // options.block_length), 1),
+    )
+    zero = jnp.int32(0)
+    trajectory = None
+    if options.has_trajectory:
+        steps = options.max_steps
+        trajectory = Trajectory(
+            canvas=jnp.full((steps + 1, length), denoiser.mask_id, jnp.int32),
+            log_prob=jnp.full((steps, length), -jnp.inf),
+            commit=jnp.zeros((steps, length), bool),
+            remask=jnp.zeros((steps, length), bool),
+        )
+    row = Row(
+        tokens=jnp.where(is_blank, denoiser.mask_id, prompts.tokens),
+        is_mask=is_blank,
+        block=zero,
+        block_step=zero,
+        block_masks=jnp.minimum(num_blanks, options.block_length),
+        step=zero,
+        is_done=(num_blanks == 0) | (options.max_steps < 1),
+        has_nan=jnp.bool_(False),
+        commit_step=jnp.full(length, -1, jnp.int32),
+        confidence=jnp.zeros(length),
+        state=(),
+        trajectory=trajectory,
+    )
+    canvas = observe(denoiser, options, frame, row)
+    row = dataclasses.replace(row, state=sampler.init(canvas))
+    return frame, _record_canvas(row, row.is_done)
+
+
+def observe(denoiser: Denoiser, options: Options, frame: Frame, row: Row) -> Canvas:
+    """What a sampler sees of one row."""
+    is_open = frame.rank < jnp.minimum(
+        (row.block + 1) * options.block_length, options.gen_length
+    )
+    return Canvas(
+        tokens=row.tokens,
+        is_mask=row.is_mask,
+        is_editable=frame.is_editable,
+        is_open=is_open,
+        is_eligible=is_open & row.is_mask,
+        is_valid=frame.is_valid,
+        slots=frame.slots,
+        block=row.block,
+        block_step=row.block_step,
+        block_masks=row.block_masks,
+        num_blocks=frame.num_blocks,
+        step=row.step,
+        block_length=options.block_length,
+        mask_id=denoiser.mask_id,
+    )
+
+
+def hide_prompt(denoiser: Denoiser, frame: Frame, canvas: Canvas, view: View) -> View:
+    """The view with every known token of the prompt replaced by the mask."""
+    is_prompt = frame.is_valid & ~frame.is_editable
+    # A view starts with the canvas; what a sampler appends to it is not prompt.
+    is_prompt = jnp.pad(is_prompt, (0, view.tokens.shape[0] - is_prompt.shape[0]))
+    tokens = jnp.where(is_prompt, denoiser.mask_id, view.tokens)
+    return dataclasses.replace(view, tokens=tokens)
+
+
+def spread(
+    length: int, region: Int[Array, "r"], regional: Prediction, tokens: Int[Array, "l"]
+) -> Prediction:
+    """Brings a prediction from its region to the positions of the row."""
+
+    def put(values: Array, elsewhere: Array | float) -> Array:
+        elsewhere = jnp.full(length, elsewhere, values.dtype)
+        return elsewhere.at[region].set(values, mode="drop")
+
+    elsewhere = {"token": tokens, "entropy": jnp.inf}
+    fields: dict[str, Any] = {
+        field.name: Missing(field.name) for field in dataclasses.fields(regional)
+    }
+    fields |= {
+        name: put(value, elsewhere.get(name, -jnp.inf))
+        for name in fields
+        if (value := getattr(regional, name)) is not None
+    }
+    fields["is_known"] = put(jnp.ones(region.shape, bool), False)
+    return Prediction(**fields)
+
+
+def _let_deferred_wait(
+    options: Options, canvas: Canvas, prediction: Prediction
+) -> Canvas:
+    """The canvas whose eligible positions can be committed now.
+
+    Positions without a prediction cannot. Those with a deferred candidate wait while
+    another position is eligible.
+    """
+    is_eligible = canvas.is_eligible & prediction.is_known
+    if options.deferred_ids:
+        deferred_ids = jnp.array(options.deferred_ids, jnp.int32)
+        is_ready = is_eligible & ~jnp.isin(prediction.token, deferred_ids)
+        is_eligible = jnp.where(jnp.any(is_ready), is_ready, is_eligible)
+    return dataclasses.replace(canvas, is_eligible=is_eligible)
+
+
+def advance(
+    denoiser: Denoiser,
+    options: Options,
+    sampler: Sampler,
+    key: Key[Array, ""],
+    frame: Frame,
+    row: Row,
+    canvas: Canvas,
+    prediction: Prediction,
+) -> Row:
+    """One step of one row: the sampler's decision, the writes, the next block."""
+    has_nan = jnp.any(canvas.is_eligible & jnp.isnan(prediction.log_prob))
+    canvas = _let_deferred_wait(options, canvas, prediction)
+    state, decision = sampler.step(key, row.state, canvas, prediction)
+    # A sampler need not care whether its arithmetic was float32 or wider.
+    state = jax.tree.map(lambda new, old: new.astype(old.dtype), state, row.state)
+
+    # What can be done of the decision. Commits take eligible and decided positions.
+    is_free = canvas.is_open & prediction.is_known & ~has_nan
+    written = prediction.token if decision.tokens is None else decision.tokens
+    commit = decision.commit & is_free & (canvas.is_eligible | ~row.is_mask)
+    commit &= written != denoiser.mask_id
+    remask = jnp.zeros_like(commit)
+    if decision.remask is not None:
+        remask = decision.remask & is_free & (commit | ~row.is_mask)
+
+    # Write commits, then remasks.
+    tokens = jnp.where(commit, written, row.tokens)
+    tokens = jnp.where(remask, denoiser.mask_id, tokens)
+    is_mask = (row.is_mask & ~commit) | remask
+    commit_step = jnp.where(commit, row.step, row.commit_step)
+    confidence = jnp.where(commit, jnp.exp(prediction.log_prob), row.confidence)
+
+    # A stop with nothing undecided before it ends the row.
+    if options.stop_ids:
+        is_stop = jnp.isin(tokens, jnp.array(options.stop_ids, jnp.int32))
+        is_stop &= frame.is_editable & ~is_mask & frame.can_stop
+        stop = jnp.min(jnp.where(is_stop, frame.rank, options.gen_length))
+        is_clear = ~jnp.any(is_mask & (frame.rank < stop))
+        is_tail = frame.is_editable & (frame.rank > stop) & is_clear
+        tokens = jnp.where(is_tail, denoiser.eos_id, tokens)
+        is_mask &= ~is_tail
+        commit_step = jnp.where(is_tail, -1, commit_step)
+
+    is_undone = is_mask | remask
+    commit_step = jnp.where(is_undone, -1, commit_step)
+    confidence = jnp.where(commit_step < 0, 0, confidence)
+
+    # The next block, if none of this one's positions is undecided.
+    stays = jnp.any(is_mask & canvas.is_open)
+    block = jnp.where(stays, row.block, row.block + 1)
+    is_open = frame.rank < (block + 1) * options.block_length
+    step = row.step + 1
+    new = Row(
+        tokens=tokens,
+        is_mask=is_mask,
+        block=block,
+        block_step=jnp.where(stays, row.block_step + 1, 0),
+        block_masks=jnp.where(
+            stays, row.block_masks, jnp.sum(is_mask & is_open, dtype=jnp.int32)
+        ),
+        step=step,
+        is_done=~jnp.any(is_mask) | has_nan | (step >= options.max_steps),
+        has_nan=has_nan,
+        commit_step=commit_step,
+        confidence=confidence,
+        state=state,
+        trajectory=row.trajectory,
+    )
+    if new.trajectory is not None:
+        written = {
+            "log_prob": prediction.log_prob,
+            "commit": commit,
+            "remask": remask,
+        }
+        written = {
+            name: getattr(new.trajectory, name).at[row.step].set(value)
+            for name, value in written.items()
+        }
+        trajectory = dataclasses.replace(new.trajectory, **written)
+        new = dataclasses.replace(new, trajectory=trajectory)
+    new = _record_canvas(new, new.is_done)
+    return jax.tree.map(lambda x, y: jnp.where(row.is_done, x, y), row, new)
+
+
+def _record_canvas(row: Row, is_last: Bool[Array, ""]) -> Row:
+    """Writes what the next forward sees; the final canvas to all later steps."""
+    if row.trajectory is None:
+        return row
+    canvas = row.trajectory.canvas
+    step = jnp.arange(canvas.shape[0])
+    is_here = (step == row.step) | (is_last & (step > row.step))
+    canvas = jnp.where(is_here[:, None], row.tokens, canvas)
+    trajectory = dataclasses.replace(row.trajectory, canvas=canvas)
+    return dataclasses.replace(row, trajectory=trajectory)

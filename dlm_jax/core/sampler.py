@@ -1,0 +1,223 @@
+"""The base of samplers and schedules, and what numbers they take."""
+
+import dataclasses
+import typing
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from dlm_jax.core.canvas import Canvas, Decision, Prediction, View
+from dlm_jax.errors import InputError
+
+# What a number of a rule may have to be beside a limit.
+_BOUNDS = {
+    "above": np.greater,
+    "at least": np.greater_equal,
+    "at most": np.less_equal,
+}
+
+
+def number(
+    *,
+    default: float | None,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A traced field of a rule that does not take every number, see `canonical`.
+
+    Args:
+      default: value of the field.
+      above: all values must be.
+      at_least: all values must be.
+      at_most: all values must be.
+    """
+    limits = zip(_BOUNDS, (above, at_least, at_most), strict=True)
+    bounds = {bound: limit for bound, limit in limits if limit is not None}
+    return flax.struct.field(default=default, metadata={"bounds": bounds})
+
+
+@typing.dataclass_transform(
+    frozen_default=True,
+    field_specifiers=(dataclasses.field, flax.struct.field, number),
+)
+class Rule:
+    """Base of samplers and schedules: each subclass is a frozen dataclass and a pytree.
+
+    Numeric fields are traced (changing one does not recompile); one that does not take
+    every number is declared with `number`. A field that sets a shape or selects code is
+    declared with `flax.struct.field(pytree_node=False)`.
+
+    Subclasses are not decorated. `flax.struct.dataclass` would register them by
+    `jax.tree_util.register_dataclass`, and tree structures of such classes are equal
+    whenever their fields are (JAX 0.10 to 0.12). Their hashes differ, so that jit
+    mostly tells them apart; but now and then it ran the program of `left_to_right` for
+    `margin`. The structures of classes that bring their own functions do differ.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclasses.dataclass(frozen=True)(cls)
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        children, static = (
+            [f.name for f in fields if f.metadata.get("pytree_node", True) == is_child]
+            for is_child in (True, False)
+        )
+
+        def flatten(rule: Rule) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+            return (
+                tuple(getattr(rule, name) for name in children),
+                tuple(getattr(rule, name) for name in static),
+            )
+
+        def flatten_with_keys(rule: Rule) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+            values, aux = flatten(rule)
+            keys = map(jax.tree_util.GetAttrKey, children)
+            return tuple(zip(keys, values, strict=True)), aux
+
+        def unflatten(aux: tuple[Any, ...], values: Iterable[Any]) -> Rule:
+            return cls(
+                **dict(zip(children, values, strict=True)),
+                **dict(zip(static, aux, strict=True)),
+            )
+
+        jax.tree_util.register_pytree_with_keys(
+            cls, flatten_with_keys, unflatten, flatten
+        )
+
+
+class Sampler(Rule):
+    """Base of all samplers: hyper-parameters, and what they mean.
+
+    Attributes:
+      needs: optional fields of `Prediction` that `step` reads.
+      may_rewrite: `step` may commit positions that are already decided.
+      may_remask: `step` may take back decided tokens.
+      may_remask_fresh: ... also those it commits in the same step.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    may_rewrite: ClassVar[bool] = False
+    may_remask: ClassVar[bool] = False
+    may_remask_fresh: ClassVar[bool] = False
+
+    def init(self, canvas: Canvas) -> PyTree:
+        """State before the first step; () by default."""
+        return ()
+
+    def view(self, canvas: Canvas) -> View:
+        """What the model is shown; the canvas without its padding by default."""
+        positions = jnp.arange(canvas.tokens.shape[0], dtype=jnp.int32)
+        return View(canvas.tokens, positions, canvas.is_valid[None])
+
+    def region(self, canvas: Canvas) -> Int[Array, "r"]:
+        """Positions that need a prediction; the active block's by default."""
+        start = canvas.block * canvas.block_length
+        return jax.lax.dynamic_slice(canvas.slots, (start,), (canvas.block_length,))
+
+    def adjust(
+        self,
+        state: PyTree,
+        canvas: Canvas,
+        region: Int[Array, "r"],
+        token_ids: Int[Array, "v"],
+        logits: Float[Array, "r v"],
+    ) -> Float[Array, "r v"]:
+        """Changes a slice of the vocabulary's logits before any statistic is taken."""
+        return logits
+
+    def step(
+        self, key: Key[Array, ""], state: PyTree, canvas: Canvas, prediction: Prediction
+    ) -> tuple[PyTree, Decision]:
+        """Decides what to commit and what to take back."""
+        raise NotImplementedError
+
+    def max_steps(self, num_blanks: int) -> int:
+        """A bound on the forwards needed to fill `num_blanks` blanks."""
+        return num_blanks
+
+    def check(self, gen_length: int, block_length: int) -> None:
+        """Refuses lengths that the hyper-parameters do not fit; by default none.
+
+        `checks.prepare` calls it on the host, before anything is compiled.
+        Hyper-parameters are then NumPy arrays [b], see `canonical`.
+
+        Args:
+          gen_length: slots per row.
+          block_length: slots per block, a divisor of gen_length.
+
+        Raises:
+          InputError: naming the field that does not fit.
+        """
+
+
+_Struct = TypeVar("_Struct")
+
+
+def canonical(
+    struct: _Struct, shape: tuple[int, ...] = (), name: str | None = None
+) -> _Struct:
+    """Casts the traced fields of a sampler to arrays of their declared dtype.
+
+    0, 0.1 and np.float64(0.1) then lead to the same compiled program. All that is
+    sampled goes through here while its numbers are still known, so that here they are
+    checked.
+
+    Args:
+      struct: a `Rule` or `flax.struct.dataclass` with fields declared float, int or
+        another of the two; None stays None.
+      shape: what every field is broadcast to; a field may already have this shape.
+      name: what errors call it; its class by default.
+
+    Raises:
+      InputError: naming a field that is no number, not one that it takes (see
+        `number`) or does not broadcast.
+    """
+    name = name or type(struct).__name__
+    hints = typing.get_type_hints(type(struct))
+    values = {}
+    for field in dataclasses.fields(struct):  # type: ignore[arg-type]
+        value = getattr(struct, field.name)
+        if not field.metadata.get("pytree_node", True):
+            continue
+        if dataclasses.is_dataclass(value):
+            values[field.name] = canonical(value, shape)
+            continue
+        hint = hints[field.name]
+        kinds = (hint, *typing.get_args(hint))
+        if value is None and type(None) in kinds:
+            continue
+        is_real = float in kinds
+        try:
+            # NumPy, because eager JAX would take longer than a small model's step.
+            array = np.asarray(value)
+            is_integer = jnp.issubdtype(array.dtype, jnp.integer)
+            if not is_integer and not (
+                is_real and jnp.issubdtype(array.dtype, jnp.floating)
+            ):
+                raise TypeError
+            # The cast below would wrap around without a word.
+            if not is_real and (abs(array) > jnp.iinfo(jnp.int32).max).any():
+                raise TypeError
+            dtype = jnp.result_type(float) if is_real else np.dtype(np.int32)
+            array = np.broadcast_to(array.astype(dtype), shape)
+        except (TypeError, ValueError):
+            kind = "a number" if is_real else "an integer of 32 bits"
+            raise InputError(
+                f"{name}: {field.name} ({value!r}) must be {kind}"
+                + (f" or an array of shape {shape}" if shape else "")
+            ) from None
+        for bound, limit in field.metadata.get("bounds", {}).items():
+            is_wrong = ~_BOUNDS[bound](array, limit)  # NaN is on no side.
+            if is_wrong.any():
+                shown = value if np.ndim(value) == 0 else array[is_wrong][0]
+                raise InputError(
+                    f"{name}: {field.name} ({shown}) must be {bound} {limit}"
+                )
+        values[field.name] = array
+    return dataclasses.replace(struct, **values)  # type: ignore[type-var]

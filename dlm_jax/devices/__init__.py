@@ -1,0 +1,1 @@
+"""Batches over local devices, and processes that share the prompts."""

@@ -1,0 +1,239 @@
+"""Several processes, one on each host of a pod or cluster, that share out prompts.
+
+Each process runs its own rows on its own devices and writes a shard of the results;
+`merge` puts shards together. To generate, processes talk to each other only to start
+and to end: a TPU's runtime needs all hosts of a slice, and it is known before any work
+if one is missing. To write a checkpoint together, they also agree on its place, see
+`checkpoints.staging`.
+"""
+
+import dataclasses
+import glob
+import hashlib
+import json
+import pathlib
+import re
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from dlm_jax import files
+from dlm_jax.errors import InputError
+
+_Item = TypeVar("_Item")
+# Seconds, a week.
+_LONGEST_WAIT = 7 * 24 * 3600
+# Seconds, as long as JAX waits.
+_LONGEST_START = 300.0
+# What must be the same in all shards of an output.
+_COMMON = (
+    *("num_prompts", "prompts_digest", "checkpoint", "dtype", "gen_length"),
+    *("block_length", "temperature", "seed"),
+)
+# What `merge` needs of a record, and the type that it must have.
+_FIELDS = {"index": int, "num_prompts": int, "sampler": str}
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """One process of several.
+
+    Attributes:
+      index: from 0.
+      count: how many there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def share(self, items: Sequence[_Item]) -> list[_Item]:
+        """What falls to this process: every count-th, so that neighbours part."""
+        return list(items[self.index :: self.count])
+
+    def shard(self, output: str | pathlib.Path) -> pathlib.Path:
+        """The file that this process writes; the output itself if it is alone."""
+        output = pathlib.Path(output)
+        if self.count == 1:
+            return output
+        return output.with_name(f"{output.name}.{self.index:05d}-of-{self.count:05d}")
+
+
+def start(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    is_cluster: bool = False,
+) -> Host:
+    """Joins the other processes; must come before anything else that uses JAX.
+
+    Args:
+      coordinator: HOST:PORT of process 0, the same on all.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+      is_cluster: take what is left out from the environment, as `jax.distributed` finds
+        it on TPU pods, under SLURM, Open MPI and Kubernetes.
+
+    Returns:
+      This process among the others; alone if nothing is asked for.
+
+    Raises:
+      InputError: if arguments are missing or do not fit, no cluster is found, or the
+        coordinator cannot be reached within five minutes. Where others than process 0
+        are missing, JAX ends the process after that time, with a message of its own.
+    """
+    given = {
+        "coordinator": coordinator,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given) and not is_cluster:
+        return Host()
+    if missing and not is_cluster:
+        raise InputError(
+            f"{', '.join(missing)} must be given too, or found in a cluster's "
+            "environment (--cluster)"
+        )
+    most = float("inf") if num_processes is None else num_processes
+    if process_id is not None and not 0 <= process_id < most:
+        raise InputError(
+            f"process_id ({process_id}) must be from 0 to num_processes - 1 "
+            f"(num_processes is {num_processes})"
+        )
+    if coordinator is not None:
+        place = re.fullmatch(r"\[?(.+?)\]?:(\d{1,5})", coordinator)
+        if place is None or not 1 <= int(place[2]) <= 65535:
+            raise InputError(
+                f"coordinator ({coordinator}) must be HOST:PORT, with a port from 1 to "
+                "65535"
+            )
+        if process_id:
+            _reach(place[1], int(place[2]))
+    try:
+        jax.distributed.initialize(
+            *(coordinator, num_processes, process_id),
+            # What is given is not looked up: a cluster may limit the devices, too.
+            cluster_detection_method=None if is_cluster else "deactivate",
+            # One that has less to do waits for the others, which otherwise would be
+            # ended with it.
+            shutdown_timeout_seconds=_LONGEST_WAIT,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if missing and isinstance(error, ValueError):
+            flags = ", ".join(f"--{name}" for name in missing)
+            raise InputError(
+                f"no cluster is found here ({reason.rstrip('.')}); give {flags}"
+            ) from error
+        raise InputError(f"processes did not find each other: {reason}") from error
+    return Host(jax.process_index(), jax.process_count())
+
+
+def _reach(host: str, port: int) -> None:
+    """Waits for process 0: JAX would end this process with a trace of its C++ stack."""
+    end = time.monotonic() + _LONGEST_START
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=10).close()
+            return
+        except OSError as error:
+            # One that is not there, or not known by name, may just come later.
+            if time.monotonic() > end:
+                raise InputError(
+                    f"coordinator ({host}:{port}) cannot be reached: "
+                    f"{error.strerror or error}"
+                ) from error
+        time.sleep(0.2)
+
+
+def digest(prompts: Sequence[str]) -> str:
+    """Tells lists of prompts apart: 16 hexadecimal digits of a SHA-256."""
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
+
+
+def merge(output: str | pathlib.Path) -> int:
+    """Puts the shards of an output together as one process would have written it.
+
+    That is sampler by sampler, in the order of the prompts, which records name by
+    `index`. How many there must be, records say by `num_prompts`: of what is cut off at
+    the end of a shard, nothing else tells.
+
+    Args:
+      output: the file that the processes were given; is created.
+
+    Returns:
+      The number of records.
+
+    Raises:
+      InputError: naming shards that are missing, damaged or of different runs, and
+        prompts that are missing or stand in a shard that is not theirs.
+    """
+    output = pathlib.Path(output)
+    files.check_output(output)
+    digits = "[0-9]" * 5
+    name = glob.escape(output.name)
+    found = sorted(output.parent.glob(f"{name}.{digits}-of-{digits}"))
+    if not found:
+        raise InputError(f"{output} has no shards ({output.name}.00000-of-...)")
+    count = int(found[0].name[-5:])
+    expected = [Host(index, count).shard(output) for index in range(count)]
+    foreign = [path.name for path in found if path not in expected]
+    if foreign:
+        raise InputError(
+            f"{output} has shards of different runs: {', '.join(foreign)} beside "
+            f"{found[0].name}"
+        )
+    missing = [path.name for path in expected if path not in found]
+    if missing:
+        raise InputError(f"{output} lacks shards: {', '.join(missing)}")
+    by_sampler: dict[str, dict[int, Mapping[str, Any]]] = {}
+    first: dict[str, Any] = {}
+    for number, path in enumerate(expected):
+        for record in _read(path):
+            setting = {key: record[key] for key in _COMMON if key in record}
+            first = first or setting
+            if setting != first:
+                raise InputError(f"{path} is of another run: {setting}, not {first}")
+            index, num_prompts = record["index"], record["num_prompts"]
+            if not 0 <= index < num_prompts:
+                raise InputError(
+                    f"{path}: index ({index}) must be from 0 to num_prompts - 1 "
+                    f"(num_prompts is {num_prompts})"
+                )
+            own = by_sampler.setdefault(record["sampler"], {})
+            if index % count != number or index in own:
+                raise InputError(f"{path}: prompt {index} is twice, or of another one")
+            own[index] = record
+    if not by_sampler:
+        raise InputError(f"the shards of {output} have no records")
+    num_prompts = first["num_prompts"]
+    for sampler, own in by_sampler.items():
+        absent = sorted(set(range(num_prompts)) - set(own))
+        if absent:
+            numbers = ", ".join(map(str, absent))
+            raise InputError(f"{output} lacks prompts of {sampler}: {numbers}")
+    files.write_jsonl(
+        output, (own[i] for own in by_sampler.values() for i in range(num_prompts))
+    )
+    return num_prompts * len(by_sampler)
+
+
+def _read(path: pathlib.Path) -> list[Mapping[str, Any]]:
+    try:
+        # Not by splitlines, for which characters inside of a string end a line too.
+        with path.open(encoding="utf-8") as file:
+            records = [json.loads(line) for line in file]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error})") from None
+    for number, record in enumerate(records, start=1):
+        found = record if isinstance(record, dict) else {}
+        if not all(isinstance(found.get(x), kind) for x, kind in _FIELDS.items()):
+            raise InputError(
+                f"{path}, line {number} must have {', '.join(_FIELDS)}, as the "
+                "processes write them"
+            )
+    return records

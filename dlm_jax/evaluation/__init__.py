@@ -1,0 +1,1 @@
+"""Samplers on the examples of tasks: runs, records, statistics, tables and figures."""

@@ -1,0 +1,205 @@
+"""What an evaluation keeps in its directory: a record per row, and what they are of."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dlm_jax import files
+from dlm_jax.errors import InputError
+from dlm_jax.evaluation import provenance
+
+_MANIFEST, _RECORDS = "manifest.json", "records.jsonl"
+
+
+class Key(NamedTuple):
+    """Which row a record is of: the fields that every record begins with.
+
+    Attributes:
+      sampler: its canonical spec.
+      seed: of the random keys.
+      index: of the example.
+    """
+
+    sampler: str
+    seed: int
+    index: int
+
+
+class Manifest:
+    """What a directory's records are of, and the runs that made them."""
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        identity: Mapping[str, Any],
+        asked: Mapping[str, Any],
+    ):
+        """Compares what is to be evaluated with what the directory holds.
+
+        Args:
+          directory: of the evaluation.
+          identity: what its records are of.
+          asked: what this run asks for.
+
+        Raises:
+          InputError: naming what differs, or a manifest that is none or not there.
+        """
+        self._path = directory / _MANIFEST
+        self._content: dict[str, Any] = {"identity": identity, "runs": []}
+        self._asked = asked
+        self._has_begun = False
+        if not self._path.exists():
+            # It is written before the first record.
+            if (directory / _RECORDS).exists():
+                raise InputError(
+                    f"{directory} has {_RECORDS}, but no {_MANIFEST} to say what they "
+                    "are of; put it back, or evaluate in another directory"
+                )
+            return
+        self._content = _read_manifest(self._path)
+        known = self._content["identity"]
+        for name in identity | known:
+            if identity.get(name) != known.get(name):
+                raise InputError(
+                    f"{name} ({identity.get(name)}) must be {known.get(name)}, as in "
+                    f"the evaluation that {directory} holds"
+                )
+
+    def begin(self) -> int:
+        """This run's place; adds it, once it is about to add its first records."""
+        runs = self._content["runs"]
+        if not self._has_begun:
+            self._has_begun = True
+            runs.append({**self._asked, "environment": provenance.environment()})
+            with files.staged(self._path, may_exist=True) as partial:
+                partial.write_text(json.dumps(self._content, indent=2) + "\n")
+        return len(runs) - 1
+
+
+def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
+    """What a manifest says.
+
+    Raises:
+      InputError: if it is none, or not all of one.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        identity, runs = content["identity"], content["runs"]
+        if not isinstance(identity, dict):
+            raise TypeError(f"identity is {identity!r:.60}")
+        if not all(isinstance(run["environment"], dict) for run in runs):
+            raise TypeError("a run says nothing of its environment")
+    except (ValueError, TypeError) as error:
+        reason = str(error)
+    except KeyError as error:
+        reason = f"no {error.args[0]}"
+    else:
+        return content
+    raise InputError(
+        f"{path} must be the manifest of an evaluation ({reason}); put it back, or "
+        "evaluate in another directory"
+    )
+
+
+def environments(directory: str | os.PathLike) -> list[dict[str, Any]]:
+    """Where a directory's records were made, see `provenance.environment`; each once.
+
+    Raises:
+      InputError: if it holds no evaluation, or its manifest is none.
+    """
+    found = []
+    for run in _read_manifest(_existing(directory, _MANIFEST))["runs"]:
+        if run["environment"] not in found:
+            found.append(run["environment"])
+    return found
+
+
+def commits(directory: str | os.PathLike) -> list[str | None]:
+    """The commits whose code made a directory's records, see `provenance.environment`.
+
+    Raises:
+      InputError: as `environments`.
+    """
+    found = environments(directory)
+    return list(dict.fromkeys(environment.get("commit") for environment in found))
+
+
+class Log:
+    """Records, one a line, each as soon as its row is done and judged."""
+
+    def __init__(self, directory: pathlib.Path):
+        """Reads what is there, and cuts off a line that was not written to its end.
+
+        Raises:
+          InputError: naming a line before it that is no record.
+        """
+        self._path = path = directory / _RECORDS
+        self._records: dict[Key, dict[str, Any]] = {}
+        if path.exists():
+            found, end = _whole_lines(path)
+            self._records = {_key(record): record for record in found}
+            # What a kill leaves: its row has no record, and is asked again.
+            if end < path.stat().st_size:
+                with path.open("r+b") as file:
+                    file.truncate(end)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._records
+
+    def find(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
+        """The records that are there, in the order of their keys."""
+        return [self._records[key] for key in keys if key in self._records]
+
+    def append(self, records: Sequence[dict[str, Any]]) -> None:
+        """Adds records, and waits until the disk has them."""
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        with self._path.open("ab") as file:
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._records |= {_key(record): record for record in records}
+
+
+def _key(record: Mapping[str, Any]) -> Key:
+    return Key(record["sampler"], record["seed"], record["index"])
+
+
+def _whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
+    """The records in a log, and where the last of them ends."""
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    lines = content[:end].split(b"\n")[:-1]
+    return [_record(path, i, line) for i, line in enumerate(lines, start=1)], end
+
+
+def _record(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        key = _key(record)
+        if all(map(isinstance, key, (str, int, int))):
+            return record
+    except (ValueError, TypeError, KeyError):
+        pass
+    shown = line.decode(errors="replace")
+    raise InputError(
+        f"{path}, line {number} ({shown!r:.60}) must be a record; delete the line, and "
+        "an evaluation that goes on asks again what it was of"
+    )
+
+
+def read_records(directory: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a directory, in the order in which they were made.
+
+    Raises:
+      InputError: if it holds no evaluation, or naming a line that is no record.
+    """
+    return _whole_lines(_existing(directory, _RECORDS))[0]
+
+
+def _existing(directory: str | os.PathLike, name: str) -> pathlib.Path:
+    path = pathlib.Path(directory) / name
+    if not path.exists():
+        raise InputError(f"{directory} holds no evaluation: no {name} in it")
+    return path

@@ -1,0 +1,342 @@
+"""Samplers on a task's examples: every answer judged and written down, resumable.
+
+Work is cut into calls of a fixed number of rows. Records are appended while a call
+runs: a run that was killed repeats what was in flight or had not been handed over and
+judged yet. Samplers take turns, call by call: a machine's speed drifts, and neighbours
+are compared.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+
+from dlm_jax import samplers
+from dlm_jax.core.keys import check_seed
+from dlm_jax.core.sampler import Sampler
+from dlm_jax.devices import batches
+from dlm_jax.devices.runner import Loaded, Parallel
+from dlm_jax.devices.runner import load as load_parallel
+from dlm_jax.errors import InputError
+from dlm_jax.evaluation.records import Key, Log, Manifest
+from dlm_jax.tasks.base import Example, Task, load_codec
+from dlm_jax.text.codec import Codec
+from dlm_jax.text.prompts import Encoded
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is evaluated, and how; a directory holds the records of one plan.
+
+    Attributes:
+      split: of the task's examples.
+      example_seed: of the examples.
+      temperature: 0 takes the most probable token.
+      batch_size: rows in flight at once, over all devices.
+      queue_length: rows of a call.
+    """
+
+    split: str = "test"
+    example_seed: int = 0
+    temperature: float = 0.0
+    batch_size: int = 32
+    queue_length: int = 256
+
+    @classmethod
+    def of(cls, config: Any) -> "Plan":
+        """The plan in a mapping, such as a ConfigDict, that may hold more."""
+        return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """Samplers whose rows share calls: of one type, with thresholds of their own.
+
+    Attributes:
+      specs: canonical ones, see `samplers.to_spec`.
+      seed: of the random keys.
+    """
+
+    specs: tuple[str, ...]
+    seed: int
+
+
+def lanes(specs: Sequence[str], seeds: Sequence[int], is_mixed: bool) -> list[Lane]:
+    """The samplers in lanes.
+
+    Args:
+      specs: of the samplers.
+      seeds: each sampler runs with each.
+      is_mixed: samplers of one compiled program share calls, so that a sweep over a
+        threshold is one bigger batch. What time a sampler takes is then not known.
+
+    Raises:
+      InputError: for a spec or seed that is not one, or one that stands twice.
+    """
+    for seed in seeds:
+        check_seed(seed, "seeds")
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds ({', '.join(map(str, seeds))}) must differ")
+    by_program: dict[Any, list[str]] = {}
+    for spec, sampler in samplers.parse_all(specs).items():
+        program = jax.tree.structure(sampler) if is_mixed else spec
+        by_program.setdefault(program, []).append(samplers.to_spec(sampler))
+    return [Lane(tuple(group), s) for group in by_program.values() for s in seeds]
+
+
+def load(
+    task: Task,
+    checkpoint: str | pathlib.Path,
+    dtype: jax.typing.DTypeLike | None = None,
+    num_sharing: int | None = None,
+) -> tuple[Loaded, Codec]:
+    """Loads a model that is to be asked a task onto all local devices; its tokenizer.
+
+    Args:
+      task: what it is to be asked.
+      checkpoint: Hugging Face or Orbax directory.
+      dtype: of the parameters.
+      num_sharing: devices that share the weights, see `runner.load`.
+
+    Raises:
+      InputError: as `runner.load`, or as `load_codec`.
+    """
+    model = load_parallel(checkpoint, dtype, num_sharing)
+    return model, load_codec(task, checkpoint, model.config)
+
+
+def run(
+    parallel: Parallel,
+    codec: Codec,
+    task: Task,
+    plan: Plan,
+    todo: Sequence[Lane],
+    num_examples: int,
+    directory: str | os.PathLike,
+    *,
+    about: Mapping[str, Any],
+    on_records: Callable[[list[dict[str, Any]]], object] = lambda records: None,
+) -> list[dict[str, Any]]:
+    """Evaluates what a directory does not hold yet.
+
+    Args:
+      parallel: the model.
+      codec: its tokenizer.
+      task: what is asked.
+      plan: how.
+      todo: the samplers and seeds.
+      num_examples: the first ones of the split.
+      directory: gets `records.jsonl` and `manifest.json`, which says what they are of
+        and lists the runs that made them; more samplers, seeds and examples may be
+        added to what it holds. Nothing is written before the first rows are done.
+      about: of the checkpoint; must be the same when a directory is continued.
+      on_records: called with new records of a lane as they come, and before with those
+        that were there.
+
+    Returns:
+      The records of todo, lane by lane: `sampler`, `seed`, `index`, `name`,
+      `is_correct`, `reason`, `nfe`, `num_tokens` (at blanks, up to EOS), `is_complete`,
+      `text`; `seconds` and `compile_seconds`, the row's shares, see `batches.Answer`;
+      `place` in the call, and the call's rows; `run`, its place in the manifest's runs.
+
+    Raises:
+      InputError: if the directory holds another evaluation, or an argument does not
+        fit.
+    """
+    for name, value in (
+        ("num_examples", num_examples),
+        ("batch_size", plan.batch_size),
+    ):
+        if value < 1:
+            raise InputError(f"{name} ({value}) must be at least 1")
+    if plan.queue_length < plan.batch_size:
+        raise InputError(
+            f"queue_length ({plan.queue_length}) must be at least batch_size "
+            f"({plan.batch_size})"
+        )
+    examples = task.examples(plan.split, num_examples, plan.example_seed)
+    rows = task.encode(codec, examples)
+    options = task.options(codec, plan.temperature)
+    directory = pathlib.Path(directory)
+    identity = {
+        "task": task.name,
+        **dataclasses.asdict(plan),
+        "gen_length": options.gen_length,
+        "block_length": options.block_length,
+        **about,
+    }
+    asked = {
+        "samplers": sorted({spec for lane in todo for spec in lane.specs}),
+        "seeds": sorted({lane.seed for lane in todo}),
+        "num_examples": num_examples,
+    }
+    manifest, log = Manifest(directory, identity, asked), Log(directory)
+    rules = {spec: samplers.parse(spec) for lane in todo for spec in lane.specs}
+
+    def ask(lane: Lane, call: Sequence[Key]) -> None:
+        """Asks the rows of a call that have no record, and logs what they gave."""
+        is_open = [key not in log for key in call]
+        if not any(is_open):
+            return
+        # The others keep their place without a blank, which takes no forward: the call
+        # has the shapes, and so the program, that it would have had at once.
+        chosen = [
+            rows[key.index] if is_asked else _without_blanks(rows[key.index])
+            for is_asked, key in zip(is_open, call, strict=True)
+        ]
+
+        def keep(answers: Mapping[int, batches.Answer]) -> None:
+            given = [place for place in answers if is_open[place]]
+            if not given:
+                return
+            found = _judge(
+                *(task, codec, [examples[call[place].index] for place in given]),
+                *([chosen[place] for place in given], [answers[p] for p in given]),
+            )
+            number = manifest.begin()
+            new = [
+                call[place]._asdict()
+                | fields
+                | {"place": [place, len(call)], "run": number}
+                for place, fields in zip(given, found, strict=True)
+            ]
+            log.append(new)
+            on_records(new)
+
+        batches.fill(
+            parallel,
+            _stacked([rules[key.sampler] for key in call]),
+            chosen,
+            options,
+            lane.seed,
+            plan.batch_size,
+            plan.queue_length,
+            ids=[key.index for key in call],
+            on_answers=keep,
+        )
+
+    keys = [_keys(lane, num_examples) for lane in todo]
+    for own in keys:
+        if known := log.find(own):
+            on_records(known)
+    turns = zip_longest(*(_calls(own, plan.queue_length) for own in keys))
+    for turn in turns:
+        for lane, call in zip(todo, turn, strict=True):
+            if call is not None:
+                ask(lane, call)
+    return [record for own in keys for record in log.find(own)]
+
+
+def _judge(
+    task: Task,
+    codec: Codec,
+    examples: Sequence[Example],
+    rows: Sequence[Encoded],
+    answers: Sequence[batches.Answer],
+) -> list[dict[str, Any]]:
+    """What records say of answers."""
+    texts = [codec.decode(row, a.tokens) for row, a in zip(rows, answers, strict=True)]
+    # Judging may wait for a process that runs the answer.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        verdicts = list(pool.map(task.verdict, examples, texts))
+    return [
+        {
+            "name": example.name,
+            "is_correct": bool(verdict.is_correct),
+            "reason": verdict.reason,
+            "nfe": answer.num_steps,
+            "num_tokens": int(codec.generated(row, answer.tokens).size),
+            "is_complete": answer.is_complete,
+            "text": text,
+            "seconds": answer.seconds,
+            "compile_seconds": answer.compile_seconds,
+        }
+        for example, row, answer, text, verdict in zip(
+            examples, rows, answers, texts, verdicts, strict=True
+        )
+    ]
+
+
+def _without_blanks(row: Encoded) -> Encoded:
+    return dataclasses.replace(row, is_blank=np.zeros_like(row.is_blank))
+
+
+def _keys(lane: Lane, num_examples: int) -> list[Key]:
+    """The lane's rows, example by example."""
+    return [Key(s, lane.seed, i) for i in range(num_examples) for s in lane.specs]
+
+
+def _calls(keys: Sequence[Key], queue_length: int) -> Iterator[Sequence[Key]]:
+    for start in range(0, len(keys), queue_length):
+        yield keys[start : start + queue_length]
+
+
+def _stacked(rules: Sequence[Sampler]) -> Sampler:
+    """One sampler whose numbers are arrays with a value per row."""
+    return jax.tree.map(lambda *values: np.stack(values), *rules)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One sampler on n examples with s seeds.
+
+    Attributes:
+      sampler: its spec.
+      is_correct: bool [s, n].
+      nfe: [s, n].
+      num_tokens: [s, n]; written at blanks, up to EOS.
+      seconds: of all its calls, compiling excluded.
+      compile_seconds: of all its calls.
+    """
+
+    sampler: str
+    is_correct: Bool[np.ndarray, "s n"]
+    nfe: Float[np.ndarray, "s n"]
+    num_tokens: Float[np.ndarray, "s n"]
+    seconds: float
+    compile_seconds: float
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens of answers, without EOS and what follows it, that a forward writes."""
+        return float(self.num_tokens.sum() / max(self.nfe.sum(), 1))
+
+
+def summaries(records: Sequence[Mapping[str, Any]]) -> list[Summary]:
+    """Records by sampler, in the order of their first ones.
+
+    Raises:
+      InputError: if a sampler has not the same examples for each seed.
+    """
+    by_sampler: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        by_sampler.setdefault(record["sampler"], []).append(record)
+    results = []
+    for spec, own in by_sampler.items():
+        own = sorted(own, key=lambda r: (r["seed"], r["index"]))
+        num_seeds = len({record["seed"] for record in own})
+        shape = num_seeds, len({record["index"] for record in own})
+        if shape[0] * shape[1] != len(own):
+            raise InputError(f"{spec} must have the same examples for each seed")
+
+        def column(name: str, own: Sequence = own, shape: tuple = shape) -> np.ndarray:
+            return np.array([record[name] for record in own]).reshape(shape)
+
+        results.append(
+            Summary(
+                sampler=spec,
+                is_correct=column("is_correct"),
+                nfe=column("nfe").astype(float),
+                num_tokens=column("num_tokens").astype(float),
+                seconds=float(column("seconds").sum()),
+                compile_seconds=float(column("compile_seconds").sum()),
+            )
+        )
+    return results

@@ -1,0 +1,119 @@
+"""Accuracy against forwards: the points of a sweep, their fronts and areas."""
+
+import csv
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dlm_jax import samplers
+from dlm_jax.evaluation import stats
+from dlm_jax.evaluation.run import Summary
+from dlm_jax.evaluation.tables import markdown
+
+
+def points(
+    curves: Mapping[str, Sequence[str]], results: Sequence[Summary]
+) -> dict[str, list[dict[str, Any]]]:
+    """The points of each curve.
+
+    Args:
+      curves: specs by the curve's name.
+      results: of all of them.
+
+    Returns:
+      By curve: `sampler`, `accuracy` and its 95 % interval `accuracy_low`,
+      `accuracy_high`, `nfe` (mean), `num_examples`, and `is_pareto`: no point of any
+      curve is at least as good in both.
+    """
+    by_spec = {result.sampler: result for result in results}
+    made = {}
+    for curve, specs in curves.items():
+        made[curve] = []
+        for spec in specs:
+            result = by_spec[samplers.canonical_spec(spec)]
+            low, high = stats.accuracy_interval(result.is_correct)
+            made[curve].append(
+                {
+                    "sampler": samplers.short_spec(spec),
+                    "accuracy": float(result.is_correct.mean()),
+                    "accuracy_low": low,
+                    "accuracy_high": high,
+                    "nfe": float(result.nfe.mean()),
+                    "num_examples": result.is_correct.shape[1],
+                }
+            )
+    everything = [point for line in made.values() for point in line]
+    best = stats.pareto_front(*_columns(everything))
+    for i, point in enumerate(everything):
+        point["is_pareto"] = i in best
+    return made
+
+
+def front(made: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """The points of the common front, by forwards."""
+    line = [point for line in made.values() for point in line if point["is_pareto"]]
+    return sorted(line, key=lambda point: point["nfe"])
+
+
+def _columns(line: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    return [point["nfe"] for point in line], [point["accuracy"] for point in line]
+
+
+def areas(made: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+    """The area under each curve's front, and under that of all together.
+
+    It is the accuracy to be had on average for a budget of forwards that is drawn
+    evenly in its logarithm from 1 to the largest mean NFE of any point.
+    """
+    everything = [point for line in made.values() for point in line]
+    high = max(point["nfe"] for point in everything)
+    lines = {**made, "all": everything}
+    return {
+        name: stats.area_under_front(*_columns(line), 1.0, high)
+        for name, line in lines.items()
+    }
+
+
+def write_csv(
+    path: str | os.PathLike, made: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
+    """Writes one line per point; `area` is its curve's, `area_of_all` the front's."""
+    area = areas(made)
+    rows = [
+        {"curve": name, **point, "area": area[name], "area_of_all": area["all"]}
+        for name, line in made.items()
+        for point in line
+    ]
+    with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def table(made: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Markdown: each curve's area, its best point, and its cheapest one near that."""
+    area = areas(made)
+    rows = [
+        [
+            *("curve", "area", "best accuracy", "NFE of it"),
+            *("least NFE within 1 point of it", "on the common front"),
+        ]
+    ]
+    for name, line in made.items():
+        best = max(line, key=lambda point: (point["accuracy"], -point["nfe"]))
+        near = [p["nfe"] for p in line if p["accuracy"] >= best["accuracy"] - 0.01]
+        rows.append(
+            [
+                name,
+                f"{area[name]:.3f}",
+                f"{best['accuracy']:.1%}",
+                f"{best['nfe']:.1f}",
+                f"{np.min(near):.1f}",
+                f"{sum(point['is_pareto'] for point in line)} of {len(line)}",
+            ]
+        )
+    rows.append(["all", f"{area['all']:.3f}", "", "", "", ""])
+    return markdown(rows)

@@ -1,0 +1,115 @@
+"""Markdown tables of results."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dlm_jax.evaluation import stats
+from dlm_jax.evaluation.run import Summary
+from dlm_jax.samplers import short_spec
+
+
+def markdown(rows: Sequence[Sequence[str]], num_text_columns: int = 1) -> str:
+    """A table whose first row is the heading; columns after the text are numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if i < num_text_columns else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = [
+        "-" * width if i < num_text_columns else "-" * (width - 1) + ":"
+        for i, width in enumerate(widths)
+    ]
+    return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])
+
+
+def points(difference: float) -> str:
+    """A difference of accuracies in percentage points, without a negative zero."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
+
+
+def between(interval: tuple[float, float]) -> str:
+    """An interval of such differences."""
+    return " to ".join(map(points, interval))
+
+
+def change(difference: float, interval: tuple[float, float]) -> str:
+    """A difference of accuracies in percentage points, and its interval."""
+    return f"{points(difference)} ({between(interval)})"
+
+
+def accuracy(results: Sequence[Summary]) -> str:
+    """Accuracy, forwards and speed of samplers on a task.
+
+    `tokens` are those written at blanks, EOS and what follows it apart; speed counts
+    the calls' time without compiling.
+    """
+    rows = [
+        [
+            *("sampler", "right", "of", "accuracy", "95 % interval", "NFE"),
+            *("NFE 10-50-90 %", "tokens / forward", "tokens / s", "s", "compile s"),
+        ]
+    ]
+    for result in results:
+        low, high = stats.accuracy_interval(result.is_correct)
+        quantiles = np.quantile(result.nfe, [0.1, 0.5, 0.9])
+        rows.append(
+            [
+                short_spec(result.sampler),
+                str(int(result.is_correct.sum())),
+                str(result.is_correct.size),
+                f"{result.is_correct.mean():.1%}",
+                f"{low:.1%} - {high:.1%}",
+                f"{result.nfe.mean():.2f}",
+                " - ".join(f"{q:.0f}" for q in quantiles),
+                f"{result.tokens_per_forward:.2f}",
+                f"{result.num_tokens.sum() / result.seconds:.0f}",
+                f"{result.seconds:.1f}",
+                f"{result.compile_seconds:.1f}",
+            ]
+        )
+    return markdown(rows)
+
+
+def paired(results: Sequence[Summary]) -> str:
+    """Samplers beside the first one, on the same examples.
+
+    Differences are of accuracy, in percentage points. With one seed their interval is
+    that of `stats.compare`, beside the examples that only one of the two has right
+    and McNemar's exact p-value; with more, `stats.difference_interval`.
+    """
+    first, *others = results
+    rows = [
+        [
+            *("against the first", "difference", "95 % interval", "gained", "lost"),
+            *("McNemar p", "times fewer forwards", "95 % interval"),
+        ]
+    ]
+    for own in others:
+        if len(own.is_correct) == 1:
+            found = stats.compare(own.is_correct[0], first.is_correct[0])
+            difference, interval = found.difference, found.interval
+            counts = [str(found.num_first_only), str(found.num_second_only)]
+            counts.append(f"{found.p_value:.2g}")
+        else:
+            pair = own.is_correct, first.is_correct
+            difference = pair[0].mean() - pair[1].mean()
+            interval = stats.difference_interval(*pair)
+            counts = ["", "", ""]
+        nfe = first.nfe.mean(axis=0), own.nfe.mean(axis=0)
+        low, high = stats.ratio_interval(*nfe)
+        rows.append(
+            [
+                short_spec(own.sampler),
+                points(difference),
+                between(interval),
+                *counts,
+                f"{nfe[0].mean() / nfe[1].mean():.2f}",
+                f"{low:.2f} to {high:.2f}",
+            ]
+        )
+    return markdown(rows)

@@ -1,0 +1,68 @@
+"""Denoisers as Flax NNX modules, and their adapter to the generation loop."""
+
+import dataclasses
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Float, Int, PyTree
+
+from dlm_jax.core.canvas import View
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleDenoiser:
+    """A module of `dlm_jax.models` as the pure functions of `core.denoiser.Denoiser`.
+
+    The module is split once: what is left of it under jit is the hashable graph
+    definition, and its parameters are an ordinary argument.
+
+    Attributes:
+      graphdef: the module without its parameters.
+      mask_id: the mask token.
+      eos_id: what fills a row behind a stop.
+      max_length: the longest row that the model accepts.
+      model_axis: mapped axis that the parameters are split over, as the module's
+        `partition` says; None if they are whole.
+    """
+
+    graphdef: nnx.GraphDef
+    mask_id: int
+    eos_id: int
+    max_length: int
+    model_axis: str | None = None
+
+    def init_cache(self, params: PyTree, batch_size: int, length: int) -> PyTree:
+        """No cache: every forward sees the whole canvas."""
+        return ()
+
+    def denoise(
+        self, params: PyTree, view: View, region: Int[Array, "b r"], cache: PyTree
+    ) -> tuple[Float[Array, "b r d"], PyTree]:
+        """Runs the module on a batched view; see `core.denoiser.Denoiser`."""
+        model = nnx.merge(self.graphdef, params)
+        hidden = model.hidden(
+            *(view.tokens, view.positions, view.visibility, region),
+            model_axis=self.model_axis,
+        )
+        return hidden, cache
+
+    def head(self, params: PyTree) -> Float[Array, "v d"]:
+        """The language-model head."""
+        return nnx.merge(self.graphdef, params).head
+
+
+def as_denoiser(model: Any) -> tuple[ModuleDenoiser, PyTree]:
+    """Splits a module into a static denoiser and its parameters.
+
+    Args:
+      model: a module with `config`, `hidden` and `head`, such as `llada.LLaDA`.
+    """
+    graphdef, params = nnx.split(model)
+    config = model.config
+    denoiser = ModuleDenoiser(
+        graphdef=graphdef,
+        mask_id=config.mask_token_id,
+        eos_id=config.eos_token_id,
+        max_length=config.max_sequence_length,
+    )
+    return denoiser, params

@@ -1,0 +1,1 @@
+"""Equality with PyTorch: recorded runs, and what repeats them."""

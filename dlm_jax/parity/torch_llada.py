@@ -1,0 +1,212 @@
+"""The PyTorch side: an eager LLaDA.
+
+Only this module, `recorder` and what times PyTorch import torch, which is needed for
+comparisons alone.
+"""
+
+import dataclasses
+import pathlib
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from dlm_jax.checkpoints import hf_format
+from dlm_jax.errors import InputError
+from dlm_jax.models.llada import LLaDAConfig
+
+# Sine and cosine of the rotary angles, float32 [length, head_dim / 2].
+_Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a forward returns; `logits` as in transformers' models.
+
+    Attributes:
+      logits: [b, l, embedding_size].
+    """
+
+    logits: torch.Tensor
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """A tensor in float32, or in float64 if that is what it has."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class RMSNorm(torch.nn.Module):
+    """Unit root mean square, `wide`, cast back, then the weight: LLaDA's order."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalises the last axis."""
+        whole = wide(x)
+        mean_square = whole.square().mean(-1, keepdim=True)
+        return self.weight * (whole * torch.rsqrt(mean_square + self.eps)).to(x.dtype)
+
+
+class Block(torch.nn.Module):
+    """A transformer block with grouped key-value heads; not causal."""
+
+    def __init__(self, config: LLaDAConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.repeats = config.n_heads // config.n_kv_heads
+        d, kv = config.d_model, config.n_kv_heads * config.head_dim
+        self.attn_norm = RMSNorm(d, config.rms_norm_eps)
+        self.q_proj = torch.nn.Linear(d, d, bias=False)
+        self.k_proj = torch.nn.Linear(d, kv, bias=False)
+        self.v_proj = torch.nn.Linear(d, kv, bias=False)
+        self.attn_out = torch.nn.Linear(d, d, bias=False)
+        self.ff_norm = RMSNorm(d, config.rms_norm_eps)
+        self.ff_proj = torch.nn.Linear(d, config.mlp_hidden_size, bias=False)
+        self.up_proj = torch.nn.Linear(d, config.mlp_hidden_size, bias=False)
+        self.ff_out = torch.nn.Linear(config.mlp_hidden_size, d, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, rotation: _Rotation, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Maps [b, l, d] to the same; `bias` is added to attention scores."""
+        h = self.attn_norm(x)
+        query, key, value = (
+            projection(h).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        key = _rotate(key, rotation)
+        if self.repeats > 1:
+            key, value = (
+                x.repeat_interleave(self.repeats, dim=1) for x in (key, value)
+            )
+        attended = F.scaled_dot_product_attention(
+            _rotate(query, rotation), key, value, attn_mask=bias
+        )
+        x = x + self.attn_out(attended.transpose(1, 2).flatten(2))
+        h = self.ff_norm(x)
+        return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+
+
+def _rotate(x: torch.Tensor, rotation: _Rotation) -> torch.Tensor:
+    """Rotates the first half of each head with its second half, `wide`."""
+    first, second = wide(x).chunk(2, dim=-1)
+    sin, cos = rotation
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    return rotated.to(x.dtype)
+
+
+class TorchLLaDA(torch.nn.Module):
+    """LLaDA (arXiv:2502.09992) in eager PyTorch, written from its architecture.
+
+    Parameter names are those of the checkpoints under `model.transformer.`.
+
+    Attributes:
+      config: its shape.
+    """
+
+    def __init__(self, config: LLaDAConfig):
+        super().__init__()
+        self.config = config
+        self.wte = torch.nn.Embedding(config.embedding_size, config.d_model)
+        self.blocks = torch.nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.ln_f = RMSNorm(config.d_model, config.rms_norm_eps)
+        self.ff_out = torch.nn.Linear(config.d_model, config.embedding_size, bias=False)
+        if config.weight_tying:
+            self.ff_out.weight = self.wte.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are; samplers written for transformers ask for it."""
+        return self.wte.weight.device
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> Output:
+        """Logits of every position.
+
+        Args:
+          input_ids: [b, l].
+          attention_mask: [b, l]; 0 at keys that nobody may attend to. Positions are
+            not shifted by it.
+        """
+        x = self.wte(input_ids)
+        bias = None
+        if attention_mask is not None:
+            bias = torch.zeros(attention_mask.shape, dtype=x.dtype, device=x.device)
+            bias.masked_fill_(attention_mask == 0, torch.finfo(x.dtype).min)
+            bias = bias[:, None, None]
+        rotation = self._rotation(input_ids.shape[1])
+        for block in self.blocks:
+            x = block(x, rotation, bias)
+        return Output(self.ff_out(self.ln_f(x)))
+
+    def _rotation(self, length: int) -> _Rotation:
+        """Sine and cosine of the rotary angles, once for all layers."""
+        dtype = wide(self.wte.weight[:0]).dtype
+        exponent = torch.arange(
+            0, self.config.head_dim, 2, dtype=dtype, device=self.device
+        )
+        frequency = self.config.rope_theta ** (-exponent / self.config.head_dim)
+        angles = torch.arange(length, device=self.device)[:, None] * frequency
+        return angles.sin(), angles.cos()
+
+
+def load_llada(directory: str | pathlib.Path) -> TorchLLaDA:
+    """Loads a LLaDA checkpoint in Hugging Face format, one file or shards.
+
+    The model is put on a GPU if there is one.
+
+    Raises:
+      InputError: if a file is missing or the weights are not the config's.
+    """
+    directory = pathlib.Path(directory)
+    _, config = hf_format.read_config(directory)
+    # Weights that are replaced need neither memory nor time to be drawn.
+    with torch.device("meta"):
+        model = TorchLLaDA(config)
+    weights = {}
+    paths = sorted(directory.glob("*.safetensors"))
+    if not paths:
+        raise InputError(f"{directory} holds no safetensors file")
+    for path in paths:
+        weights |= load_file(path, device=_device())
+    prefix = "model.transformer."
+    weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    if config.weight_tying and "wte.weight" in weights:
+        weights.setdefault("ff_out.weight", weights["wte.weight"])
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"{directory}: {' '.join(str(error).split())}") from None
+    if config.weight_tying:  # Assigned, they would be two parameters.
+        model.ff_out.weight = model.wte.weight
+    return model.to(next(iter(weights.values())).dtype).eval()
+
+
+def load_transformers(directory: str | pathlib.Path) -> torch.nn.Module:
+    """Loads a checkpoint with the modelling code that lies in its directory.
+
+    That code is run: use it on checkpoints you trust. The model is put on a GPU if
+    there is one.
+
+    Raises:
+      InputError: if the directory does not exist or does not load.
+    """
+    from transformers import AutoModel
+
+    if not pathlib.Path(directory).is_dir():
+        raise InputError(f"checkpoint ({directory}) is not a directory")
+    try:
+        model = AutoModel.from_pretrained(
+            str(directory), trust_remote_code=True, dtype="auto"
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{directory}: {' '.join(str(error).split())}") from None
+    return model.to(_device()).eval()
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

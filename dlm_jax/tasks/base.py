@@ -1,0 +1,357 @@
+"""What a task is: examples with a split and a seed, and a verdict on what was written.
+
+A task knows text and no tokens, so that the models shipped here and any other
+checkpoint are asked the same thing. A task that a model is trained for from nothing
+also brings its own tokenizer, the shape of a model and the training data: `Trainable`.
+"""
+
+import abc
+import copy
+import dataclasses
+import hashlib
+import itertools
+import math
+import pathlib
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from dlm_jax import checkpoints, files
+from dlm_jax.core.canvas import ABSENT
+from dlm_jax.core.keys import check_seed
+from dlm_jax.core.options import Options
+from dlm_jax.errors import InputError
+from dlm_jax.models.llada import LLaDA, LLaDAConfig
+from dlm_jax.text.codec import Codec, character_tokenizer
+from dlm_jax.text.prompts import Encoded
+
+_Drawn = TypeVar("_Drawn", bound=Hashable)
+
+# Stands for one missing token in the prompt of an infilling task.
+BLANK = "\N{OPEN BOX}"
+
+# step -> tokens [b, l], is_maskable [b, l], is_valid [b, l]; see `training.Batch`.
+BatchAt = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One thing to solve.
+
+    Attributes:
+      name: unique in its task, as 'test/17'.
+      prompt: the text to be continued; in an infilling task the whole text, with BLANK
+        for every missing token.
+      truth: what the task's verdict needs to know besides.
+    """
+
+    name: str
+    prompt: str
+    truth: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right, and the first reason why not."""
+
+    is_correct: bool
+    reason: str
+
+
+class Task(abc.ABC):
+    """Examples and verdicts.
+
+    Attributes:
+      name: in the registry.
+      splits: what `examples` takes. 'test' is never trained on.
+      is_infill: blanks stand in the prompt's text; else they follow it, and the answer
+        ends at EOS.
+      gen_length: most blanks that an example has; of a continuation, their number.
+      block_length: tokens per semi-autoregressive block; one block if ABSENT.
+
+    Both lengths are defaults, see `with_lengths`.
+    """
+
+    name: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]]
+    is_infill: ClassVar[bool]
+    gen_length: int
+    block_length: int = ABSENT
+
+    @abc.abstractmethod
+    def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
+        """The first `num` examples of a split.
+
+        Args:
+          split: one of `splits`.
+          num: how many; asking for more gives the same ones first.
+          seed: of splits that are drawn; published sets have none.
+
+        Raises:
+          InputError: for an unknown split, or more examples than it has.
+        """
+
+    @abc.abstractmethod
+    def verdict(self, example: Example, answer: str) -> Verdict:
+        """Judges an answer.
+
+        Args:
+          example: what was asked.
+          answer: the continuation up to EOS; in an infilling task the whole text. Masks
+            that are left in it are shown as the tokenizer writes them.
+        """
+
+    def pretty(self, text: str) -> str:
+        """A prompt or an answer as people like to see it; '.' for a blank."""
+        return text.replace(BLANK, ".")
+
+    def encode(self, codec: Codec, examples: Sequence[Example]) -> list[Encoded]:
+        """The canvases of some examples: infilled, by chat template, or continued.
+
+        Raises:
+          InputError: if the tokenizer cannot write a prompt, or it is too long.
+        """
+        prompts = [example.prompt for example in examples]
+        if self.is_infill:
+            return codec.encode_infill(
+                [prompt.replace(BLANK, codec.mask_text) for prompt in prompts]
+            )
+        encode = codec.encode_chat if codec.has_chat_template else codec.encode
+        return encode(prompts, self.gen_length)
+
+    def with_lengths(
+        self, gen_length: int | None = None, block_length: int | None = None
+    ) -> "Task":
+        """The same task with other lengths.
+
+        Args:
+          gen_length: blanks of a continuation; the task's own if None. An infilling
+            task takes no other: the blanks are in its prompts.
+          block_length: tokens per semi-autoregressive block, a divisor of gen_length;
+            the task's own if None.
+
+        Returns:
+          A copy; the task itself does not change.
+
+        Raises:
+          InputError: for a length that does not fit.
+        """
+        if gen_length is not None and self.is_infill:
+            raise InputError(
+                f"gen_length ({gen_length}) must not be set for {self.name}, whose "
+                "prompts hold their blanks"
+            )
+        asked = copy.copy(self)
+        if gen_length is not None:
+            asked.gen_length = gen_length
+        if block_length is not None:
+            asked.block_length = block_length
+        blanks, block = asked.gen_length, asked.block_length
+        for name, value in (("gen_length", blanks), ("block_length", block)):
+            if value is not ABSENT and value < 1:
+                raise InputError(f"{name} ({value}) must be at least 1")
+        if block is not ABSENT and blanks % block:
+            raise InputError(
+                f"gen_length ({blanks}) must be a multiple of block_length ({block})"
+            )
+        return asked
+
+    def options(self, codec: Codec, temperature: float = 0.0) -> Options:
+        """How to generate: the task's lengths; continuations stop at EOS."""
+        return Options(
+            self.gen_length, self.block_length, temperature, stop_ids=codec.stop_ids
+        )
+
+    def check(
+        self, split: str, num: int, seed: int = 0, most: int | None = None
+    ) -> None:
+        """Raises InputError for an argument of `examples` that does not fit.
+
+        Args:
+          split: must be one of the task's.
+          num: must be at least 1, and at most `most`.
+          seed: must be one, see `keys.check_seed`.
+          most: examples that there are.
+        """
+        if split not in self.splits:
+            raise InputError(f"split ({split}) must be one of {', '.join(self.splits)}")
+        if num < 1:
+            raise InputError(f"num ({num}) must be at least 1")
+        check_seed(seed, "seed of the examples")
+        if most is not None and num > most:
+            raise InputError(f"num ({num}) must be at most {most} for {split}")
+
+
+class Trainable(Task):
+    """A task with a small model of its own."""
+
+    @abc.abstractmethod
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers; `save_pretrained` writes its files."""
+
+    @abc.abstractmethod
+    def model_config(self, **shape: int) -> LLaDAConfig:
+        """A LLaDA for this task.
+
+        Args:
+          shape: d_model, n_heads, n_layers and mlp_hidden_size.
+        """
+
+    @abc.abstractmethod
+    def training_batches(
+        self,
+        data: Mapping[str, Any],
+        *,
+        batch_size: int,
+        seed: int,
+        workdir: pathlib.Path,
+    ) -> BatchAt:
+        """Training data as a function of the step, which depends on nothing else.
+
+        Args:
+          data: what the config says of it.
+          batch_size: rows.
+          seed: of the rows.
+          workdir: where data that takes long to make may be kept.
+        """
+
+
+class CharacterTask(Trainable):
+    """A trainable task whose text has one token per character, and a period.
+
+    Attributes:
+      vocabulary: token ids are places in it: first the special tokens that begin and
+        end a text, last the one that marks a blank.
+      period: tokens from a place in a line to the same place in the next one.
+      embedding_size: rows of the model's embedding.
+      max_sequence_length: of the model.
+    """
+
+    vocabulary: ClassVar[tuple[str, ...]]
+    period: ClassVar[int]
+    embedding_size: ClassVar[int]
+    max_sequence_length: ClassVar[int]
+
+    def tokenizer(self) -> Any:
+        bos, eos, *_, mask = self.vocabulary
+        return character_tokenizer(self.vocabulary, bos=bos, eos=eos, mask=mask)
+
+    def model_config(self, **shape: int) -> LLaDAConfig:
+        head_dim = shape["d_model"] // shape["n_heads"]
+        return LLaDAConfig(
+            **shape,
+            n_kv_heads=shape["n_heads"],
+            vocab_size=len(self.vocabulary),
+            embedding_size=self.embedding_size,
+            max_sequence_length=self.max_sequence_length,
+            # Frequency i is theta^(-2i / head_dim): the second is 2 pi / period.
+            rope_theta=(self.period / (2 * math.pi)) ** (head_dim / 2),
+            rms_norm_eps=1e-5,
+            weight_tying=False,
+            mask_token_id=len(self.vocabulary) - 1,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+
+
+def load(
+    task: Task, checkpoint: str | pathlib.Path, dtype: str | None = None
+) -> tuple[LLaDA, Codec]:
+    """Loads a model that is to be asked a task, and its tokenizer.
+
+    Raises:
+      InputError: if the checkpoint cannot be loaded, or as `check_codec`.
+    """
+    model = checkpoints.load(checkpoint, dtype)
+    return model, load_codec(task, checkpoint, model.config)
+
+
+def load_codec(
+    task: Task, checkpoint: str | pathlib.Path, config: LLaDAConfig
+) -> Codec:
+    """Loads the tokenizer of a model that is to be asked a task.
+
+    Raises:
+      InputError: if it cannot be loaded, or as `check_codec`.
+    """
+    codec = Codec.load(checkpoint, config)
+    check_codec(task, codec)
+    return codec
+
+
+def check_codec(task: Task, codec: Codec) -> None:
+    """Refuses a tokenizer that would cut a task's text in another way than its own.
+
+    Only what is a sentence can be given to any model.
+
+    Raises:
+      InputError: if the task has a tokenizer, and it is another.
+    """
+    if isinstance(task, Trainable):
+        vocabulary = tuple(task.tokenizer().get_vocab())
+        if set(vocabulary) != set(codec.vocabulary):
+            raise InputError(
+                f"the checkpoint's tokenizer is not the one of the task {task.name}"
+            )
+
+
+def split_of(key: str | bytes, held_out: Sequence[str], share: int) -> str:
+    """Assigns an example to a split by the hash of what it is.
+
+    Examples that are the same thing are then never on both sides, however and whenever
+    they are drawn.
+
+    Args:
+      key: equal for examples that are the same.
+      held_out: names of the splits that are not for training.
+      share: one in `share` keys goes to each of them.
+
+    Returns:
+      One of held_out, or 'train'.
+    """
+    key = key.encode() if isinstance(key, str) else key
+    digest = hashlib.blake2b(key, digest_size=8).digest()
+    place = int.from_bytes(digest, "big") % share
+    return held_out[place] if place < len(held_out) else "train"
+
+
+def first_distinct(draw: Callable[[int], Iterable[_Drawn]], num: int) -> list[_Drawn]:
+    """The first distinct things of lots that are drawn one after the other.
+
+    Lots do not depend on num, so that asking for more does not change the first ones.
+
+    Args:
+      draw: from the number of a lot to what is in it.
+      num: how many.
+    """
+    drawn: dict[_Drawn, None] = {}  # which keeps their order
+    for lot in itertools.count():
+        if len(drawn) >= num:
+            break
+        drawn |= dict.fromkeys(draw(lot))
+    return list(itertools.islice(drawn, num))
+
+
+def cached(
+    path: pathlib.Path,
+    made_by: Mapping[str, int],
+    make: Callable[..., dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Arrays that take long to make, kept in a file.
+
+    Args:
+      path: the file, .npz; its directory is made.
+      made_by: what they depend on: with other values they are made again.
+      make: called as make(**made_by).
+    """
+    names = {f"made_by_{name}": value for name, value in made_by.items()}
+    if path.exists():
+        with np.load(path) as file:
+            stored = {name: file[name] for name in file.files}
+        if all(stored.get(name) == value for name, value in names.items()):
+            return {name: stored[name] for name in stored if name not in names}
+    arrays = make(**made_by)
+    with files.staged(path, may_exist=True) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays, **names)
+    return arrays

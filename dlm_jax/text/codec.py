@@ -1,0 +1,310 @@
+"""Text to canvases and back: chat template, blanks, decoding cut at EOS."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from dlm_jax.errors import InputError
+from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.text.prompts import Encoded
+
+# Ends a turn in LLaDA's chat template.
+_END_OF_TURN = "<|eot_id|>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """A checkpoint's tokenizer, and the special tokens of its model.
+
+    Attributes:
+      tokenizer: a tokenizer of transformers.
+      mask_id: the token that stands at blanks.
+      stop_ids: tokens that end a generated text: the EOS of the model's config and of
+        the tokenizer, those of generation_config.json, and the end of a turn if the
+        vocabulary has it.
+      max_length: longest canvas the model takes, blanks included.
+    """
+
+    tokenizer: Any
+    mask_id: int
+    stop_ids: tuple[int, ...]
+    max_length: int
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike, config: LLaDAConfig) -> "Codec":
+        """Loads the tokenizer in a checkpoint's directory; nothing is downloaded.
+
+        Args:
+          directory: of the checkpoint.
+          config: of its model.
+
+        Raises:
+          InputError: if there is no tokenizer, or none that fits the model.
+        """
+        path = pathlib.Path(directory) / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(f"checkpoint ({directory}) holds no tokenizer.json")
+        # Here because it takes seconds. AutoTokenizer would import torch as well, and
+        # ask at the terminal whether to run the code that LLaDA's config.json names.
+        from transformers import PreTrainedTokenizerFast
+
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                path.parent, local_files_only=True
+            )
+        except Exception as error:  # the Rust tokenizers raise nothing narrower
+            raise InputError(f"{path} does not load: {error}") from None
+        return cls.of(tokenizer, config, _generation_eos(path.parent, config))
+
+    @classmethod
+    def of(
+        cls, tokenizer: Any, config: LLaDAConfig, more_stop_ids: Sequence[int] = ()
+    ) -> "Codec":
+        """Joins a tokenizer and the model that was trained with it.
+
+        Args:
+          tokenizer: a tokenizer of transformers.
+          config: of the model.
+          more_stop_ids: beside those that the two name.
+
+        Raises:
+          InputError: if the tokenizer has tokens that the model has not.
+        """
+        vocabulary = tokenizer.get_vocab()
+        largest = max(vocabulary.values(), default=0)
+        if largest >= config.embedding_size:
+            raise InputError(
+                f"tokenizer's largest token id ({largest}) must be below the model's "
+                f"embedding_size ({config.embedding_size})"
+            )
+        stop_ids = {
+            *(config.eos_token_id, tokenizer.eos_token_id),
+            *(vocabulary.get(_END_OF_TURN), *more_stop_ids),
+        }
+        return cls(
+            tokenizer=tokenizer,
+            mask_id=config.mask_token_id,
+            stop_ids=tuple(sorted(stop_ids - {None})),
+            max_length=config.max_sequence_length,
+        )
+
+    @property
+    def mask_text(self) -> str:
+        """What marks a blank in a text to be infilled; empty if nothing does."""
+        return self.tokenizer.convert_ids_to_tokens(self.mask_id) or ""
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """All tokens in the order of their ids."""
+        ids = self.tokenizer.get_vocab()
+        return tuple(sorted(ids, key=ids.__getitem__))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the checkpoint was made for conversations."""
+        return bool(self.tokenizer.chat_template)
+
+    def encode(self, texts: Sequence[str], gen_length: int) -> list[Encoded]:
+        """Encodes texts that are to be continued.
+
+        Args:
+          texts: the prompts, as they are.
+          gen_length: blanks after each.
+
+        Raises:
+          InputError: naming the prompt that is empty, too long, holds a mask token or
+            a character that the tokenizer does not know.
+        """
+        return [
+            self._continued(index, self._tokens(index, text), gen_length)
+            for index, text in enumerate(texts)
+        ]
+
+    def encode_chat(self, messages: Sequence[str], gen_length: int) -> list[Encoded]:
+        """Encodes user messages that are to be answered, with the chat template.
+
+        Args:
+          messages: one conversation of one turn each.
+          gen_length: blanks for each answer.
+
+        Raises:
+          InputError: as `encode`, or if the tokenizer has no chat template.
+        """
+        if not self.has_chat_template:
+            raise InputError("the checkpoint's tokenizer has no chat template")
+        encoded = []
+        for index, message in enumerate(messages):
+            if not message.strip():
+                raise InputError(f"prompt {index} is empty")
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": message}],
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+            # The template writes the special tokens itself.
+            tokens = self._tokens(index, text, add_special_tokens=False)
+            encoded.append(self._continued(index, tokens, gen_length))
+        return encoded
+
+    def encode_infill(self, texts: Sequence[str]) -> list[Encoded]:
+        """Encodes texts whose blanks are to be filled.
+
+        Args:
+          texts: with `mask_text` once for every missing token.
+
+        Raises:
+          InputError: naming the prompt that is empty, too long, has no blank or a
+            character that the tokenizer does not know.
+        """
+        encoded = []
+        for index, text in enumerate(texts):
+            tokens = self._tokens(index, text)
+            is_blank = tokens == self.mask_id
+            if not is_blank.any():
+                raise InputError(
+                    f"prompt {index} has no blank to fill, written {self.mask_text}"
+                )
+            if tokens.size > self.max_length:
+                raise InputError(
+                    f"prompt {index} has {tokens.size} tokens, more than the model's "
+                    f"context ({self.max_length})"
+                )
+            encoded.append(Encoded(tokens, is_blank, is_infill=True))
+        return encoded
+
+    def generated(
+        self, encoded: Encoded, tokens: Int[np.ndarray, "l"]
+    ) -> Int32[np.ndarray, "g"]:
+        """The tokens at the blanks; of a continuation, up to the first that stops.
+
+        Args:
+          encoded: what the row started from.
+          tokens: the row afterwards, with or without its padding.
+        """
+        new = np.asarray(tokens[: encoded.tokens.size], np.int32)[encoded.is_blank]
+        (stops,) = np.nonzero(np.isin(new, self.stop_ids))
+        return new[: stops[0]] if stops.size and not encoded.is_infill else new
+
+    def decode(self, encoded: Encoded, tokens: Int[np.ndarray, "l"]) -> str:
+        """The text of a continuation up to its stop, or the whole text of an infilling.
+
+        Special tokens are left out, except the masks of a row that is not complete.
+
+        Args:
+          encoded: what the row started from.
+          tokens: the row afterwards, with or without its padding.
+        """
+        if encoded.is_infill:
+            return self._text(tokens[: encoded.tokens.size])
+        return self._text(self.generated(encoded, tokens))
+
+    def _tokens(
+        self, index: int, text: str, add_special_tokens: bool = True
+    ) -> Int32[np.ndarray, "n"]:
+        if not text:
+            raise InputError(f"prompt {index} is empty")
+        try:
+            tokens = self.tokenizer(text, add_special_tokens=add_special_tokens)
+        except Exception as error:  # the Rust tokenizers raise nothing narrower
+            raise InputError(
+                f"prompt {index} cannot be written in the tokenizer's vocabulary: "
+                f"{error}"
+            ) from None
+        return np.asarray(tokens["input_ids"], np.int32)
+
+    def _continued(
+        self, index: int, tokens: Int32[np.ndarray, "n"], gen_length: int
+    ) -> Encoded:
+        if gen_length < 1:
+            raise InputError(f"gen_length ({gen_length}) must be at least 1")
+        if (tokens == self.mask_id).any():
+            raise InputError(
+                f"prompt {index} holds the mask token ({self.mask_text}), which only a "
+                "text to be infilled may"
+            )
+        length = tokens.size + gen_length
+        if length > self.max_length:
+            raise InputError(
+                f"prompt {index} has {tokens.size} tokens; with gen_length "
+                f"({gen_length}) that is {length}, more than the model's context "
+                f"({self.max_length})"
+            )
+        blanks = np.full(gen_length, self.mask_id, np.int32)
+        return Encoded(
+            tokens=np.concatenate([tokens, blanks]),
+            is_blank=np.arange(length) >= tokens.size,
+            is_infill=False,
+        )
+
+    def _text(self, tokens: Int[np.ndarray, "n"]) -> str:
+        """Decodes without special tokens, but shows where masks are left."""
+        (masks,) = np.nonzero(tokens == self.mask_id)
+        pieces = np.split(np.asarray(tokens), masks)
+        return self.mask_text.join(
+            # All but the first piece begin with their mask.
+            self.tokenizer.decode(piece[i > 0 :].tolist(), skip_special_tokens=True)
+            for i, piece in enumerate(pieces)
+        )
+
+
+def _generation_eos(directory: pathlib.Path, config: LLaDAConfig) -> tuple[int, ...]:
+    """The EOS ids of a checkpoint's generation_config.json: none, one or several.
+
+    Raises:
+      InputError: if the file is damaged or names what is no token of the model.
+    """
+    path = directory / "generation_config.json"
+    if not path.is_file():
+        return ()
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        found = read.get("eos_token_id")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    for token in ids:
+        if type(token) is not int or not 0 <= token < config.embedding_size:
+            raise InputError(
+                f"{path}: eos_token_id ({found!r}) must be token ids from 0 to "
+                f"{config.embedding_size - 1}"
+            )
+    return tuple(ids)
+
+
+def character_tokenizer(
+    vocabulary: Sequence[str], *, bos: str, eos: str, mask: str
+) -> Any:
+    """A tokenizer with one token per character, for small tasks.
+
+    Args:
+      vocabulary: token ids are places in it; what is longer than one character is a
+        special token. Other characters cannot be encoded.
+      bos: the special token before a text; nothing adds it by itself.
+      eos: the one that ends a text, and pads.
+      mask: the one that marks a blank.
+
+    Returns:
+      A tokenizer of transformers; `save_pretrained` writes a checkpoint's files.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(ids))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    named = {bos, eos, mask}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=eos,
+        mask_token=mask,
+        extra_special_tokens=[t for t in vocabulary if len(t) > 1 and t not in named],
+    )

@@ -1,0 +1,1 @@
+"""What this repository publishes: code, configuration and report of each study."""

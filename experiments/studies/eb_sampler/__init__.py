@@ -1,0 +1,1 @@
+"""EB-Sampler against its published claim."""

@@ -1,0 +1,411 @@
+"""EB-Sampler measured against its published claim: the parts of a report.
+
+The claim (arXiv:2505.24857): two to three times fewer forwards than one token at a
+time, without loss of accuracy. What is said of it follows from measured intervals by
+the rules of `verdict` and of the functions that write sentences; nothing is decided
+beforehand.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dlm_jax import samplers
+from dlm_jax.errors import InputError
+from dlm_jax.evaluation import figures, stats, sweeps
+from dlm_jax.evaluation.run import Summary
+from dlm_jax.evaluation.tables import between, markdown, points
+from dlm_jax.samplers.entropy_bound import EntropyBound
+from experiments.studies.eb_sampler import maze_split
+from experiments.studies.eb_sampler.error_split import Split
+
+REPRODUCED, NOT_REPRODUCED, UNCLEAR = "reproduced", "not reproduced", "unclear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What is asked of a sampler that is compared with one token at a time.
+
+    Attributes:
+      min_ratio: fewer forwards, as a factor.
+      margin: a loss of accuracy below this counts as none.
+      floor: an accuracy of one-token decoding below this says nothing: there is nothing
+        to lose.
+    """
+
+    min_ratio: float = 2.5
+    margin: float = 0.02
+    floor: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+    """A sampler beside the baseline, on the same examples.
+
+    Attributes:
+      sampler: its spec.
+      accuracy: of the sampler.
+      comparison: sampler less baseline.
+      interval: of the difference, so wide that those of all pairings of a task hold
+        together with 95 % confidence (Bonferroni).
+      ratio: mean NFE of the baseline by that of the sampler.
+      tokens_per_forward: see `evaluation.run.Summary`.
+      is_within: its accuracy is not below the baseline's 95 % interval, and the ratio
+        is at least the claim's.
+      own_order: sampler less one token a step in the sampler's own order: what
+        committing several at once changes, where `comparison` holds what the order
+        changes too.
+    """
+
+    sampler: str
+    accuracy: float
+    comparison: stats.Comparison
+    interval: tuple[float, float]
+    ratio: float
+    tokens_per_forward: float
+    is_within: bool
+    own_order: stats.Comparison
+
+
+def pair(
+    results: Sequence[Summary],
+    baseline: str,
+    compared: Sequence[tuple[str, str]],
+    claim: Claim,
+) -> list[Pairing]:
+    """Compares samplers with a baseline, example by example.
+
+    Args:
+      results: of all that is named below, on the same examples with one seed.
+      baseline: its spec.
+      compared: what is compared with it, each with the spec of one token a step in
+        its own order.
+      claim: what is asked.
+    """
+    by_spec = {result.sampler: result for result in results}
+    base = by_spec[samplers.canonical_spec(baseline)]
+    low, _ = stats.accuracy_interval(base.is_correct)
+    confidence = 1 - 0.05 / len(compared)
+    pairings = []
+    for spec, single in compared:
+        one = by_spec[samplers.canonical_spec(single)]
+        own = by_spec[samplers.canonical_spec(spec)]
+        pair_of = own.is_correct[0], base.is_correct[0]
+        ratio = float(base.nfe.mean() / own.nfe.mean())
+        accuracy = float(own.is_correct.mean())
+        pairings.append(
+            Pairing(
+                sampler=spec,
+                accuracy=accuracy,
+                comparison=stats.compare(*pair_of),
+                interval=stats.compare(*pair_of, confidence).interval,
+                ratio=ratio,
+                tokens_per_forward=own.tokens_per_forward,
+                is_within=accuracy >= low and ratio >= claim.min_ratio,
+                own_order=stats.compare(own.is_correct[0], one.is_correct[0]),
+            )
+        )
+    return pairings
+
+
+def check(
+    curves: Mapping[str, Sequence[str]],
+    baseline: str,
+    compared: Sequence[tuple[str, str]],
+) -> None:
+    """Raises InputError for what cannot be compared.
+
+    That is no spec at all, one that stands in no curve, or curves without a bound or
+    without another sampler.
+    """
+    if not compared:
+        raise InputError("compared must name a sampler at least")
+    kinds = {_is_bound(line[0]) for line in curves.values()}
+    if len(kinds) < 2:
+        raise InputError("curves must have entropy_bound and another sampler")
+    known = {samplers.canonical_spec(spec) for line in curves.values() for spec in line}
+    for spec in (baseline, *itertools.chain.from_iterable(compared)):
+        if samplers.canonical_spec(spec) not in known:
+            raise InputError(f"{spec} is compared, so it must stand in one of curves")
+
+
+def pair_table(pairings: Sequence[Pairing]) -> str:
+    """Markdown: what each sampler gains and loses against the baseline."""
+    rows = [
+        [
+            *("sampler", "accuracy", "difference", "95 % interval", "McNemar p"),
+            *("NFE ratio", "tokens / forward", "within, and fast enough"),
+            *("beside its own order", "95 % interval"),
+        ]
+    ]
+    for p in pairings:
+        rows.append(
+            [
+                f"`{p.sampler}`",
+                f"{p.accuracy:.1%}",
+                points(p.comparison.difference),
+                between(p.comparison.interval),
+                f"{p.comparison.p_value:.2g}",
+                f"{p.ratio:.2f}",
+                f"{p.tokens_per_forward:.2f}",
+                "yes" if p.is_within else "no",
+                points(p.own_order.difference),
+                between(p.own_order.interval),
+            ]
+        )
+    return markdown(rows)
+
+
+def verdict(
+    pairings: Sequence[Pairing], base_accuracy: float, claim: Claim
+) -> tuple[str, str]:
+    """Whether a task shows the claim, and why.
+
+    With the joint intervals of the pairings that are fast enough, it is reproduced if
+    one of them excludes a loss of the margin; not reproduced if all show a loss, or
+    there is none; and else unclear.
+
+    Returns:
+      REPRODUCED, NOT_REPRODUCED or UNCLEAR, and a sentence.
+    """
+    if base_accuracy < claim.floor:
+        return UNCLEAR, (
+            f"one-token decoding itself has only {base_accuracy:.1%} right, so there "
+            "is nothing to lose."
+        )
+    fast = [p for p in pairings if p.ratio >= claim.min_ratio]
+    if not fast:
+        best = max(pairings, key=lambda p: p.ratio)
+        return NOT_REPRODUCED, (
+            f"no setting reaches {claim.min_ratio:g} times fewer forwards; the "
+            f"fastest, `{best.sampler}`, has {best.ratio:.2f}."
+        )
+    held = [p for p in fast if p.interval[0] > -claim.margin]
+    if held:
+        best = max(held, key=lambda p: p.ratio)
+        sentence = (
+            f"`{best.sampler}` takes {best.ratio:.2f} times fewer forwards (each "
+            f"writes {best.tokens_per_forward:.2f} tokens of an answer) and changes "
+            f"accuracy by {points(best.comparison.difference)} points (joint interval "
+            f"{between(best.interval)}), which excludes a loss of "
+            f"{100 * claim.margin:g}"
+        )
+        is_loss = best.interval[1] < 0
+        return REPRODUCED, sentence + (
+            "; a smaller loss is there all the same." if is_loss else "."
+        )
+    best = max(fast, key=lambda p: p.comparison.difference)
+    if all(p.interval[1] < 0 for p in fast):
+        return NOT_REPRODUCED, (
+            f"every setting that is fast enough loses accuracy; the best of them, "
+            f"`{best.sampler}`, {points(best.comparison.difference)} points (joint "
+            f"interval {between(best.interval)})."
+        )
+    return UNCLEAR, (
+        f"of the settings that are fast enough, the best, `{best.sampler}`, changes "
+        f"accuracy by {points(best.comparison.difference)} points, but the joint "
+        f"interval {between(best.interval)} neither excludes a loss of "
+        f"{100 * claim.margin:g} points nor holds only losses."
+    )
+
+
+def overall(verdicts: Mapping[str, tuple[str, str]]) -> str:
+    """One sentence over all tasks: a word of its own only where all of them agree."""
+    by_word: dict[str, list[str]] = {}
+    for task, (word, _) in verdicts.items():
+        by_word.setdefault(word, []).append(task)
+    if len(by_word) == 1:
+        (word,) = by_word
+        return f"On all tasks here the published claim is **{word}**."
+    parts = [f"**{word}** on {', '.join(tasks)}" for word, tasks in by_word.items()]
+    return f"At this scale the published claim is {'; '.join(parts)}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One task of the report.
+
+    Attributes:
+      task: its name.
+      num_parameters: of the model.
+      points: of each curve, see `sweeps.points`.
+      base: the one-token baseline's results.
+      pairings: with it.
+    """
+
+    task: str
+    num_parameters: int
+    points: Mapping[str, Sequence[Mapping[str, Any]]]
+    base: Summary
+    pairings: Sequence[Pairing]
+
+
+def section(
+    task: str,
+    num_parameters: int,
+    curves: Mapping[str, Sequence[str]],
+    results: Sequence[Summary],
+    baseline: str,
+    compared: Sequence[tuple[str, str]],
+    claim: Claim,
+) -> Section:
+    """Reduces a task's results to what the report says of it."""
+    base = next(r for r in results if r.sampler == samplers.canonical_spec(baseline))
+    pairings = pair(results, baseline, compared, claim)
+    return Section(task, num_parameters, sweeps.points(curves, results), base, pairings)
+
+
+def front_sentence(section: Section) -> str:
+    """The best area under a bound's front beside the best of the other curves."""
+    areas = sweeps.areas(section.points)
+    is_bound = {
+        name: _is_bound(line[0]["sampler"]) for name, line in section.points.items()
+    }
+    best = [
+        max((n for n in is_bound if is_bound[n] == kind), key=areas.__getitem__)
+        for kind in (True, False)
+    ]
+    return (
+        f"The largest area under a front of EB-Sampler is {areas[best[0]]:.3f} "
+        f"({best[0]}), of a fixed k {areas[best[1]]:.3f} ({best[1]})."
+    )
+
+
+def _is_bound(spec: str) -> bool:
+    return isinstance(samplers.parse(spec), EntropyBound)
+
+
+def write(
+    path: pathlib.Path,
+    command: str,
+    machines: Sequence[str],
+    setting: str,
+    sections: Sequence[Section],
+    splits: Mapping[str, Split],
+    claim: Claim,
+) -> None:
+    """Writes the report, and its figures beside it, named after it.
+
+    Args:
+      path: the Markdown file.
+      command: that makes it again.
+      machines: a line on each that was measured on, see `provenance.describe`.
+      setting: a sentence on examples and temperature.
+      sections: of the tasks.
+      splits: of mazes, by spec; empty leaves that part out.
+      claim: what is asked.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = [
+        "# EB-Sampler: accuracy against forwards",
+        f"    {command}",
+        f"{setting} Measured on {'; '.join(machines)}. NFE is the number of forwards "
+        "that an example took part in, intervals are 95 %; those of differences are "
+        "what the percentile bootstrap over examples and Tango's score interval hold "
+        "together.",
+    ]
+    for own in sections:
+        parts += _task_part(path, own, claim)
+    if splits:
+        parts += _split_part(path, splits)
+    verdicts = {
+        own.task: verdict(own.pairings, float(own.base.is_correct.mean()), claim)
+        for own in sections
+    }
+    sizes = ", ".join(f"{s.task} {s.num_parameters / 1e6:.1f}" for s in sections)
+    parts += [
+        "## Against the published claim",
+        "Published (arXiv:2505.24857): 2 to 3 times fewer forwards than one token at a "
+        "time, without loss of accuracy, for LLaDA-8B and Dream-7B on code and "
+        "mathematics, and the same on mazes and Sudoku. Asked here: "
+        f"at least {claim.min_ratio:g} times fewer forwards, and a joint 95 % interval "
+        f"(Bonferroni, over the {len(sections[0].pairings)} settings of a task) that "
+        f"excludes a loss of {100 * claim.margin:g} points. A claim is not reproduced "
+        "where every setting that is fast enough loses accuracy, or none is fast "
+        "enough; what lies between is unclear.",
+        overall(verdicts),
+        "\n".join(
+            f"- {task}: **{word}**: {why}" for task, (word, why) in verdicts.items()
+        ),
+    ]
+    if max(s.num_parameters for s in sections) < 1e9:
+        parts.append(
+            f"The models here are small (millions of parameters: {sizes}) and were "
+            "trained for their task alone: a result here is no evidence on models of "
+            "billions of parameters, and an exact task punishes one wrong token more "
+            "than most text."
+        )
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _task_part(path: pathlib.Path, own: Section, claim: Claim) -> list[str]:
+    figure = path.with_name(f"{path.stem}_{own.task}.png")
+    num = own.base.is_correct.shape[1]
+    figures.curves(
+        figure,
+        own.points,
+        x="nfe",
+        y="accuracy",
+        x_label="mean number of forwards (NFE)",
+        y_label="accuracy",
+        title=f"{own.task}, {num} examples, 95 % intervals",
+        is_log=True,
+    )
+    return [
+        f"## {own.task}",
+        f"![Accuracy against forwards: {own.task}]({figure.name})",
+        "The area is the mean accuracy for a budget of forwards drawn evenly in its "
+        "logarithm, 0 where no tested point is that cheap. Lines that are not seen lie "
+        f"under others. {front_sentence(own)}",
+        sweeps.table(own.points),
+        f"Beside one-token `low_confidence` ({own.base.is_correct.mean():.1%} right, "
+        f"NFE {own.base.nfe.mean():.2f}, {own.base.tokens_per_forward:.2f} tokens of "
+        f"an answer a forward) on the same {num} examples; differences in percentage "
+        "points. Tokens are those before EOS: where one token at a time writes less "
+        "than one a forward, the rest fills the blanks behind an answer, and what a "
+        "sampler saves of that is in its NFE ratio too. Within, and fast enough: "
+        "accuracy not below the interval of one-token decoding, with at least "
+        f"{claim.min_ratio:g} times fewer forwards. Beside its own order: the "
+        "difference from one token a step in the order of the sampler's own proxy, so "
+        "what is lost by committing several at once alone.",
+        pair_table(own.pairings),
+    ]
+
+
+def _split_part(path: pathlib.Path, splits: Mapping[str, Split]) -> list[str]:
+    figure = path.with_name(f"{path.stem}_errors.png")
+    num = len(next(iter(splits.values())).num_steps)
+    figures.curves(
+        figure,
+        maze_split.points(splits),
+        x="nfe",
+        y="nats",
+        x_label="mean number of forwards (NFE)",
+        y_label="error (nats per maze)",
+        title=f"maze, {num} examples, 95 % intervals",
+        is_log=True,
+    )
+    parts = [
+        "## Where the error comes from",
+        f"![Both errors against forwards]({figure.name})",
+        "In mazes the distribution q of the data is known: all shortest paths are "
+        "equally likely. The divergence of what a sampler draws (temperature 1) from q "
+        "is then the sum of two measured parts: the model's error in the marginals of "
+        "the positions it commits, and what is lost because positions committed "
+        f"together depend on each other. Means in nats over {num} mazes, one path of "
+        "each drawn from q and written in the sampler's order. The last column is the "
+        "share of mazes with a step whose true joint dependence error exceeds gamma, "
+        "which the bound would exclude if the model's entropies were the true ones.",
+        maze_split.table(splits),
+    ]
+    matched = maze_split.matched_table(splits)
+    if matched.count("\n") > 1:
+        parts += [
+            "EB-Sampler less the fixed k that is nearest in forwards, where one is "
+            "within a factor of 1.5:",
+            matched,
+        ]
+    found = maze_split.sentences(splits)
+    return [*parts, " ".join(found)] if found else parts

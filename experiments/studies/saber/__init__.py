@@ -1,0 +1,1 @@
+"""Saber's published claims on the shipped models."""

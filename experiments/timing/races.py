@@ -1,0 +1,346 @@
+"""Races: the compiled loop against another, timed in pairs on the same prompts.
+
+A machine's speed drifts by more than what is to be seen, so two ways are run in turn,
+A B A B, and a ratio is the median of the ratios of neighbours.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, Key, PyTree
+
+from dlm_jax.core import loop, row
+from dlm_jax.core.canvas import ABSENT, Prompts
+from dlm_jax.core.checks import prepare
+from dlm_jax.core.keys import row_keys
+from dlm_jax.core.options import Options
+from dlm_jax.core.row import Row
+from dlm_jax.core.sampler import Sampler
+from dlm_jax.core.slots import Job
+from dlm_jax.devices.runner import DataParallel, Parallel, without_axis
+from dlm_jax.errors import InputError
+from dlm_jax.evaluation.tables import markdown
+
+# Fills rows by their random keys: tokens [n, l], and the forwards each row took part
+# in, [n].
+Fill = Callable[[Sampler, Prompts, Key[jax.Array, "n"]], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One sampler at one batch size; n rows in all, p pairs.
+
+    Attributes:
+      sampler: its spec.
+      length: tokens of a row, padding included.
+      batch_size: rows in flight at once.
+      compile_seconds: before the first run, not part of any time below.
+      seconds: of ours, for all rows, at each pair.
+      reference_seconds: of the other; None if there was none.
+      forward_seconds: of a forward alone, beside each of ours.
+      num_steps: NFE of each row.
+      num_forwards: of the whole batch, until the last row is done.
+      num_tokens: that were generated in all; EOS and prompts are not counted.
+      num_equal: rows with the tokens and the NFE of the reference; None without one.
+    """
+
+    sampler: str
+    length: int
+    batch_size: int
+    compile_seconds: float
+    seconds: Float[np.ndarray, "p"]
+    reference_seconds: Float[np.ndarray, "p"] | None
+    forward_seconds: Float[np.ndarray, "p"]
+    num_steps: Int[np.ndarray, "n"]
+    num_forwards: int
+    num_tokens: int
+    num_equal: int | None
+
+
+def in_batches(fill: Fill, batch_size: int) -> Fill:
+    """The same, batch by batch; each waits for its last row.
+
+    Args:
+      fill: what fills a batch.
+      batch_size: rows of a batch.
+    """
+
+    def fill_all(
+        sampler: Sampler, prompts: Prompts, keys: Key[jax.Array, "n"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        starts = range(0, len(prompts.tokens), batch_size)
+        rows = prompts, keys
+        parts = [
+            fill(sampler, *jax.tree.map(lambda x, i=i: x[i : i + batch_size], rows))
+            for i in starts
+        ]
+        tokens, num_steps = zip(*parts, strict=True)
+        return np.concatenate(tokens), np.concatenate(num_steps)
+
+    return fill_all
+
+
+def without_queue(parallel: Parallel, options: Options) -> Fill:
+    """Our own loop with a slot for every row.
+
+    Args:
+      parallel: the loop.
+      options: as those of the race.
+    """
+    alone = dataclasses.replace(options, num_slots=ABSENT)
+
+    def fill(
+        sampler: Sampler, prompts: Prompts, keys: Key[jax.Array, "n"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        generation = parallel(sampler, prompts, keys, alone)
+        return np.asarray(generation.tokens), np.asarray(generation.num_steps)
+
+    return fill
+
+
+def host_driven(parallel: DataParallel, options: Options) -> Fill:
+    """The step of our loop, compiled, called from Python until no row is left.
+
+    The host waits for every step, to see which rows are done.
+
+    Args:
+      parallel: the model, run on the first device.
+      options: as those of the race; all rows of a batch start at once.
+    """
+    denoiser, shard = parallel.denoiser, parallel.first_shard()
+
+    @jax.jit
+    def begin(
+        sampler: Sampler,
+        prompts: Prompts,
+        keys: Key[jax.Array, "n"],
+        options: Options,
+    ) -> tuple[Job, Row]:
+        start = functools.partial(row.start, denoiser, options)
+        frames, rows = jax.vmap(start)(sampler, prompts)
+        return Job(sampler, keys, frames), rows
+
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def init_cache(shard: PyTree, batch_size: int, length: int) -> PyTree:
+        return denoiser.init_cache(without_axis(shard), batch_size, length)
+
+    @jax.jit
+    def step(
+        shard: PyTree, options: Options, jobs: Job, rows: Row, cache: PyTree
+    ) -> tuple[Row, PyTree]:
+        params = without_axis(shard)
+        return loop.iteration(denoiser, params, options, jobs, rows, cache)
+
+    def fill(
+        sampler: Sampler, prompts: Prompts, keys: Key[jax.Array, "n"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        sampler, prompts, own = prepare(denoiser, sampler, prompts, options)
+        jobs, rows = begin(sampler, prompts, keys, own)
+        b, length = prompts.tokens.shape
+        cache = init_cache(shard, loop.forwards_of(own) * b, length)
+        while not np.all(rows.is_done):
+            rows, cache = step(shard, own, jobs, rows, cache)
+        return np.asarray(rows.tokens), np.asarray(rows.step)
+
+    return fill
+
+
+def race(
+    parallel: Parallel,
+    samplers: Mapping[str, Sampler],
+    prompts: Prompts,
+    options: Options,
+    *,
+    forward: Callable[[], float],
+    num_pairs: int,
+    seed: int = 0,
+    reference: Fill | None = None,
+    on_run: Callable[[], object] = lambda: None,
+) -> list[Result]:
+    """Times every sampler on the same rows, ours and the reference in turn.
+
+    A round runs all samplers, so that ratios between samplers are of neighbours too.
+    Each way has one untimed run first.
+
+    Args:
+      parallel: our loop.
+      samplers: by spec.
+      prompts: all rows; those beyond options.num_slots wait in the queue.
+      options: gen_length must hold the blanks of every row.
+      forward: times a forward, in seconds; called before and after every run of ours,
+        for a machine's speed drifts between runs.
+      num_pairs: rounds.
+      seed: of the random keys.
+      reference: another way to fill rows, which is given batches of as many as ours
+        has in flight.
+      on_run: called after every run of all rows.
+
+    Raises:
+      InputError: naming the argument that does not fit.
+    """
+    if num_pairs < 1:
+        raise InputError(f"num_pairs ({num_pairs}) must be at least 1")
+    num_rows = len(prompts.tokens)
+    num_slots = options.num_slots or num_rows
+    batch_size = min(num_slots * parallel.num_groups, num_rows)
+    keys = row_keys(seed, np.arange(num_rows))
+    num_forwards = {}
+
+    def ours(spec: str) -> tuple[np.ndarray, np.ndarray]:
+        generation = parallel(samplers[spec], prompts, keys, options)
+        num_forwards[spec] = int(np.max(generation.last_iteration))
+        return np.asarray(generation.tokens), np.asarray(generation.num_steps)
+
+    def is_token(tokens: np.ndarray) -> np.ndarray:
+        return prompts.is_blank & (tokens != parallel.denoiser.eos_id)
+
+    def seconds_of(way: Callable[[str], object], spec: str) -> float:
+        start = time.perf_counter()
+        way(spec)
+        seconds = time.perf_counter() - start
+        on_run()
+        return seconds
+
+    ways = [ours]
+    if reference is not None:
+        theirs_in_batches = in_batches(reference, batch_size)
+        ways.append(lambda spec: theirs_in_batches(samplers[spec], prompts, keys))
+    compile_seconds, outputs = {}, {}
+    for spec, sampler in samplers.items():
+        compile_seconds[spec] = parallel.compile(sampler, prompts, keys, options)
+        outputs[spec] = [way(spec) for way in ways]
+    seconds, their_seconds, forward_seconds = (
+        {spec: np.zeros(num_pairs) for spec in samplers} for _ in range(3)
+    )
+    for pair in range(num_pairs):
+        for spec in samplers:
+            before = forward()
+            seconds[spec][pair] = seconds_of(ours, spec)
+            forward_seconds[spec][pair] = (before + forward()) / 2
+            for theirs in ways[1:]:
+                their_seconds[spec][pair] = seconds_of(theirs, spec)
+    return [
+        Result(
+            sampler=spec,
+            length=prompts.tokens.shape[1],
+            batch_size=batch_size,
+            compile_seconds=compile_seconds[spec],
+            seconds=seconds[spec],
+            reference_seconds=None if reference is None else their_seconds[spec],
+            forward_seconds=forward_seconds[spec],
+            num_steps=outputs[spec][0][1],
+            num_forwards=num_forwards[spec],
+            num_tokens=int(is_token(outputs[spec][0][0]).sum()),
+            num_equal=None if reference is None else _num_equal(*outputs[spec]),
+        )
+        for spec in samplers
+    ]
+
+
+def _num_equal(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> int:
+    """Rows with the same tokens and the same NFE."""
+    is_equal = (ours[0] == theirs[0]).all(axis=1) & (ours[1] == theirs[1])
+    return int(is_equal.sum())
+
+
+def records(results: Sequence[Result], **common: Any) -> Iterator[dict[str, Any]]:
+    """What to report of a race; gains are over its first sampler.
+
+    Args:
+      results: of one race.
+      common: fields that end each record.
+    """
+    baseline = results[0]
+    for result in results:
+        num_rows = len(result.num_steps)
+        record = {
+            "sampler": result.sampler,
+            "length": result.length,
+            "batch_size": result.batch_size,
+            "num_rows": num_rows,
+            "nfe": float(result.num_steps.mean()),
+            # Of these, each row took part in its NFE.
+            "forwards": result.num_forwards,
+            "busy_slots": float(
+                result.num_steps.sum() / result.num_forwards / result.batch_size
+            ),
+            "compile_seconds": result.compile_seconds,
+            "seconds": result.seconds.tolist(),
+            "rows_per_second": num_rows / float(np.median(result.seconds)),
+            "tokens_per_second": result.num_tokens / float(np.median(result.seconds)),
+        }
+        if result.reference_seconds is not None:
+            ratios = result.reference_seconds / result.seconds
+            record |= {
+                "reference_seconds": result.reference_seconds.tolist(),
+                "reference_rows_per_second": num_rows
+                / float(np.median(result.reference_seconds)),
+                "ratios": ratios.tolist(),
+                "ratio": float(np.median(ratios)),
+                "num_equal": result.num_equal,
+            }
+        gain = float(np.median(baseline.seconds / result.seconds))
+        nfe_gain = float(baseline.num_steps.mean() / result.num_steps.mean())
+        record |= {
+            "gain": gain,
+            "nfe_gain": nfe_gain,
+            "gain_per_nfe_gain": gain / nfe_gain,
+        }
+        yield record | common
+
+
+# Heading, key of a record, format.
+_SPEED = (
+    ("sampler", "sampler", "s"),
+    ("length", "length", "d"),
+    ("batch", "batch_size", "d"),
+    ("ours, rows/s", "rows_per_second", ".2f"),
+    ("reference, rows/s", "reference_rows_per_second", ".2f"),
+    ("ratio", "ratio", ".2f"),
+    ("of each pair", "ratios", ".2f"),
+    ("ours, tokens/s", "tokens_per_second", ".0f"),
+    ("rows", "num_rows", "d"),
+    ("equal rows", "num_equal", "d"),
+    ("compile, s", "compile_seconds", ".1f"),
+)
+_GAINS = (
+    ("sampler", "sampler", "s"),
+    ("length", "length", "d"),
+    ("batch", "batch_size", "d"),
+    ("NFE", "nfe", ".1f"),
+    ("busy slots", "busy_slots", ".0%"),
+    ("gain", "gain", ".2f"),
+    ("NFE gain", "nfe_gain", ".2f"),
+    ("gain / NFE gain", "gain_per_nfe_gain", ".2f"),
+)
+
+
+def tables(records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: speed of both loops, and gains over each race's first sampler."""
+    return "\n\n".join(table(records, columns) for columns in (_SPEED, _GAINS))
+
+
+def table(
+    records: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str, str]]
+) -> str:
+    """A Markdown table of what the records hold.
+
+    Args:
+      records: what to print, a line each.
+      columns: heading, key of a record, format; absent keys are left out, and of a
+        list every value is printed.
+    """
+    columns = [column for column in columns if column[1] in records[0]]
+    rows = [[title for title, _, _ in columns]]
+    rows += [[_cell(r[key], kind) for _, key, kind in columns] for r in records]
+    return markdown(rows)
+
+
+def _cell(value: Any, kind: str) -> str:
+    values = value if isinstance(value, list) else [value]
+    return " ".join(format(x, kind) for x in values)

@@ -1,0 +1,205 @@
+"""What a step of the loop costs beside the model's forward.
+
+A loop whose sampler, head and bookkeeping cost nothing would take as long as its
+forwards alone; those are timed here, in a loop of their own at the same shape.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from dlm_jax.core import row
+from dlm_jax.core.canvas import Prompts, View
+from dlm_jax.core.checks import prepare
+from dlm_jax.core.denoiser import Denoiser
+from dlm_jax.core.keys import check_seed
+from dlm_jax.core.options import Options
+from dlm_jax.core.sampler import Sampler
+from dlm_jax.devices.runner import DataParallel, without_axis
+from dlm_jax.models.llada import LLaDAConfig
+from experiments.timing import roofline
+from experiments.timing.races import Result
+
+# A single call is too short to be timed; what is timed takes at least this long.
+_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a forward is timed on.
+
+    Attributes:
+      batch_size: rows in flight.
+      length: tokens of a row.
+      region: positions that need a prediction.
+    """
+
+    batch_size: int
+    length: int
+    region: int
+
+
+def synthetic(
+    num_rows: int, prompt_length: int, gen_length: int, vocab_size: int, seed: int
+) -> Prompts:
+    """Rows of random tokens that are continued, for models without text.
+
+    Args:
+      num_rows: how many.
+      prompt_length: known tokens of each.
+      gen_length: blanks of each.
+      vocab_size: known tokens are from 0 to vocab_size - 1.
+      seed: of the tokens.
+    """
+    length = prompt_length + gen_length
+    check_seed(seed)
+    tokens = np.random.default_rng(seed).integers(vocab_size, size=(num_rows, length))
+    is_blank = np.broadcast_to(np.arange(length) >= prompt_length, tokens.shape)
+    return Prompts(tokens.astype(np.int32), is_blank.copy(), np.ones_like(is_blank))
+
+
+def forward_timer(parallel: DataParallel, shape: Shape) -> Callable[[], float]:
+    """A function that gives the seconds of a forward, without head and sampler.
+
+    Each call runs as many forwards as fill half a second, one after the other.
+
+    Args:
+      parallel: the model, timed on the first device.
+      shape: of the batch.
+    """
+    denoiser, shard = parallel.denoiser, parallel.first_shard()
+    b, length = shape.batch_size, shape.length
+    positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (b, length))
+    tokens = jnp.zeros((b, length), jnp.int32)
+    cache = jax.jit(lambda x: denoiser.init_cache(without_axis(x), b, length))(shard)
+
+    # All that the loop's forward is given is an argument: of constants the compiler
+    # would make a cheaper program, without a mask for instance.
+    def run(
+        shard: PyTree, num: Array, view: View, region: Array, cache: PyTree
+    ) -> Int[Array, "b l"]:
+        params = without_axis(shard)
+
+        def forward(_: Array, tokens: Array) -> Array:
+            shown = dataclasses.replace(view, tokens=tokens)
+            hidden, _ = denoiser.denoise(params, shown, region, cache)
+            # Adds nothing, but depends on the forward and is needed by the next.
+            return tokens + jnp.any(jnp.isnan(hidden)).astype(jnp.int32)
+
+        return jax.lax.fori_loop(0, num, forward, view.tokens)
+
+    view = View(tokens, positions, jnp.ones((b, 1, length), bool))
+    fixed = (view, positions[:, -shape.region :], cache)
+    compiled = jax.jit(run).lower(shard, jnp.int32(1), *fixed).compile()
+
+    def seconds_each(num: int) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(shard, jnp.int32(num), *fixed))
+        return (time.perf_counter() - start) / num
+
+    seconds_each(1)
+    num = max(2, int(np.ceil(_SECONDS / seconds_each(1))))
+    return functools.partial(seconds_each, num)
+
+
+def region_size(
+    denoiser: Denoiser, sampler: Sampler, prompts: Prompts, options: Options
+) -> int:
+    """Positions of a row that a sampler needs predictions of, in one step."""
+    sampler, prompts, options = prepare(denoiser, sampler, prompts, options)
+
+    def region(sampler: Sampler, prompts: Prompts) -> Int[Array, "r"]:
+        frame, first = row.start(denoiser, options, sampler, prompts)
+        return sampler.region(row.observe(denoiser, options, frame, first))
+
+    return jax.eval_shape(jax.vmap(region), sampler, prompts).shape[1]
+
+
+def operand(size: int, dtype: jax.typing.DTypeLike) -> Float[Array, "n n"]:
+    """A square matrix as those of a model: of constants a GPU is faster.
+
+    It takes less power to multiply them, so that its clock falls less.
+    """
+    return jax.random.normal(jax.random.key(0), (size, size), dtype)
+
+
+def matmul_peak(dtype: jax.typing.DTypeLike, repeats: int = 5) -> float:
+    """Operations a second of the best matrix product of this device, measured.
+
+    Square ones of growing size, until one takes long enough to be timed.
+    """
+    best, size = 0.0, 512
+    while True:
+        x = operand(size, dtype)
+        product = jax.jit(jnp.matmul).lower(x, x).compile()
+        product(x, x).block_until_ready()
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            product(x, x).block_until_ready()
+            seconds.append(time.perf_counter() - start)
+        best = max(best, 2 * size**3 / min(seconds))
+        if min(seconds) > _SECONDS / repeats or size >= 16384:
+            return best
+        size *= 2
+
+
+def records(
+    results: Sequence[Result],
+    config: LLaDAConfig,
+    shape: Shape,
+    *,
+    regions: Mapping[str, int],
+    peak: float,
+    memory: Mapping[str, int],
+) -> list[dict[str, Any]]:
+    """What a step of each sampler costs, beside what `races.records` says of it.
+
+    Args:
+      results: of one race on one device, at this shape.
+      config: the model.
+      shape: of its forwards.
+      regions: positions that the head is applied to, by sampler, see `region_size`.
+      peak: see `matmul_peak`.
+      memory: bytes of each sampler's compiled loop.
+    """
+    found = []
+    for result in results:
+        region = regions[result.sampler]
+        flops = roofline.forward(config, shape.batch_size, shape.length, region).flops
+        steps = result.seconds / result.num_forwards
+        step = float(np.median(steps))
+        found.append(
+            {
+                "region": region,
+                "forward_ms": 1e3 * float(np.median(result.forward_seconds)),
+                "step_ms": 1e3 * step,
+                # Of neighbours, for a machine's speed drifts.
+                "beyond_forward": float(np.median(steps / result.forward_seconds)) - 1,
+                "flops_per_second": flops / step,
+                "of_peak": flops / step / peak,
+                "megabytes": memory[result.sampler] / 1e6,
+            }
+        )
+    return found
+
+
+# Heading, key of a record, format; see `races.table`.
+COLUMNS = (
+    ("sampler", "sampler", "s"),
+    ("length", "length", "d"),
+    ("batch", "batch_size", "d"),
+    ("forward, ms", "forward_ms", ".2f"),
+    ("step, ms", "step_ms", ".2f"),
+    ("beyond the forward", "beyond_forward", ".1%"),
+    ("of the matmul peak", "of_peak", ".0%"),
+    ("MB", "megabytes", ".0f"),
+    ("compile, s", "compile_seconds", ".1f"),
+)

@@ -1,0 +1,242 @@
+"""`python -m experiments.generate`: puzzles, texts, records, and bad input."""
+
+import json
+import os
+import pathlib
+import stat
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from chat_tokenizer import CONFIG, MASK, TEMPLATE, make_tokenizer
+from flax import nnx
+
+from dlm_jax import checkpoints, samplers, zoo
+from dlm_jax.models.llada import LLaDA
+from dlm_jax.tasks import sudoku
+from dlm_jax.text.codec import Codec
+from experiments import _report
+
+SUDOKU = pathlib.Path(zoo.__file__).parent / "sudoku"
+
+
+@pytest.fixture(scope="module")
+def sudoku_model(tmp_path_factory):
+    """A checkpoint with the shipped model's vocabulary and random weights."""
+    config = sudoku.Sudoku().model_config(
+        d_model=8, n_heads=2, n_layers=1, mlp_hidden_size=8
+    )
+    directory = tmp_path_factory.mktemp("sudoku") / "model"
+    model = LLaDA(config, rngs=nnx.Rngs(0))
+    checkpoints.save_hf(model, directory, checkpoints.companions(SUDOKU))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    """A checkpoint with LLaDA's special tokens and chat template."""
+    root = tmp_path_factory.mktemp("chat")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(root / "tokenizer")
+    files = checkpoints.companions(root / "tokenizer")
+    checkpoints.save_hf(LLaDA(CONFIG, rngs=nnx.Rngs(0)), root / "model", files)
+    return root / "model"
+
+
+def read(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_puzzles_are_shown_beside_each_sampler_s_answer(
+    run_script, sudoku_model, tmp_path
+):
+    output = tmp_path / "answers.jsonl"
+    status, out, _ = run_script(
+        "generate",
+        f"--checkpoint={sudoku_model}",
+        "--config.num_examples=2",
+        "--sampler=threshold(threshold=0.0)",
+        "--sampler=left_to_right",
+        f"--output={output}",
+    )
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= 100
+    records = read(output)
+    assert [(r["index"], r["sampler"]) for r in records] == [
+        (i, samplers.canonical_spec(spec))
+        for spec in ("threshold(threshold=0.0)", "left_to_right")
+        for i in (0, 1)
+    ]
+    task = sudoku.Sudoku()
+    examples = task.examples("test", 2)
+    for record in records:
+        puzzle = examples[record["index"]].truth
+        num_blanks = int((puzzle == 0).sum())
+        assert record["prompt"] == sudoku.to_text(puzzle).replace(".", MASK)
+        assert record["is_complete"]
+        assert record["nfe"] == (1 if "threshold" in record["sampler"] else num_blanks)
+        assert len(record["tokens"]) == num_blanks
+        assert record["dtype"] == "float32"
+        assert record["seconds"] > 0
+    # What is printed is what is recorded: the first answer of the last sampler.
+    printed = [line[48:69] for line in out.splitlines()[1:12]]
+    assert printed == task.pretty(records[2]["text"]).split("\n")
+    assert out.splitlines()[0].split() == [
+        *("test/0", "threshold(threshold..", "left_to_right")
+    ]
+    is_right = [
+        task.verdict(examples[i], records[2 + i]["text"]).is_correct for i in (0, 1)
+    ]
+    assert f"{sum(is_right)} of 2" in out.splitlines()[-1]
+
+
+def test_answers_do_not_depend_on_the_batch(run_script, chat_model, tmp_path):
+    (tmp_path / "prompts.txt").write_text("one\n\nanother prompt\nthree\n")
+    common = [
+        f"--checkpoint={chat_model}",
+        f"--prompts_file={tmp_path / 'prompts.txt'}",
+        *("--gen_length=6", "--block_length=3", "--temperature=1", "--seed=5"),
+        "--sampler=entropy_bound(gamma=0.5)",
+    ]
+    runs = []
+    for name, batch_size in (("a", 8), ("b", 2)):
+        output = tmp_path / f"{name}.jsonl"
+        flags = [f"--batch_size={batch_size}", f"--output={output}"]
+        status, out, _ = run_script("generate", *common, *flags)
+        assert status == 0
+        runs.append(read(output))
+        assert all(record["text"] in out for record in runs[-1])
+    for records in runs:
+        assert [record["prompt"] for record in records] == [
+            *("one", "another prompt", "three")
+        ]
+        assert [r["tokens"] for r in records] == [r["tokens"] for r in runs[0]]
+        assert {record["seed"] for record in records} == {5}
+        assert {record["num_prompts"] for record in records} == {3}
+
+
+def test_chat_template_is_used_unless_refused(run_script, chat_model, tmp_path):
+    model = checkpoints.load(chat_model)
+    codec = Codec.load(chat_model, model.config)
+    for encode, flags in ((codec.encode_chat, []), (codec.encode, ["--nochat"])):
+        output = tmp_path / encode.__name__
+        flags = [*flags, "--gen_length=4", "--block_length=4", "--prompt=abc"]
+        flags += ["--sampler=threshold(threshold=0.0)", f"--output={output}"]
+        status, _, _ = run_script("generate", f"--checkpoint={chat_model}", *flags)
+        assert status == 0
+        # One forward at temperature 0: the answer is its argmax, up to a stop.
+        [row] = encode(["abc"], 4)
+        logits = (
+            model(jnp.asarray(row.tokens[None]))[0].at[:, codec.mask_id].set(-jnp.inf)
+        )
+        expected = codec.generated(row, np.asarray(logits.argmax(axis=-1)))
+        assert read(output)[0]["tokens"] == expected.tolist()
+
+
+def test_infill_without_a_blank_is_refused(run_script, chat_model, tmp_path):
+    status, out, err = run_script(
+        *("generate", f"--checkpoint={chat_model}", "--infill", "--prompt=ab"),
+        f"--output={tmp_path / 'out.jsonl'}",
+    )
+    assert (status, out) == (1, "")
+    assert err.startswith("error: prompt 0 has no blank to fill")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_infill_keeps_the_text(run_script, chat_model, tmp_path):
+    output = tmp_path / "out.jsonl"
+    status, _, _ = run_script(
+        "generate",
+        f"--checkpoint={chat_model}",
+        *("--infill", f"--prompt=ab{MASK}d{MASK}", f"--prompt={MASK}bc"),
+        *("--sampler=threshold(threshold=0.0)", f"--output={output}"),
+    )
+    assert status == 0
+    first, second = read(output)
+    assert (len(first["tokens"]), len(second["tokens"])) == (2, 1)
+    assert first["text"].startswith("ab") and "d" in first["text"][2:]
+    assert second["text"].endswith("bc")
+    assert MASK not in first["text"] + second["text"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sampler=sober"], "sampler (sober) must be one of random, "),
+        (["--sampler=saber(k=2)"], "saber has no field k; it takes n, "),
+        (
+            ["--gen_length=10", "--block_length=4"],
+            "gen_length (10) must be a multiple of block_length (4)",
+        ),
+        (["--gen_length=0"], "gen_length (0) must be at least 1"),
+        (["--batch_size=0"], "batch_size (0) must be at least 1"),
+        (["--temperature=-1"], "temperature (-1.0) must be at least 0 and finite"),
+        (
+            [f"--prompt={'b' * 70}", "--nochat", "--gen_length=64"],
+            "prompt 1 has 70 tokens; with gen_length (64) that is 134, more than the "
+            "model's context (128)",
+        ),
+        ([f"--prompt=a{MASK}"], f"prompt 1 holds the mask token ({MASK}), which only"),
+        (["--prompt="], "prompt 1 is empty"),
+        (["--prompts_file={empty}"], "prompts_file ({empty}) holds no prompt"),
+        (["--prompts_file={tmp}/none"], "prompts_file ({tmp}/none) cannot be read"),
+        (["--output={empty}"], "output ({empty}) already exists"),
+        (["--output={empty}/out"], "output ({empty}/out) cannot be written: "),
+        (["--checkpoint={tmp}/none"], "checkpoint ({tmp}/none) is not a directory"),
+        (["--checkpoint={tmp}"], "{tmp}"),
+        (["--infill", "--chat"], "chat is for prompts that are continued"),
+        (["--infill"], "gen_length is for prompts that are continued"),
+        (["--sampler=saber", "--sampler=saber(n=2)"], "sampler (saber(n=2, mu=8.0"),
+        (["stray"], "unexpected arguments: stray"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    run_script, chat_model, tmp_path, flags, message
+):
+    paths = {"tmp": str(tmp_path), "empty": str(tmp_path / "empty.txt")}
+    pathlib.Path(paths["empty"]).write_text("\n")
+    given = [
+        *(f"--checkpoint={chat_model}", "--gen_length=8", "--block_length=8"),
+        *("--prompt=ab", f"--output={tmp_path / 'out.jsonl'}"),
+    ]
+    flags = [flag.format(**paths) for flag in flags]
+    status, out, err = run_script("generate", *given, *flags)
+    assert (status, out) == (1, "")
+    assert err.count("\n") == 1
+    assert err.startswith("error: " + message.format(**paths))
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_directory_is_refused_before_the_work(run_script, tmp_path):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    status, _, err = run_script("generate", f"--output={tmp_path / 'out.jsonl'}")
+    assert status == 1
+    assert "cannot be written" in err
+
+
+def test_puzzles_need_the_vocabulary(run_script, chat_model):
+    status, out, err = run_script("generate", f"--checkpoint={chat_model}")
+    assert (status, out) == (1, "")
+    assert err == (
+        "error: the checkpoint's tokenizer is not the one of the task sudoku\n"
+    )
+
+
+def test_command_line_answers_bad_input_without_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "experiments.generate", "--sampler=sober"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2]
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: sampler (sober) must be one of random, ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_blocks_that_do_not_fit_the_page_go_below():
+    lines = list(_report.beside([["a" * 40, "b"], ["c"], ["d", "e", "f"]]))
+    assert lines == ["a" * 40 + "   c", "b", "d", "e", "f"]

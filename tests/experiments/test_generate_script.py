@@ -57,7 +57,7 @@ def test_puzzles_are_shown_beside_each_sampler_s_answer(
     status, out, _ = run_script(
         "generate",
         f"--checkpoint={sudoku_model}",
-        "--config.num_examples=2",
+        "--num_examples=2",
         "--sampler=threshold(threshold=0.0)",
         "--sampler=left_to_right",
         f"--output={output}",

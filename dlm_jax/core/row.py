@@ -25,7 +25,7 @@ class Frame:
     is_editable: Bool[Array, "l"]
     is_valid: Bool[Array, "l"]
     rank: Int[Array, "l"]  # index among the editable positions, g elsewhere
-    slots: Int[Array, "g"]
+    blanks: Int[Array, "g"]
     num_blocks: Int[Array, ""]
 
 
@@ -55,14 +55,14 @@ def start(
     length, g = is_blank.shape[0], options.gen_length
     num_blanks = jnp.sum(is_blank, dtype=jnp.int32)
     rank = jnp.where(is_blank, jnp.cumsum(is_blank, dtype=jnp.int32) - 1, g)
-    slots = jnp.full(g, length, jnp.int32)
-    slots = slots.at[rank].set(jnp.arange(length, dtype=jnp.int32), mode="drop")
+    blanks = jnp.full(g, length, jnp.int32)
+    blanks = blanks.at[rank].set(jnp.arange(length, dtype=jnp.int32), mode="drop")
     frame = Frame(
         can_stop=jnp.asarray(prompts.can_stop),
         is_editable=is_blank,
         is_valid=jnp.asarray(prompts.is_valid),
         rank=rank,
-        slots=slots,
+        blanks=blanks,
         num_blocks=jnp.maximum(-(-num_blanks // options.block_length), 1),
     )
     zero = jnp.int32(0)
@@ -106,7 +106,7 @@ def observe(denoiser: Denoiser, options: Options, frame: Frame, row: Row) -> Can
         is_open=is_open,
         is_eligible=is_open & row.is_mask,
         is_valid=frame.is_valid,
-        slots=frame.slots,
+        blanks=frame.blanks,
         block=row.block,
         block_step=row.block_step,
         block_masks=row.block_masks,

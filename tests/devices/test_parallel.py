@@ -284,7 +284,7 @@ def check_collectives(by_spec, num_groups, num_sharing):
     vocabulary = {config.embedding_size, config.embedding_size // num_sharing}
     rows = -(-len(LENGTHS) // num_groups)
     for spec, collectives in by_spec.items():
-        # Samplers that revise look at all slots, the others at the active block.
+        # Samplers that revise look at all blanks, the others at the active block.
         region = {"saber": 8, "saber_released": 10}.get(spec, 4)
         largest = {
             # A statistic of every position, from every device of the group.

@@ -1,5 +1,6 @@
 """The front door: a checkpoint that writes text with any sampler."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,9 +92,11 @@ def load(
     Raises:
       InputError: naming what is missing, damaged or not supported.
     """
-    # The tokenizer first: it is read in no time, weights may take minutes.
     from dlm_jax import checkpoints
 
+    if not pathlib.Path(checkpoint).is_dir():
+        raise InputError(f"checkpoint ({checkpoint}) is not a directory")
+    # The tokenizer first: it is read in no time, weights may take minutes.
     codec = Codec.load(checkpoint, checkpoints.read_config(checkpoint))
     loaded = load_on_devices(checkpoint, dtype, devices_per_model)
     return Model(loaded, codec, checkpoint)
@@ -291,9 +294,12 @@ class Model:
             one = prompts_.pad(rows[:1], rows[0].tokens.size)
             prepare(self.parallel.denoiser, rule, one, options)
 
+        # A text ends where its row does.
+        codec = dataclasses.replace(self.codec, stop_ids=options.stop_ids)
+
         def outputs() -> Iterator[tuple[int, Output]]:
             for done in handed_over:
-                yield from done.outputs(self.codec, rows).items()
+                yield from done.outputs(codec, rows).items()
 
         return outputs()
 

@@ -101,13 +101,17 @@ def test_records_are_what_the_samplers_did(model, whole):
     ]
     examples = TASK.examples("test", 6)
     rows = TASK.encode(codec, examples)
-    (done,) = batches.stream(
+    expected = {}
+    for done in batches.stream(
         parallel, samplers.parse(SPECS[0]), rows, TASK.options(codec), 0, 6
-    )
+    ):
+        for place, index in enumerate(done.indices):
+            nfe = done.filled.num_steps[place]
+            expected[index] = done.filled.tokens[place], nfe
     for record, row, i in zip(records, rows, range(6), strict=False):
-        (place,) = np.flatnonzero(done.indices == i)
-        assert record["text"] == codec.decode(row, done.filled.tokens[place])
-        assert record["nfe"] == done.filled.num_steps[place]
+        tokens, nfe = expected[i]
+        assert record["text"] == codec.decode(row, tokens)
+        assert record["nfe"] == nfe
         assert record["num_tokens"] == row.is_blank.sum()
         number = zlib.crc32(record["text"].encode())
         assert record["is_correct"] == (number % 2 == 0)
@@ -477,7 +481,7 @@ def test_script_prints_the_tables_and_goes_on_where_it_was(
 
 @pytest.mark.parametrize("script", ["evaluate", "sweep"])
 @pytest.mark.parametrize(
-    "flag", ["--block_length=24", "--config.block_length=24", "--gen_length=100"]
+    "flag", ["--block_length=24", "--block_length=24", "--gen_length=100"]
 )
 def test_scripts_refuse_lengths_before_the_weights_are_loaded(
     tmp_path, run_script, script, flag

@@ -22,7 +22,8 @@ from dlm_jax.checkpoints import common, hf_format
 from dlm_jax.checkpoints.hf_format import CheckpointError
 from dlm_jax.checkpoints.orbax import PARAMS, load_orbax
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDA, LLaDAConfig
+from dlm_jax.models import registry
+from dlm_jax.models.family import ModelConfig, Module
 
 # XLA adopts a host buffer without copying it only at this alignment, in bytes.
 _ALIGNMENT = 64
@@ -32,7 +33,7 @@ def load(
     directory: str | Path,
     dtype: jax.typing.DTypeLike | None = None,
     shardings: PyTree = None,
-) -> LLaDA:
+) -> Module:
     """Loads a checkpoint in either format.
 
     Args:
@@ -55,7 +56,7 @@ def load(
     return load_hf(directory, dtype, shardings)
 
 
-def read_config(directory: str | Path) -> LLaDAConfig:
+def read_config(directory: str | Path) -> ModelConfig:
     """The shape of a checkpoint's model.
 
     Raises:
@@ -68,7 +69,7 @@ def load_hf(
     directory: str | Path,
     dtype: jax.typing.DTypeLike | None = None,
     shardings: PyTree = None,
-) -> LLaDA:
+) -> Module:
     """Loads a Hugging Face directory; arguments and errors are those of `load`.
 
     Reads a slab of one tensor at a time straight into the stacked parameter, so that
@@ -77,13 +78,13 @@ def load_hf(
     shapes and dtypes have been found right.
     """
     directory = Path(directory)
-    format_, config = hf_format.read_config(directory)
+    family, config = hf_format.read_config(directory)
     found = hf_format.survey(directory)
     stored = [hf_format.DTYPES.get(tensor.dtype) for tensor in found.tensors.values()]
     dtype = common.choose_dtype(dtype, stored)
-    abstract = common.abstract(format_.model, config, dtype)
+    abstract = common.abstract(family.module, config, dtype)
     specs = common.flatten(abstract)
-    slots = hf_format.slots(format_, common.shapes(specs))
+    slots = hf_format.slots(family.weights, common.shapes(specs))
     problems = hf_format.compare(slots, found)
     if problems:
         raise CheckpointError(directory, problems)
@@ -125,7 +126,7 @@ def _read_part(
 
 
 def save_hf(
-    model: LLaDA,
+    model: Module,
     directory: str | Path,
     extra_files: Iterable[str | Path] = (),
     max_shard_bytes: int = 2**29,
@@ -147,9 +148,7 @@ def save_hf(
     if dtype not in hf_format.DTYPES.values():
         raise InputError(f"dtype ({dtype}) must be bfloat16 or float32")
     config = common.hf_config(model)
-    slots = hf_format.slots(
-        hf_format.FORMATS[config["model_type"]], common.shapes(params)
-    )
+    slots = hf_format.slots(registry.of(model).weights, common.shapes(params))
     shards = hf_format.split(slots, dtype.itemsize, max_shard_bytes)
     num_bytes = sum(param.nbytes for param in params.values())
     weight_map = {}

@@ -27,15 +27,15 @@ from dlm_jax.core.loop import FOREVER, begin, finish, proceed
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.errors import InputError
-from dlm_jax.models import ModuleDenoiser, as_denoiser
-from dlm_jax.models.llada import LLaDAConfig, partition
+from dlm_jax.models import ModuleDenoiser, as_denoiser, registry
+from dlm_jax.models.family import ModelConfig
 
 
 class Loaded(NamedTuple):
     """A checkpoint on its devices."""
 
     parallel: "Parallel"
-    config: LLaDAConfig
+    config: ModelConfig
     dtype: np.dtype
 
 
@@ -61,11 +61,11 @@ def load(
         parallel: Parallel = DataParallel(denoiser, params, frees_params=True)
     else:
         config = checkpoints.read_config(checkpoint)
-        specs = partition(config, num_sharing, "model")
+        specs = registry.partition(config, num_sharing, "model")
         mesh = make_mesh(num_sharing)
         model = checkpoints.load(checkpoint, dtype, shardings(specs, mesh))
         parallel = ModelParallel(*as_denoiser(model), specs, mesh)
-    return Loaded(parallel, model.config, np.dtype(model.wte.dtype))
+    return Loaded(parallel, model.config, np.dtype(model.head.dtype))
 
 
 class Parallel(abc.ABC):
@@ -385,7 +385,7 @@ class ModelParallel(Parallel):
         Args:
           denoiser: the model, whole.
           params: its parameters, whole or sharded.
-          specs: a `jax.P` for each, such as `llada.partition` gives.
+          specs: a `jax.P` for each, such as `registry.partition` gives.
           mesh: with axes 'data' and 'model', see `make_mesh`.
         """
         super().__init__()

@@ -11,11 +11,9 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.models import registry
+from dlm_jax.models.family import ModelConfig
 from dlm_jax.text.prompts import Encoded
-
-# Ends a turn in LLaDA's chat template.
-_END_OF_TURN = "<|eot_id|>"
 
 # A conversation: messages with the texts `role` and `content`.
 Messages = Sequence[Mapping[str, str]]
@@ -29,8 +27,8 @@ class Codec:
       tokenizer: a tokenizer of transformers.
       mask_id: the token that stands at blanks.
       stop_ids: tokens that end a generated text: the EOS of the model's config and of
-        the tokenizer, those of generation_config.json, and the end of a turn if the
-        vocabulary has it.
+        the tokenizer, those of generation_config.json, and the ends of a turn in the
+        family's chat templates, if the vocabulary has them.
       max_length: longest canvas the model takes, blanks included.
     """
 
@@ -40,7 +38,7 @@ class Codec:
     max_length: int
 
     @classmethod
-    def load(cls, directory: str | os.PathLike, config: LLaDAConfig) -> "Codec":
+    def load(cls, directory: str | os.PathLike, config: ModelConfig) -> "Codec":
         """Loads the tokenizer in a checkpoint's directory; nothing is downloaded.
 
         Args:
@@ -54,7 +52,7 @@ class Codec:
         if not path.is_file():
             raise InputError(f"checkpoint ({directory}) holds no tokenizer.json")
         # Here because it takes seconds. AutoTokenizer would import torch as well, and
-        # ask at the terminal whether to run the code that LLaDA's config.json names.
+        # ask at the terminal whether to run the code that a config.json names.
         from transformers import PreTrainedTokenizerFast
 
         try:
@@ -67,7 +65,7 @@ class Codec:
 
     @classmethod
     def of(
-        cls, tokenizer: Any, config: LLaDAConfig, more_stop_ids: Sequence[int] = ()
+        cls, tokenizer: Any, config: ModelConfig, more_stop_ids: Sequence[int] = ()
     ) -> "Codec":
         """Joins a tokenizer and the model that was trained with it.
 
@@ -88,7 +86,8 @@ class Codec:
             )
         stop_ids = {
             *(config.eos_token_id, tokenizer.eos_token_id),
-            *(vocabulary.get(_END_OF_TURN), *more_stop_ids),
+            *(vocabulary.get(token) for token in registry.of(config).end_of_turn),
+            *more_stop_ids,
         }
         return cls(
             tokenizer=tokenizer,
@@ -294,7 +293,7 @@ class Codec:
         )
 
 
-def _generation_eos(directory: pathlib.Path, config: LLaDAConfig) -> tuple[int, ...]:
+def _generation_eos(directory: pathlib.Path, config: ModelConfig) -> tuple[int, ...]:
     """The EOS ids of a checkpoint's generation_config.json: none, one or several.
 
     Raises:

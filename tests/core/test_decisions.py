@@ -266,7 +266,7 @@ def test_a_new_row_starts_with_a_new_state(num_slots):
 
 def test_the_draw_and_the_rule_have_keys_of_their_own():
     """A rule that draws a token as the loop does gets another one."""
-    from dlm_jax.core.predict import gumbel_noise
+    from dlm_jax.core.noise import gumbel_noise
 
     class Draws(samplers.LeftToRight):
         def step(self, key, state, canvas, prediction):

@@ -142,7 +142,10 @@ def main(argv: Sequence[str]) -> None:
             options = dataclasses.replace(options, num_slots=num_slots)
             shape = steps.Shape(num_slots, prompts.tokens.shape[1], options.gen_length)
             results = races.race(
-                *(parallel, rules, prompts, options),
+                parallel,
+                rules,
+                prompts,
+                options,
                 num_pairs=config.num_pairs,
                 seed=config.seed,
                 reference=None if fill_of is None else fill_of(options),
@@ -160,7 +163,9 @@ def main(argv: Sequence[str]) -> None:
                 spec: (rule, prompts, keys, options) for spec, rule in rules.items()
             }
             costs = steps.records(
-                *(results, shape_of_model, shape),
+                results,
+                shape_of_model,
+                shape,
                 regions={
                     spec: steps.region_size(denoiser, rule, prompts, options)
                     for spec, rule in rules.items()
@@ -242,8 +247,11 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
 
     def random(batch_size: int, gen_length: int) -> tuple[Prompts, Options]:
         prompts = steps.synthetic(
-            *(config.rows_per_slot * batch_size, config.prompt_length, gen_length),
-            *(model.config.vocab_size, config.seed),
+            num_rows=config.rows_per_slot * batch_size,
+            prompt_length=config.prompt_length,
+            gen_length=gen_length,
+            vocab_size=model.config.vocab_size,
+            seed=config.seed,
         )
         return prompts, Options(gen_length, config.block_length)
 

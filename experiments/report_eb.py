@@ -52,7 +52,9 @@ def main(argv: Sequence[str]) -> None:
         list(dict.fromkeys(map(provenance.describe, machines))),
         f"The first {config.num_examples} examples of the split {config.split} at "
         f"temperature {config.temperature:g}.",
-        *(sections, splits, claim),
+        sections,
+        splits,
+        claim,
     )
     print(f"Wrote {report.output}")
 
@@ -75,17 +77,23 @@ def _measure(
     total = len(specs) * config.num_examples
     with tqdm(total=total, desc=name, unit="row", disable=None) as progress:
         records = evaluation.run(
-            *(DataParallel(denoiser, params), codec, task),
+            DataParallel(denoiser, params),
+            codec,
+            task,
             evaluation.Plan.of(config),
             evaluation.lanes(specs, (config.seed,), is_mixed=True),
-            *(config.num_examples, workdir),
+            config.num_examples,
+            workdir,
             about=about,
             on_records=lambda records: progress.update(len(records)),
         )
     splits = {}
     if name == "maze":
         splits = maze_split.measure(
-            *(denoiser, params, codec, config.error_split_specs),
+            denoiser,
+            params,
+            codec,
+            config.error_split_specs,
             split=config.split,
             num_examples=config.error_split_examples,
             example_seed=config.example_seed,
@@ -94,8 +102,13 @@ def _measure(
             digest=digest,
         )
     section = report_eb.section(
-        *(name, sum(leaf.size for leaf in jax.tree.leaves(params)), curves),
-        *(evaluation.summaries(records), config.baseline, config.compared, claim),
+        name,
+        sum(leaf.size for leaf in jax.tree.leaves(params)),
+        curves,
+        evaluation.summaries(records),
+        config.baseline,
+        config.compared,
+        claim,
     )
     return section, splits
 

@@ -12,8 +12,14 @@ from dlm_jax.errors import InputError
 # dashes tell them apart in grey as well. The three lengths have no common factor, so
 # that styles come again after 360 lines only (of bands, without markers, after 40).
 _COLOURS = (
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
-    *("#E69F00", "#56B4E9", "#000000", "#999933"),
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#999933",
 )
 _MARKERS = "osD^vPX*<"
 _DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
@@ -108,7 +114,7 @@ def curves(
             errors = np.abs(np.array(ends) - ys)
             # The legend gets the line only: bars would hide its dashes and marker.
             handles[name], *_ = axes.errorbar(
-                *(xs, ys, errors), elinewidth=0.5, capsize=1, **style
+                xs, ys, errors, elinewidth=0.5, capsize=1, **style
             )
         else:
             (handles[name],) = axes.plot(xs, ys, **style)
@@ -118,7 +124,8 @@ def curves(
         # What the last point gives is to be had for all that is dearer, too.
         xs.append(max(point[x] for line in points.values() for point in line))
         (handles["front of all"],) = axes.step(
-            *(xs, [*ys, ys[-1]]),
+            xs,
+            [*ys, ys[-1]],
             where="post",
             color="#333333",
             linewidth=0.8,
@@ -133,7 +140,8 @@ def curves(
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.set_title(title, fontsize=8)
     figure.legend(
-        *(handles.values(), handles),
+        handles.values(),
+        handles,
         loc="outside lower center",
         ncols=2,
         fontsize=6,

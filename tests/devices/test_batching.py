@@ -41,7 +41,13 @@ def test_buckets_are_tight_and_fixed_points(length, max_length):
 
 def test_buckets_are_few():
     assert [bucket(n, 4096) for n in (1, 16, 17, 64, 65, 90, 129)] == [
-        *(16, 16, 32, 64, 80, 96, 160)
+        16,
+        16,
+        32,
+        64,
+        80,
+        96,
+        160,
     ]
     assert len({bucket(n, 4096) for n in range(1, 4097)}) == 28
 
@@ -102,7 +108,12 @@ def test_fill_gives_what_each_prompt_alone_gives():
     sampler = samplers.parse("low_confidence")
     parallel, done = DataParallel(denoiser, table), []
     run = batches.fill(
-        *(parallel, sampler, rows, options, 7, 2),
+        parallel,
+        sampler,
+        rows,
+        options,
+        7,
+        2,
         queue_length=2,
         ids=[5, 0, 8],
         on_answers=lambda answers: done.append(sorted(answers)),

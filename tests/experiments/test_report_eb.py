@@ -295,8 +295,10 @@ def test_the_script_writes_a_report_and_repeats_it_from_its_records(
     checkpoints.save_hf(model, tmp_path / "models" / "maze", files)
     (tmp_path / "config.py").write_text(CONFIG)
     arguments = (
-        *(f"--config={tmp_path / 'config.py'}", "--tasks=maze"),
-        *(f"--checkpoints={tmp_path / 'models'}", f"--workdir={tmp_path / 'runs'}"),
+        f"--config={tmp_path / 'config.py'}",
+        "--tasks=maze",
+        f"--checkpoints={tmp_path / 'models'}",
+        f"--workdir={tmp_path / 'runs'}",
         f"--output={tmp_path / 'eb.md'}",
     )
     status, out, err = run_script("report_eb", *arguments)

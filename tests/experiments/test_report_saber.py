@@ -82,7 +82,10 @@ def test_confidences_are_those_of_the_loop_and_of_the_bare_model():
         denoiser, params, LowConfidence(), rows, options, batch_size=3
     )
     done = generate(
-        *(denoiser, params, LowConfidence(), pad(rows, 16)),
+        denoiser,
+        params,
+        LowConfidence(),
+        pad(rows, 16),
         row_keys(0, np.arange(2)),
         options.replace(has_trajectory=True),
     )

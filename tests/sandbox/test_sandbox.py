@@ -493,32 +493,68 @@ def run_filter(program: bytes, number: int, architecture: int, *arguments: int):
 # setxattrat, removexattrat, file_setattr.
 DENIED = (435, 437, 452, 463, 466, 469)
 X86_DENIED = (
-    *(57, 41, 62, 59),  # fork, socket, kill, execve
-    *(90, 91, 268),  # chmod, fchmod, fchmodat
-    *(92, 93, 94, 260),  # chown, fchown, lchown, fchownat
-    *(132, 235, 261, 280),  # utime, utimes, futimesat, utimensat
-    *(76, 85),  # truncate, creat
+    57,  # fork
+    41,  # socket
+    62,  # kill
+    59,  # execve
+    90,  # chmod
+    91,  # fchmod
+    268,  # fchmodat
+    92,  # chown
+    93,  # fchown
+    94,  # lchown
+    260,  # fchownat
+    132,  # utime
+    235,  # utimes
+    261,  # futimesat
+    280,  # utimensat
+    76,  # truncate
+    85,  # creat
     *range(188, 191),  # setxattr, lsetxattr, fsetxattr
     *range(197, 200),  # removexattr, lremovexattr, fremovexattr
-    *(142, 144, 203, 314),  # sched_setparam, -scheduler, -affinity, -attr
-    *(251, 256, 279),  # ioprio_set, migrate_pages, move_pages
-    *(29, 30, 31),  # shmget, shmat, shmctl
-    *(64, 65, 66, 220),  # semget, semop, semctl, semtimedop
+    142,  # sched_setparam
+    144,  # sched_setscheduler
+    203,  # sched_setaffinity
+    314,  # sched_setattr
+    251,  # ioprio_set
+    256,  # migrate_pages
+    279,  # move_pages
+    29,  # shmget
+    30,  # shmat
+    31,  # shmctl
+    64,  # semget
+    65,  # semop
+    66,  # semctl
+    220,  # semtimedop
     *range(68, 72),  # msgget, msgsnd, msgrcv, msgctl
-    *(240, 241),  # mq_open, mq_unlink
+    240,  # mq_open
+    241,  # mq_unlink
 )
 ARM_DENIED = (
-    *(220, 198, 129, 221),  # clone, socket, kill, execve
-    *(52, 53, 54, 55),  # fchmod, fchmodat, fchownat, fchown
-    *(88, 45),  # utimensat, truncate
+    220,  # clone
+    198,  # socket
+    129,  # kill
+    221,  # execve
+    52,  # fchmod
+    53,  # fchmodat
+    54,  # fchownat
+    55,  # fchown
+    88,  # utimensat
+    45,  # truncate
     *range(5, 8),  # setxattr, lsetxattr, fsetxattr
     *range(14, 17),  # removexattr, lremovexattr, fremovexattr
-    *(118, 119, 122, 274),  # sched_setparam, -scheduler, -affinity, -attr
-    *(30, 238, 239),  # ioprio_set, migrate_pages, move_pages
+    118,  # sched_setparam
+    119,  # sched_setscheduler
+    122,  # sched_setaffinity
+    274,  # sched_setattr
+    30,  # ioprio_set
+    238,  # migrate_pages
+    239,  # move_pages
     *range(186, 190),  # msgget, msgctl, msgrcv, msgsnd
     *range(190, 194),  # semget, semctl, semtimedop, semop
     *range(194, 197),  # shmget, shmctl, shmat
-    *(180, 181),  # mq_open, mq_unlink
+    180,  # mq_open
+    181,  # mq_unlink
 )
 
 
@@ -529,12 +565,18 @@ ARM_DENIED = (
         # Allowed: read, write, exit_group, mmap, fstat, ftruncate, sched_getaffinity.
         # Calls: prlimit64, fcntl, ioctl, openat.
         (
-            *("x86_64", 0xC000003E, X86_DENIED),
-            *((0, 1, 231, 9, 5, 77, 204), (302, 72, 16, 257)),
+            "x86_64",
+            0xC000003E,
+            X86_DENIED,
+            (0, 1, 231, 9, 5, 77, 204),
+            (302, 72, 16, 257),
         ),
         (
-            *("aarch64", 0xC00000B7, ARM_DENIED),
-            *((63, 64, 94, 222, 80, 46, 123), (261, 25, 29, 56)),
+            "aarch64",
+            0xC00000B7,
+            ARM_DENIED,
+            (63, 64, 94, 222, 80, 46, 123),
+            (261, 25, 29, 56),
         ),
     ],
 )

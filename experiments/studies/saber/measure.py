@@ -170,7 +170,12 @@ def measure(
         raise InputError(f"num_watched ({setting.num_watched}) must be at least 1")
     plan, num = setting.plan, setting.num_examples
     records = evaluation.run(
-        *(DataParallel(denoiser, params), codec, task, plan, lanes(setting), num),
+        DataParallel(denoiser, params),
+        codec,
+        task,
+        plan,
+        lanes(setting),
+        num,
         directory,
         about=about,
         on_records=on_records,

@@ -183,8 +183,15 @@ def _section(m: Measured) -> Iterator[str]:
 
 def _table(judged: Sequence[Judged], has_time: bool) -> str:
     head = [
-        *("sampler", "right", "accuracy", "95 % interval", "difference, points"),
-        *("only it / only other", "p", "NFE", "NFE gain"),
+        "sampler",
+        "right",
+        "accuracy",
+        "95 % interval",
+        "difference, points",
+        "only it / only other",
+        "p",
+        "NFE",
+        "NFE gain",
     ]
     rows = [head + (["ms / example", "speed-up", "compile s"] if has_time else [])]
     for j in judged:

@@ -27,6 +27,7 @@ from dlm_jax.tasks.base import Task, load
 from experiments import _app, _papers
 from experiments.studies.eb_sampler import maze_split
 from experiments.studies.eb_sampler import report as report_eb
+from experiments.studies.eb_sampler.claims import Claim
 
 _REPORT = _papers.define_report("report_eb", "eb_sampler", "Points.")
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     """Measures what the directory does not hold yet, and writes the report."""
     del argv
     config, report = _REPORT()
-    claim = report_eb.Claim(config.min_ratio, config.margin, config.floor)
+    claim = Claim(config.min_ratio, config.margin, config.floor)
     sections, splits, machines = [], {}, []
     # All that can be missing is looked up before the first hour is spent.
     report_eb.check(config.curves, config.baseline, config.compared)
@@ -63,7 +64,7 @@ def _measure(
     task: Task,
     checkpoint: pathlib.Path,
     config: Any,
-    claim: report_eb.Claim,
+    claim: Claim,
     workdir: pathlib.Path,
 ) -> tuple[report_eb.Section, dict]:
     """One task: its curves, and where its truth is known the split of the error."""

@@ -233,16 +233,9 @@ def advance(
     )
 
     # The trajectory.
-    if row.trajectory is not None:
-        old = row.trajectory
-        trajectory = dataclasses.replace(
-            old,
-            log_prob=old.log_prob.at[row.step].set(prediction.log_prob),
-            commit=old.commit.at[row.step].set(commit),
-            remask=old.remask.at[row.step].set(remask),
-        )
-        new = dataclasses.replace(new, trajectory=trajectory)
-    new = _record_canvas(new, new.is_done)
+    if new.trajectory is not None:
+        new = _record_decision(new, row.step, prediction.log_prob, commit, remask)
+        new = _record_canvas(new, new.is_done)
 
     # A row that was done keeps its values.
     return jax.tree.map(lambda x, y: jnp.where(row.is_done, x, y), row, new)
@@ -257,6 +250,23 @@ def _tail(
     stop = jnp.min(jnp.where(is_stop, frame.rank, options.gen_length))
     is_clear = ~jnp.any(is_mask & (frame.rank < stop))
     return frame.is_editable & (frame.rank > stop) & is_clear
+
+
+def _record_decision(
+    row: Row,
+    step: Int[Array, ""],
+    log_prob: Float[Array, "l"],
+    commit: Bool[Array, "l"],
+    remask: Bool[Array, "l"],
+) -> Row:
+    """Writes a step's log-probabilities, commits and remasks."""
+    trajectory = dataclasses.replace(
+        row.trajectory,
+        log_prob=row.trajectory.log_prob.at[step].set(log_prob),
+        commit=row.trajectory.commit.at[step].set(commit),
+        remask=row.trajectory.remask.at[step].set(remask),
+    )
+    return dataclasses.replace(row, trajectory=trajectory)
 
 
 def _record_canvas(row: Row, is_last: Bool[Array, ""]) -> Row:

@@ -99,29 +99,14 @@ def curves(
     figure, axes = pyplot.subplots(
         figsize=(_COLUMN_WIDTH, height), layout="constrained"
     )
-    handles = {}
-    for i, (name, line) in enumerate(points.items()):
-        line = sorted(line, key=lambda point: point[x])
-        xs, ys = (np.array([point[name] for point in line]) for name in (x, y))
-        style = {
-            **_style(i),
-            "marker": _MARKERS[i % len(_MARKERS)],
-            "markersize": 3,
-            "linewidth": 1,
-        }
-        if f"{y}_low" in line[0]:
-            ends = [[point[f"{y}_{end}"] for point in line] for end in ("low", "high")]
-            errors = np.abs(np.array(ends) - ys)
-            # The legend gets the line only: bars would hide its dashes and marker.
-            handles[name], *_ = axes.errorbar(
-                xs, ys, errors, elinewidth=0.5, capsize=1, **style
-            )
-        else:
-            (handles[name],) = axes.plot(xs, ys, **style)
+    handles = {
+        name: _line(axes, i, line, x, y)
+        for i, (name, line) in enumerate(points.items())
+    }
     if front:
         line = sorted(front, key=lambda point: point[x])
         xs, ys = ([point[name] for point in line] for name in (x, y))
-        # What the last point gives is to be had for all that is dearer, too.
+        # Whatever costs more has at least the accuracy of the last point.
         xs.append(max(point[x] for line in points.values() for point in line))
         (handles["front of all"],) = axes.step(
             xs,
@@ -150,6 +135,26 @@ def curves(
     )
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _line(axes: Any, i: int, line: Sequence[Mapping[str, Any]], x: str, y: str) -> Any:
+    """Draws the i-th line of `curves`; returns what the legend shows of it."""
+    line = sorted(line, key=lambda point: point[x])
+    xs, ys = (np.array([point[name] for point in line]) for name in (x, y))
+    style = {
+        **_style(i),
+        "marker": _MARKERS[i % len(_MARKERS)],
+        "markersize": 3,
+        "linewidth": 1,
+    }
+    if f"{y}_low" not in line[0]:
+        (handle,) = axes.plot(xs, ys, **style)
+        return handle
+    ends = [[point[f"{y}_{end}"] for point in line] for end in ("low", "high")]
+    errors = np.abs(np.array(ends) - ys)
+    # The legend gets the line only: bars would hide its dashes and marker.
+    handle, *_ = axes.errorbar(xs, ys, errors, elinewidth=0.5, capsize=1, **style)
+    return handle
 
 
 def bands(

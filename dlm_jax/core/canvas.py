@@ -131,12 +131,15 @@ class Missing:
 
 
 # Whatever arithmetic, indexing or a function of jax.numpy does with an operand.
-for _operator in (
-    *("neg", "pos", "abs", "invert", "bool", "int", "float", "len", "iter", "getitem"),
-    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow"),
-    *("rpow", "lt", "le", "gt", "ge", "and", "rand", "or", "ror", "matmul", "rmatmul"),
-    *("array", "jax_array"),
-):
+# fmt: off
+_OPERATORS = (
+    "neg", "pos", "abs", "invert", "bool", "int", "float", "len", "iter", "getitem",
+    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow",
+    "matmul", "rmatmul", "lt", "le", "gt", "ge", "and", "rand", "or", "ror",
+    "array", "jax_array",
+)
+# fmt: on
+for _operator in _OPERATORS:
     setattr(Missing, f"__{_operator}__", Missing._refuse)
 jax.tree_util.register_static(Missing)
 

@@ -43,7 +43,13 @@ def test_buckets_are_tight_and_fixed_points(length, max_length):
 
 def test_buckets_are_few():
     assert [bucket(n, 4096) for n in (1, 16, 17, 64, 65, 90, 129)] == [
-        *(16, 16, 32, 64, 80, 96, 160)
+        16,
+        16,
+        32,
+        64,
+        80,
+        96,
+        160,
     ]
     assert len({bucket(n, 4096) for n in range(1, 4097)}) == 28
 

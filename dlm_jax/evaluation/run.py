@@ -22,11 +22,10 @@ from dlm_jax import samplers
 from dlm_jax.core.keys import check_seed
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices import batches
-from dlm_jax.devices.runner import Loaded, Parallel
-from dlm_jax.devices.runner import load as load_parallel
+from dlm_jax.devices.runner import Parallel
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation.records import Key, Log, Manifest
-from dlm_jax.tasks.base import Example, Task, load_codec
+from dlm_jax.tasks.base import Example, Task
 from dlm_jax.text.codec import Codec
 from dlm_jax.text.output import Output
 from dlm_jax.text.prompts import Encoded
@@ -90,27 +89,6 @@ def lanes(specs: Sequence[str], seeds: Sequence[int], is_mixed: bool) -> list[La
         program = jax.tree.structure(sampler) if is_mixed else spec
         by_program.setdefault(program, []).append(samplers.to_spec(sampler))
     return [Lane(tuple(group), s) for group in by_program.values() for s in seeds]
-
-
-def load(
-    task: Task,
-    checkpoint: str | pathlib.Path,
-    dtype: jax.typing.DTypeLike | None = None,
-    num_sharing: int | None = None,
-) -> tuple[Loaded, Codec]:
-    """Loads a model that is to be asked a task onto all local devices; its tokenizer.
-
-    Args:
-      task: what it is to be asked.
-      checkpoint: Hugging Face or Orbax directory.
-      dtype: of the parameters.
-      num_sharing: devices that share the weights, see `runner.load`.
-
-    Raises:
-      InputError: as `runner.load`, or as `load_codec`.
-    """
-    model = load_parallel(checkpoint, dtype, num_sharing)
-    return model, load_codec(task, checkpoint, model.config)
 
 
 def run(

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
-from dlm_jax.model import Settings
+from dlm_jax.text.settings import Settings
 
 # Default configs are found from any folder.
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

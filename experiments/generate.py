@@ -27,10 +27,10 @@ from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
 from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
-from dlm_jax.model import Settings
 from dlm_jax.tasks.base import BLANK, check_codec
 from dlm_jax.text.output import Output
 from dlm_jax.text.prompts import Encoded, gen_length, read_prompts
+from dlm_jax.text.settings import Settings
 from experiments import _app, _report
 
 _CONFIG = _app.define_config(_app.CONFIGS / "generate.py", "Defaults.")

@@ -48,7 +48,7 @@ from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser, registry
-from dlm_jax.models.family import Module
+from dlm_jax.models.family import ModelConfig, Module
 from dlm_jax.tasks.base import load
 from dlm_jax.text import prompts as text_prompts
 from dlm_jax.text.prompts import pad
@@ -185,7 +185,7 @@ def _costs(
     parallel: DataParallel,
     calls: Mapping[str, tuple[Sampler, Prompts, jax.Array, Options]],
     results: Sequence[races.Result],
-    shape_of_model: LLaDAConfig,
+    shape_of_model: ModelConfig,
     shape: steps.Shape,
     peak: float,
 ) -> list[dict]:

@@ -1,6 +1,7 @@
 """What both formats share: parameters by their paths, dtypes, files beside them."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def astype(model: Module, dtype: jax.typing.DTypeLike) -> Module:
     return nnx.merge(graph, jax.tree.map(lambda x: x.astype(dtype), state))
 
 
-def companions(directory: str | Path) -> tuple[Path, ...]:
+def companions(directory: str | os.PathLike) -> tuple[Path, ...]:
     """The tokenizer and generation files that belong to a checkpoint, sorted."""
     directory = Path(directory)
     found = {path for pattern in _COMPANIONS for path in directory.glob(pattern)}

@@ -3,6 +3,7 @@
 Orbax is imported by what uses it: it takes a while.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ _CHUNK_BYTES = 2**25
 
 
 def save_orbax(
-    model: Module, directory: str | Path, extra_files: Iterable[str | Path] = ()
+    model: Module, directory: str | os.PathLike, extra_files: Iterable[str | Path] = ()
 ) -> None:
     """Writes a model in Orbax format; arguments and errors are those of `save_hf`.
 
@@ -56,7 +57,7 @@ def save_orbax(
 
 
 def load_orbax(
-    directory: str | Path,
+    directory: str | os.PathLike,
     dtype: jax.typing.DTypeLike | None = None,
     shardings: PyTree = None,
 ) -> Module:

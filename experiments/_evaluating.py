@@ -57,18 +57,18 @@ def define_evaluation(
     Returns:
       What reads them.
     """
-    config = _app.define_config(f"configs/{name}.py", help_)
+    config = _app.define_config(_app.CONFIGS / f"{name}.py", help_)
     task = flags.DEFINE_string(
         "task", "sudoku", "sudoku, maze, countdown, program, ..."
     )
-    checkpoint = flags.DEFINE_string(
+    checkpoint = _app.define_path(
         "checkpoint", None, "Hugging Face or Orbax directory; default: the zoo's."
     )
     dtype = flags.DEFINE_enum(
         "dtype", None, ["bfloat16", "float32", "float64"], "Default: as stored."
     )
     sharing = _app.define_sharing()
-    workdir = flags.DEFINE_string(
+    workdir = _app.define_path(
         "workdir", None, f"Directory of the records; default: runs/{name}/TASK."
     )
     overrides = [
@@ -88,9 +88,7 @@ def define_evaluation(
     ]
 
     def read() -> Asked:
-        asked = config.value
-        with asked.unlocked():  # A config may leave out the lengths.
-            asked.update({f.name: f.value for f in overrides if f.value is not None})
+        asked = _app.merged(config, overrides)
         check_seed(asked.example_seed, "example_seed")
         # The lengths are checked here, before the weights are loaded.
         chosen = tasks.get(task.value).with_lengths(

@@ -86,7 +86,10 @@ def _evaluate(
     total = len(specs) * setting.num_examples
     with tqdm(total=total, desc=task.name, disable=None) as progress:
         records = evaluation.run(
-            *(model.parallel, codec, task, plan),
+            model.parallel,
+            codec,
+            task,
+            plan,
             evaluation.lanes(specs, (setting.seed,), is_mixed=False),
             setting.num_examples,
             pathlib.Path(_WORKDIR.value) / task.name,

@@ -42,7 +42,8 @@ class Mutation:
 
 
 LOOP, ROW = "dlm_jax/core/loop.py", "dlm_jax/core/row.py"
-SLOTS, PREDICT = "dlm_jax/core/slots.py", "dlm_jax/core/predict.py"
+SLOTS, NOISE = "dlm_jax/core/slots.py", "dlm_jax/core/noise.py"
+PREDICT, SUMMARY = "dlm_jax/core/predict.py", "dlm_jax/core/summary.py"
 SELECT, SCHEDULES = "dlm_jax/samplers/select.py", "dlm_jax/samplers/schedules.py"
 SABER = "dlm_jax/samplers/saber.py"
 T_LOOP = ("tests/core/test_generate.py", "tests/core/test_decisions.py")
@@ -279,35 +280,35 @@ MUTATIONS = (
     Mutation(
         "log-probabilities lose digits near 1",
         PREDICT,
-        'value = (logit - running["max"]) - log_sum',
-        'value = logit - (running["max"] + log_sum)',
+        'value = (logit - summary["max"]) - log_sum',
+        'value = logit - (summary["max"] + log_sum)',
         T_PREDICT,
     ),
     Mutation(
         "the best token's mass is in the sum",
         PREDICT,
-        'log_sum = jnp.log1p(running["rest"])',
-        'log_sum = jnp.log(1 + running["rest"])',
+        'log_sum = jnp.log1p(summary["rest"])',
+        'log_sum = jnp.log(1 + summary["rest"])',
         T_PREDICT,
     ),
     Mutation(
         "ties for the best count once",
-        PREDICT,
+        SUMMARY,
         "others + (jnp.sum(is_best, axis=-1) - 1)",
         "others",
         T_PREDICT,
     ),
     Mutation(
         "the right slice wins a tie",
-        PREDICT,
+        SUMMARY,
         "is_better = right[decisive] > left[decisive]",
         "is_better = right[decisive] >= left[decisive]",
         T_PREDICT,
     ),
     Mutation(
         "the mask token is a candidate",
-        PREDICT,
-        "candidates = _exclude(logits, token_ids, (mask_id,))",
+        SUMMARY,
+        "candidates = exclude(logits, token_ids, (mask_id,))",
         "candidates = logits",
         T_PREDICT,
     ),
@@ -334,16 +335,16 @@ MUTATIONS = (
     ),
     Mutation(
         "noise does not depend on the position",
-        PREDICT,
+        NOISE,
         "jax.random.fold_in(jax.random.fold_in(key, position), tile)",
         "jax.random.fold_in(jax.random.fold_in(key, 0), tile)",
         ("tests/core/test_temperature.py",),
     ),
     Mutation(
         "temperature is applied twice",
-        PREDICT,
-        "perturbed = candidates + temperature * noise",
-        "perturbed = candidates + temperature**2 * noise",
+        SUMMARY,
+        "perturbed = candidates + temperature * noise(",
+        "perturbed = candidates + temperature**2 * noise(",
         ("tests/core/test_temperature.py",),
     ),
     # Selection.

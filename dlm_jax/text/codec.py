@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from dlm_jax.errors import InputError
 from dlm_jax.models import registry
 from dlm_jax.models.family import ModelConfig
 from dlm_jax.text.prompts import Encoded
+
+# A conversation: messages with the texts `role` and `content`.
+Messages = Sequence[Mapping[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,36 +123,74 @@ class Codec:
           InputError: naming the prompt that is empty, too long, holds a mask token or
             a character that the tokenizer does not know.
         """
-        return [
-            self._continued(index, self._tokens(index, text), gen_length)
-            for index, text in enumerate(texts)
-        ]
+        return self.encode_prompts(texts, gen_length, is_chat=False)
 
-    def encode_chat(self, messages: Sequence[str], gen_length: int) -> list[Encoded]:
-        """Encodes user messages that are to be answered, with the chat template.
+    def encode_chat(
+        self, messages: Sequence[str | Messages], gen_length: int
+    ) -> list[Encoded]:
+        """Encodes conversations that are to be answered, with the chat template.
 
         Args:
-          messages: one conversation of one turn each.
+          messages: conversations; a text is one of one turn, the user's.
           gen_length: blanks for each answer.
 
         Raises:
           InputError: as `encode`, or if the tokenizer has no chat template.
         """
+        return self.encode_prompts(messages, gen_length, is_chat=True)
+
+    def encode_prompts(
+        self, prompts: Sequence[str | Messages], gen_length: int, is_chat: bool
+    ) -> list[Encoded]:
+        """Encodes texts and conversations that are to be continued.
+
+        Args:
+          prompts: texts, or conversations, which are written in the chat template.
+          gen_length: blanks after each.
+          is_chat: write a text as a user's message too.
+
+        Raises:
+          InputError: as `encode` and `encode_chat`.
+        """
+        encoded = []
+        for index, prompt in enumerate(prompts):
+            if isinstance(prompt, str) and not is_chat:
+                tokens = self._tokens(index, prompt)
+            else:
+                # The template writes the special tokens itself.
+                text = self._in_template(index, prompt)
+                tokens = self._tokens(index, text, add_special_tokens=False)
+            encoded.append(self._continued(index, tokens, gen_length))
+        return encoded
+
+    def _in_template(self, index: int, prompt: str | Messages) -> str:
+        """A conversation in the chat template, up to where the answer begins."""
         if not self.has_chat_template:
             raise InputError("the checkpoint's tokenizer has no chat template")
-        encoded = []
-        for index, message in enumerate(messages):
-            if not message.strip():
-                raise InputError(f"prompt {index} is empty")
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        for message in prompt:
+            is_message = isinstance(message, Mapping) and all(
+                isinstance(message.get(name), str) for name in ("role", "content")
+            )
+            if not is_message:
+                raise InputError(
+                    f"prompt {index}: a message ({message!r}) must be a mapping with "
+                    "the texts role and content"
+                )
+        if not any(message["content"].strip() for message in prompt):
+            raise InputError(f"prompt {index} is empty")
+        try:
             text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": message}],
+                [dict(message) for message in prompt],
                 add_generation_prompt=True,
                 tokenize=False,
             )
-            # The template writes the special tokens itself.
-            tokens = self._tokens(index, text, add_special_tokens=False)
-            encoded.append(self._continued(index, tokens, gen_length))
-        return encoded
+        except Exception as error:  # whatever the checkpoint's template raises
+            raise InputError(
+                f"prompt {index}: the chat template refuses it: {error}"
+            ) from None
+        return text
 
     def encode_infill(self, texts: Sequence[str]) -> list[Encoded]:
         """Encodes texts whose blanks are to be filled.

@@ -271,7 +271,9 @@ def test_products_of_float32_models_have_full_precision(dtype, option, expected)
     model = LLaDA(tiny(), rngs=nnx.Rngs(0), dtype=dtype)
     denoiser, params = as_denoiser(model)
     sampler, prompts, options = prepare(
-        *(denoiser, samplers.parse("saber"), prompts_of([3], 4)),
+        denoiser,
+        samplers.parse("saber"),
+        prompts_of([3], 4),
         Options(4, guidance=1.0, **option),
     )
     keys = row_keys(0, np.arange(1))

@@ -20,8 +20,14 @@ B, R = 2, 3
 @functools.partial(
     jax.jit,
     static_argnames=(
-        *("needs", "mask_id", "suppressed_ids", "deferred_ids", "logits_dtype"),
-        *("probability_dtype", "vocab_slice", "adjust"),
+        "needs",
+        "mask_id",
+        "suppressed_ids",
+        "deferred_ids",
+        "logits_dtype",
+        "probability_dtype",
+        "vocab_slice",
+        "adjust",
     ),
 )
 def _jitted(hidden, head, held, keys, needs=ALL, **options):
@@ -330,7 +336,9 @@ def test_wide_probabilities_of_bfloat16_logits_are_fast_dllms():
     np.testing.assert_allclose(np.exp(ours["log_prob"]), confidence, rtol=2e-6)
     # Rounding the probabilities too gives other ones.
     rounded = _predict(
-        *(hidden, head, held),
+        hidden,
+        head,
+        held,
         mask_id=7,
         suppressed_ids=(7,),
         logits_dtype=jnp.bfloat16,
@@ -349,7 +357,9 @@ def test_guidance_in_bfloat16_rounds_as_pytorch_does():
     # Logits by an identity as the head: exact in any precision.
     hidden = jnp.asarray(both[:, None].float().numpy())
     ours = _predict(
-        *(hidden, np.eye(500, dtype=np.float32), expected[None, ..., 5:].argmax(-1)),
+        hidden,
+        np.eye(500, dtype=np.float32),
+        expected[None, ..., 5:].argmax(-1),
         mask_id=0,
         needs=("held_log_prob",),
         guidance=jnp.float32(1.5),

@@ -329,9 +329,11 @@ def test_two_processes_of_four_devices_give_what_one_device_gives(
     pair = [
         start(
             "pair.jsonl",
-            *(f"--coordinator=localhost:{port}", "--num_processes=2"),
+            f"--coordinator=localhost:{port}",
+            "--num_processes=2",
             # One with all weights on every device, one with groups of two.
-            *(f"--process_id={number}", *["--devices_per_model=2"][:number]),
+            f"--process_id={number}",
+            *["--devices_per_model=2"][:number],
         )
         for number in range(2)
     ]

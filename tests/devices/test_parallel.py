@@ -37,8 +37,13 @@ from dlm_jax.text.prompts import Encoded
 LENGTHS = (1, 9, 4, 6, 9, 2, 5)
 SPECS = ("saber", "entropy_bound(gamma=1.0)", "low_confidence")
 OPCODES = (
-    *("all-reduce", "all-gather", "all-to-all", "reduce-scatter"),
-    *("collective-permute", "collective-broadcast", "ragged-all-to-all"),
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "reduce-scatter",
+    "collective-permute",
+    "collective-broadcast",
+    "ragged-all-to-all",
 )
 # An instruction: what it gives, an opcode, whether it only begins the work.
 COLLECTIVE = re.compile(rf"= (\S.*?) ({'|'.join(OPCODES)})(?:-start)?\(")
@@ -127,12 +132,18 @@ def run_mixed(spec, num_slots, all_sharing=(None,)):
     starts inside of a tile of noise.
     """
     config = dataclasses.replace(
-        *(llada.tiny(),),
-        **{"n_kv_heads": 4, "n_layers": 1, "vocab_size": 2300, "embedding_size": 2320},
+        llada.tiny(),
+        n_kv_heads=4,
+        n_layers=1,
+        vocab_size=2300,
+        embedding_size=2320,
     )
     model = small_model(config=config)
     options = Options(
-        *(12, 4, 0.7, 0.5),
+        12,
+        4,
+        0.7,
+        0.5,
         stop_ids=(2, 3, 4),
         suppressed_ids=(5,),
         deferred_ids=(2,),
@@ -175,8 +186,12 @@ def fill_calls(num_rows, batch_size):
         )
     ]
     found = batches.fill(
-        *(runner, samplers.parse("random"), rows, Options(8, temperature=1.0)),
-        *(0, batch_size),
+        runner,
+        samplers.parse("random"),
+        rows,
+        Options(8, temperature=1.0),
+        0,
+        batch_size,
         period=float("inf"),
     )
     return [answer.tokens.tolist() for answer in found.answers], calls
@@ -250,7 +265,10 @@ def record_all(specs, num_sharing, directory, host=None):
         found = runner(sampler, prompts, keys, options)
         for row, place in enumerate(places):
             trace = traces.record(
-                *(found, prompts, sampler, options),
+                found,
+                prompts,
+                sampler,
+                options,
                 name=f"{number:02}_{place}",
                 checkpoint="small_model",
                 mask_id=model.config.mask_token_id,
@@ -284,7 +302,7 @@ def check_collectives(by_spec, num_groups, num_sharing):
     vocabulary = {config.embedding_size, config.embedding_size // num_sharing}
     rows = -(-len(LENGTHS) // num_groups)
     for spec, collectives in by_spec.items():
-        # Samplers that revise look at all slots, the others at the active block.
+        # Samplers that revise look at all blanks, the others at the active block.
         region = {"saber": 8, "saber_released": 10}.get(spec, 4)
         largest = {
             # A statistic of every position, from every device of the group.
@@ -463,7 +481,7 @@ def test_a_call_that_is_not_full_is_shared_by_all_devices():
 def test_optimized_programs_give_it_too(on_one_device, num_devices, num_sharing):
     specs = SPECS[:1]
     results, collectives, *_ = elsewhere(
-        *(num_devices, run_all, specs, num_sharing), is_optimized=True
+        num_devices, run_all, specs, num_sharing, is_optimized=True
     )
     assert results == {spec: on_one_device[0][spec] for spec in specs}
     if num_sharing is None:

@@ -77,7 +77,13 @@ def run(
     about = {"checkpoint": "x"}
     task = Arbitrary().with_lengths(block_length=block_length)
     records = evaluation.run(
-        *(parallel, codec, task, plan, todo, num, directory),
+        parallel,
+        codec,
+        task,
+        plan,
+        todo,
+        num,
+        directory,
         about=about,
         on_records=on_records,
     )
@@ -101,12 +107,17 @@ def test_records_are_what_the_samplers_did(model, whole):
     ]
     examples = TASK.examples("test", 6)
     rows = TASK.encode(codec, examples)
-    expected = batches.fill(
+    expected = {}
+    for done in batches.stream(
         parallel, samplers.parse(SPECS[0]), rows, TASK.options(codec), 0, 6
-    )
-    for record, row, answer in zip(records, rows, expected.answers, strict=False):
-        assert record["text"] == codec.decode(row, answer.tokens)
-        assert record["nfe"] == answer.num_steps
+    ):
+        for place, index in enumerate(done.indices):
+            nfe = done.filled.num_steps[place]
+            expected[index] = done.filled.tokens[place], nfe
+    for record, row, i in zip(records, rows, range(6), strict=False):
+        tokens, nfe = expected[i]
+        assert record["text"] == codec.decode(row, tokens)
+        assert record["nfe"] == nfe
         assert record["num_tokens"] == row.is_blank.sum()
         number = zlib.crc32(record["text"].encode())
         assert record["is_correct"] == (number % 2 == 0)
@@ -354,7 +365,13 @@ def test_records_without_a_manifest_are_of_nobody_knows_what(model, whole, tmp_p
 @pytest.mark.parametrize(
     "line",
     [
-        *("", "hello", '{"sampler": "random", "se', "[]", "3", "null", '{"a": 1}'),
+        "",
+        "hello",
+        '{"sampler": "random", "se',
+        "[]",
+        "3",
+        "null",
+        '{"a": 1}',
         '{"sampler": "random", "seed": 0, "index": [1]}',
         b"\xff" * 500,
     ],
@@ -436,9 +453,14 @@ def test_script_prints_the_tables_and_goes_on_where_it_was(
     monkeypatch.setattr(provenance, "_commit", lambda: "abcdef0123")
     workdir = tmp_path / "runs"
     arguments = [
-        *(f"--checkpoint={checkpoint}", f"--workdir={workdir}", "--split=test"),
-        *("--num_examples=3", "--sampler=random", "--sampler=threshold"),
-        *("--batch_size=2", "--queue_length=3"),
+        f"--checkpoint={checkpoint}",
+        f"--workdir={workdir}",
+        "--split=test",
+        "--num_examples=3",
+        "--sampler=random",
+        "--sampler=threshold",
+        "--batch_size=2",
+        "--queue_length=3",
     ]
     status, out, error = run_script("evaluate", *arguments)
     # Neither progress, without a terminal, nor anything else.
@@ -476,14 +498,16 @@ def test_script_prints_the_tables_and_goes_on_where_it_was(
 
 @pytest.mark.parametrize("script", ["evaluate", "sweep"])
 @pytest.mark.parametrize(
-    "flag", ["--block_length=24", "--config.block_length=24", "--gen_length=100"]
+    "flag", ["--block_length=24", "--block_length=24", "--gen_length=100"]
 )
 def test_scripts_refuse_lengths_before_the_weights_are_loaded(
     tmp_path, run_script, script, flag
 ):
     status, out, error = run_script(
         script,
-        *("--task=humaneval", flag, f"--checkpoint={tmp_path / 'none'}"),
+        "--task=humaneval",
+        flag,
+        f"--checkpoint={tmp_path / 'none'}",
         f"--workdir={tmp_path / 'runs'}",
     )
     assert (status, out) == (1, "")
@@ -514,10 +538,17 @@ def test_script_records_the_lengths_of_its_flags(checkpoint, tmp_path, run_scrip
 
 def _script(checkpoint, workdir):
     return [
-        *(sys.executable, "-m", "experiments.evaluate", f"--checkpoint={checkpoint}"),
-        *(f"--workdir={workdir}", "--split=test", "--num_examples=40"),
-        *("--sampler=entropy_bound(gamma=0.5)", "--sampler=random"),
-        *("--batch_size=4", "--queue_length=10"),
+        sys.executable,
+        "-m",
+        "experiments.evaluate",
+        f"--checkpoint={checkpoint}",
+        f"--workdir={workdir}",
+        "--split=test",
+        "--num_examples=40",
+        "--sampler=entropy_bound(gamma=0.5)",
+        "--sampler=random",
+        "--batch_size=4",
+        "--queue_length=10",
     ]
 
 

@@ -56,7 +56,10 @@ def race(parallel, specs, num_slots=1, num_pairs=2, block_length=None, **options
     rules = {spec: samplers.parse(spec) for spec in specs}
     loop = Options(60, block_length, num_slots=num_slots)
     return races.race(
-        *(parallel, rules, prompts_of(2), loop),
+        parallel,
+        rules,
+        prompts_of(2),
+        loop,
         forward=float,
         num_pairs=num_pairs,
         **options,
@@ -90,7 +93,11 @@ def test_eager_loop_fills_as_ours_does(spec, block_length, checkpoint, parallel)
             return eager.fill(model, sampler, prompts, sudoku.MASK_ID, block_length)
 
     (result,) = race(
-        *(parallel, [spec], 2, 1, block_length),
+        parallel,
+        [spec],
+        2,
+        1,
+        block_length,
         reference=fill,
     )
     assert result.num_equal == 2
@@ -177,7 +184,10 @@ def test_slots_of_all_devices_are_counted(parallel):
     options = Options(60, num_slots=2)
     rules = {"saber": samplers.parse("saber")}
     (result,) = races.race(
-        *(groups, rules, prompts_of(5), options),
+        groups,
+        rules,
+        prompts_of(5),
+        options,
         forward=float,
         num_pairs=1,
         reference=reference,
@@ -219,7 +229,13 @@ def test_records_are_medians_of_neighbours():
     speed, gains = races.tables([first, second]).split("\n\n")
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in speed.splitlines()]
     assert cells[2] == [
-        *("one", "90", "2", "1.00", "1.00", "2.00", "2.00 3.00 1.00"),
+        "one",
+        "90",
+        "2",
+        "1.00",
+        "1.00",
+        "2.00",
+        "2.00 3.00 1.00",
         "15",
         "2",
         "2",
@@ -248,7 +264,10 @@ def test_the_queue_changes_no_row(parallel):
     rules = {spec: samplers.parse(spec) for spec in specs}
     options = Options(60, num_slots=2)
     results = races.race(
-        *(parallel, rules, prompts_of(5), options),
+        parallel,
+        rules,
+        prompts_of(5),
+        options,
         forward=float,
         num_pairs=1,
         seed=3,
@@ -264,7 +283,10 @@ def test_a_loop_driven_from_python_fills_as_the_compiled_one(parallel, guidance)
     options = Options(60, 20, temperature=0.5, guidance=guidance, num_slots=2)
     fill = races.host_driven(parallel, options)
     results = races.race(
-        *(parallel, rules, prompts_of(5), options),
+        parallel,
+        rules,
+        prompts_of(5),
+        options,
         forward=float,
         num_pairs=1,
         reference=fill,
@@ -309,11 +331,19 @@ def test_a_preset_runs_on_random_prompts_of_all_lengths(other, run_script, tmp_p
     output = tmp_path / "out.jsonl"
     status, out, err = run_script(
         "benchmark",
-        *("--preset=tiny", f"--reference={other}", "--seed=1"),
+        "--preset=tiny",
+        f"--reference={other}",
+        "--seed=1",
         "--samplers=threshold(threshold=0.0)",
-        *("--prompt_length=5", "--gen_lengths=8", "--gen_lengths=12"),
-        *("--block_length=4", "--batch_sizes=2", "--rows_per_slot=1", "--num_pairs=1"),
-        *(f"--output={output}", f"--profile={tmp_path / 'trace'}"),
+        "--prompt_length=5",
+        "--gen_lengths=8",
+        "--gen_lengths=12",
+        "--block_length=4",
+        "--batch_sizes=2",
+        "--rows_per_slot=1",
+        "--num_pairs=1",
+        f"--output={output}",
+        f"--profile={tmp_path / 'trace'}",
     )
     assert status == 0, err
     records = [json.loads(line) for line in output.read_text().splitlines()]
@@ -339,8 +369,13 @@ def test_too_little_memory_for_torch_is_one_line(run_script, monkeypatch):
 
     monkeypatch.setattr(eager, "fill", fill)
     status, out, err = run_script(
-        *("benchmark", "--preset=tiny", "--gen_lengths=4", "--prompt_length=0"),
-        *("--samplers=threshold", "--batch_sizes=1", "--num_pairs=1"),
+        "benchmark",
+        "--preset=tiny",
+        "--gen_lengths=4",
+        "--prompt_length=0",
+        "--samplers=threshold",
+        "--batch_sizes=1",
+        "--num_pairs=1",
     )
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "--reference=torch does not fit beside our loop: CUDA out of mem" in err
@@ -401,7 +436,10 @@ def test_forwards_are_timed_around_every_run(parallel):
     rules = {"saber": samplers.parse("saber")}
     options = Options(60, num_slots=2)
     (result,) = races.race(
-        *(parallel, rules, prompts_of(2), options),
+        parallel,
+        rules,
+        prompts_of(2),
+        options,
         forward=clock.__next__,
         num_pairs=2,
     )
@@ -410,7 +448,10 @@ def test_forwards_are_timed_around_every_run(parallel):
 
 def test_a_step_is_compared_with_forwards_beside_it():
     result = races.Result(
-        *("saber", 16, 2, 1.0),
+        "saber",
+        16,
+        2,
+        1.0,
         seconds=np.array([11.0, 24.0, 33.0]),
         reference_seconds=None,
         forward_seconds=np.array([1.0, 2.0, 3.0]),
@@ -420,7 +461,9 @@ def test_a_step_is_compared_with_forwards_beside_it():
         num_equal=None,
     )
     (record,) = steps.records(
-        *([result], tiny(), steps.Shape(2, 16, 8)),
+        [result],
+        tiny(),
+        steps.Shape(2, 16, 8),
         regions={"saber": 8},
         peak=1e9,
         memory={"saber": 2_000_000},

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from dlm_jax.errors import InputError
 from dlm_jax.sandbox import sandbox
-from dlm_jax.tasks.program import grammar
+from dlm_jax.tasks.program import drawing, grammar
 from dlm_jax.tasks.program import task as task_module
 from dlm_jax.tasks.program import text as program_text
 from dlm_jax.tasks.program.grammar import KINDS, TESTS, Choice, Op
@@ -31,7 +31,7 @@ SEEDS = st.integers(0, 2**32)
 def drawn(seed):
     """A program, the argument's name and a text of it."""
     rng = random.Random(seed)
-    program = program_text.draw(rng, 5)
+    program = drawing.draw(rng, 5)
     argument = rng.choice(program_text.ARGUMENTS[grammar.source_of(program)])
     style = program_text.draw_style(rng, program, argument)
     return program, argument, program_text.write(program, "f", argument, style)
@@ -66,7 +66,7 @@ def test_python_text_does_what_the_steps_mean(seed, data):
 def test_every_operation_in_every_style(name):
     kind, rng = KINDS[name], random.Random(name)
     for variant, is_loop in itertools.product((0, 1), (False, True)):
-        op = Op(name, program_text._draw_constants(rng, kind))
+        op = Op(name, drawing._draw_constants(rng, kind))
         locals_ = tuple((target, "a") for target in grammar.TYPES)
         style = program_text.Style(locals_, "x", variant, is_loop, True, not is_loop)
         text = program_text.write((op,), "f", "b", style)
@@ -153,7 +153,7 @@ def test_words_leave_no_doubt_about_the_program():
     rng = random.Random(0)
     orders = set()
     for _ in range(1500):
-        program = program_text.draw(rng, 5)
+        program = drawing.draw(rng, 5)
         source = grammar.source_of(program)
         prompt = program_text.describe(rng, program, "f", "xs")
         header, body = prompt.split(": ", 1)
@@ -170,28 +170,26 @@ def test_num_programs_is_what_enumeration_gives():
         for constants in itertools.product(*kind.constants)
         if len(constants) < 2 or constants[0] != constants[1]
     ]
-    assert program_text.num_programs(1) == len(ops)
+    assert drawing.num_programs(1) == len(ops)
     sources = [KINDS[op.kind].source for op in ops]
     num = sum(
         KINDS[first.kind].target == source and first.kind != second.kind
         for first in ops
         for second, source in zip(ops, sources, strict=True)
     )
-    assert program_text.num_programs(2) == num
+    assert drawing.num_programs(2) == num
 
 
 def sequence(rng):
     """Three operations, all sequences equally likely."""
-    weights = [program_text._num_constants(kind) for kind in KINDS.values()]
+    weights = [drawing._num_constants(kind) for kind in KINDS.values()]
     while True:
         names = rng.choices(list(KINDS), weights, k=3)
         kinds = [KINDS[name] for name in names]
         if all(
             a.target == b.source and a is not b for a, b in itertools.pairwise(kinds)
         ):
-            return tuple(
-                Op(n, program_text._draw_constants(rng, KINDS[n])) for n in names
-            )
+            return tuple(Op(n, drawing._draw_constants(rng, KINDS[n])) for n in names)
 
 
 def fits(rng, program, limits):
@@ -226,7 +224,7 @@ def test_there_are_more_than_a_million_specifications(asked, least):
         num_kept += fits(rng, program, asked.limits)
     # Above the true share for one sample in a thousand.
     share = binomtest(num_kept, num_drawn).proportion_ci(0.998, "exact").low
-    num_programs = program_text.num_programs(3) * share
+    num_programs = drawing.num_programs(3) * share
     assert num_programs > least
     # Each may have any of these names, in a specification of the same length.
     names = [
@@ -265,7 +263,7 @@ def test_tokenizer_gives_texts_back_exactly(tokenizer, tmp_path):
     rng = random.Random(0)
     used = set()
     for _ in range(2000):
-        program = program_text.draw(rng, 5)
+        program = drawing.draw(rng, 5)
         function = rng.choice(program_text.FUNCTIONS)
         argument = rng.choice(program_text.ARGUMENTS[grammar.source_of(program)])
         style = program_text.draw_style(rng, program, argument)
@@ -299,12 +297,10 @@ def test_splits_share_no_program_with_training_or_each_other():
     for program, key, *_ in itertools.islice(draws, 150):
         assert not any(key in found for found in keys.values())
         assert task_module.split_of_program(program, key) == "train"
-        assert not any(
-            program_text.is_unseen(*pair) for pair in program_text.pairs(program)
-        )
+        assert not any(drawing.is_unseen(*pair) for pair in drawing.pairs(program))
     for example in TASK.examples("unseen", 15):
-        pairs = program_text.pairs(example.truth.program)
-        assert any(program_text.is_unseen(*pair) for pair in pairs)
+        pairs = drawing.pairs(example.truth.program)
+        assert any(drawing.is_unseen(*pair) for pair in pairs)
 
 
 def test_some_pairs_of_all_types_are_kept_for_the_unseen_split():
@@ -313,7 +309,7 @@ def test_some_pairs_of_all_types_are_kept_for_the_unseen_split():
         for a, b in itertools.permutations(KINDS, 2)
         if KINDS[a].target == KINDS[b].source
     ]
-    unseen = [pair for pair in pairs if program_text.is_unseen(*pair)]
+    unseen = [pair for pair in pairs if drawing.is_unseen(*pair)]
     assert 1 / 18 < len(unseen) / len(pairs) < 1 / 8
     assert {KINDS[a].target for a, _ in unseen} == set(grammar.TYPES)
 

@@ -8,6 +8,7 @@ written last, so that an incomplete copy does not load. Either may hold tokenize
 """
 
 import functools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ _ALIGNMENT = 64
 
 
 def load(
-    directory: str | Path,
+    directory: str | os.PathLike,
     dtype: jax.typing.DTypeLike | None = None,
     shardings: PyTree = None,
 ) -> Module:
@@ -56,7 +57,7 @@ def load(
     return load_hf(directory, dtype, shardings)
 
 
-def read_config(directory: str | Path) -> ModelConfig:
+def read_config(directory: str | os.PathLike) -> ModelConfig:
     """The shape of a checkpoint's model.
 
     Raises:
@@ -66,7 +67,7 @@ def read_config(directory: str | Path) -> ModelConfig:
 
 
 def load_hf(
-    directory: str | Path,
+    directory: str | os.PathLike,
     dtype: jax.typing.DTypeLike | None = None,
     shardings: PyTree = None,
 ) -> Module:

@@ -3,6 +3,7 @@
 Orbax is imported by what uses it: it takes a while.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def save_orbax(
 
 
 def load_orbax(
-    directory: str | Path,
+    directory: str | os.PathLike,
     dtype: jax.typing.DTypeLike | None = None,
     shardings: PyTree = None,
 ) -> Module:

@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import functools
 import math
-import pathlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
 
 
 def load(
-    checkpoint: str | pathlib.Path,
+    checkpoint: str | os.PathLike,
     dtype: jax.typing.DTypeLike | None = None,
     num_sharing: int | None = None,
 ) -> Loaded:

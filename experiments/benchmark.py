@@ -55,7 +55,7 @@ from dlm_jax.tasks.base import load
 from dlm_jax.text import prompts as text_prompts
 from dlm_jax.text.prompts import pad
 from experiments import _app
-from experiments.timing import races, steps
+from experiments.timing import races, roofline, steps
 
 _CONFIG = _app.define_config("configs/benchmark.py", "Defaults.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -189,7 +189,7 @@ def _costs(
     parallel: DataParallel,
     calls: Mapping[str, tuple[Sampler, Prompts, jax.Array, Options]],
     results: Sequence[races.Result],
-    shape_of_model: LLaDAConfig,
+    shape_of_model: roofline.Dense,
     shape: steps.Shape,
     peak: float,
 ) -> list[dict]:

@@ -30,7 +30,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -47,8 +47,8 @@ from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
-from dlm_jax.models import as_denoiser
-from dlm_jax.models.llada import PRESETS, LLaDA, random_preset
+from dlm_jax.models import as_denoiser, registry
+from dlm_jax.models.family import ModelConfig, Module
 from dlm_jax.tasks.base import load
 from dlm_jax.text import prompts as text_prompts
 from dlm_jax.text.prompts import pad
@@ -60,7 +60,10 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Hugging Face or Orbax directory."
 )
 _PRESET = flags.DEFINE_enum(
-    "preset", None, sorted(PRESETS), "Random weights of this shape, no checkpoint."
+    "preset",
+    None,
+    registry.preset_names(),
+    "Random weights of this shape, no checkpoint.",
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["bfloat16", "float32"], "Default: as stored; float32 of a preset."
@@ -109,16 +112,20 @@ def main(argv: Sequence[str]) -> None:
         # JAX's first use of a GPU would otherwise take three quarters of it, and leave
         # PyTorch too little for the weights.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+    # The model and the rows.
     start = time.perf_counter()
     model, gen_lengths, workload = _subject(config)
     jax.block_until_ready(nnx.state(model))
     seconds = time.perf_counter() - start
-    shape_of_model, dtype = model.config, model.wte.dtype
+    shape_of_model, dtype = model.config, model.head.dtype
     shapes = [(b, g) for g in gen_lengths for b in config.batch_sizes]
     work = [workload(*shape) for shape in shapes]
     denoiser, params = as_denoiser(model)
     for rule, rows in itertools.product(rules.values(), work):
         prepare(denoiser, rule, *rows)
+
+    # What it is raced against, and the devices.
     fill_of, num_threads = None, None
     if _REFERENCE.value == "torch":
         fill_of, num_threads = _torch_loop(model, rules.values(), work)
@@ -131,9 +138,15 @@ def main(argv: Sequence[str]) -> None:
         fill_of = functools.partial(races.host_driven, parallel)
     elif _REFERENCE.value == "batches":
         fill_of = functools.partial(races.without_queue, parallel)
+    common = {
+        "num_cores": os.cpu_count(),
+        "num_devices": parallel.num_groups,
+        "reference_threads": num_threads,
+    }
+
+    # Races, one per batch size and length.
     peak = steps.matmul_peak(dtype)
-    num_ways = 1 if fill_of is None else 2
-    num_runs = len(shapes) * len(rules) * num_ways * config.num_pairs
+    num_runs = len(shapes) * len(rules) * config.num_pairs * (2 if fill_of else 1)
     records = []
     with tqdm(total=num_runs, unit="run", disable=None) as progress:
         for (batch_size, _), (prompts, options) in zip(shapes, work, strict=True):
@@ -142,48 +155,72 @@ def main(argv: Sequence[str]) -> None:
             options = dataclasses.replace(options, num_slots=num_slots)
             shape = steps.Shape(num_slots, prompts.tokens.shape[1], options.gen_length)
             results = races.race(
-                *(parallel, rules, prompts, options),
+                parallel,
+                rules,
+                prompts,
+                options,
                 num_pairs=config.num_pairs,
                 seed=config.seed,
                 reference=None if fill_of is None else fill_of(options),
                 forward=steps.forward_timer(parallel, shape),
                 on_run=progress.update,
             )
-            raced = races.records(
-                results,
-                num_cores=os.cpu_count(),
-                num_devices=parallel.num_groups,
-                reference_threads=num_threads,
-            )
+            raced = races.records(results, **common)
             keys = row_keys(config.seed, np.arange(len(prompts.tokens)))
             calls = {
                 spec: (rule, prompts, keys, options) for spec, rule in rules.items()
             }
-            costs = steps.records(
-                *(results, shape_of_model, shape),
-                regions={
-                    spec: steps.region_size(denoiser, rule, prompts, options)
-                    for spec, rule in rules.items()
-                },
-                peak=peak,
-                memory={spec: parallel.memory(*call) for spec, call in calls.items()},
-            )
+            costs = _costs(parallel, calls, results, shape_of_model, shape, peak)
             found = [{**r, **c} for r, c in zip(raced, costs, strict=True)]
             records += found
             if _PROFILE.value:
                 name = f"{_PROFILE.value}/batch{batch_size}_length{shape.length}"
-                traced = zip(found, calls.values(), strict=True)
-                for number, (record, call) in enumerate(traced, start=1):
-                    record["trace"] = f"{name}_sampler{number}"
-                    with jax.profiler.trace(record["trace"]):
-                        parallel(*call)
+                _profile(parallel, calls.values(), found, name)
     if _OUTPUT.value:
         files.write_jsonl(_OUTPUT.value, records)
+    _print(records, seconds, peak)
+
+
+def _costs(
+    parallel: DataParallel,
+    calls: Mapping[str, tuple[Sampler, Prompts, jax.Array, Options]],
+    results: Sequence[races.Result],
+    shape_of_model: ModelConfig,
+    shape: steps.Shape,
+    peak: float,
+) -> list[dict]:
+    """What each sampler's step costs beside the forward, see `steps.records`."""
+    regions = {
+        spec: steps.region_size(parallel.denoiser, rule, prompts, options)
+        for spec, (rule, prompts, _, options) in calls.items()
+    }
+    memory = {spec: parallel.memory(*call) for spec, call in calls.items()}
+    return steps.records(
+        results, shape_of_model, shape, regions=regions, peak=peak, memory=memory
+    )
+
+
+def _profile(
+    parallel: DataParallel,
+    calls: Iterable[tuple],
+    records: Sequence[dict],
+    name: str,
+) -> None:
+    """Traces one call per sampler, and notes in its record where the trace is."""
+    traced = zip(records, calls, strict=True)
+    for number, (record, call) in enumerate(traced, start=1):
+        record["trace"] = f"{name}_sampler{number}"
+        with jax.profiler.trace(record["trace"]):
+            parallel(*call)
+
+
+def _print(records: Sequence[dict], seconds: float, peak: float) -> None:
+    """Prints the tables, the time the weights took, and the matmul peak in FLOP/s."""
     print(races.tables(records), races.table(records, steps.COLUMNS), sep="\n\n")
-    print(f"\nThe weights were there after {seconds:.1f} s.", end=" ")
+    print(f"\nThe weights were loaded in {seconds:.1f} s.", end=" ")
     print(f"Matrix products reach {peak / 1e12:.3f} TFLOP/s here.")
     for record in records if _PROFILE.value else ():
-        print(f"{record['trace']} is of {record['sampler']}.")
+        print(f"{record['trace']} is the trace of {record['sampler']}.")
 
 
 def _check(config: ConfigDict) -> None:
@@ -217,7 +254,7 @@ def _check(config: ConfigDict) -> None:
             )
 
 
-def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
+def _subject(config: ConfigDict) -> tuple[Module, Sequence[int], _Workload]:
     """The model, the lengths to be generated, and what makes rows of them."""
     preset, checkpoint, dtype = _PRESET.value, _CHECKPOINT.value, _DTYPE.value
     if preset and checkpoint:
@@ -236,14 +273,17 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
 
         return model, [task.gen_length], examples
     if preset:
-        model = random_preset(preset, dtype, config.seed)
+        model = registry.random_preset(preset, dtype, config.seed)
     else:
         model = checkpoints.load(checkpoint or zoo.path(config.zoo), dtype)
 
     def random(batch_size: int, gen_length: int) -> tuple[Prompts, Options]:
         prompts = steps.synthetic(
-            *(config.rows_per_slot * batch_size, config.prompt_length, gen_length),
-            *(model.config.vocab_size, config.seed),
+            num_rows=config.rows_per_slot * batch_size,
+            prompt_length=config.prompt_length,
+            gen_length=gen_length,
+            vocab_size=model.config.vocab_size,
+            seed=config.seed,
         )
         return prompts, Options(gen_length, config.block_length)
 
@@ -251,7 +291,7 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
 
 
 def _torch_loop(
-    model: LLaDA,
+    model: Module,
     rules: Iterable[Sampler],
     work: Sequence[tuple[Prompts, Options]],
 ) -> tuple[Callable[[Options], races.Fill], int]:
@@ -263,7 +303,7 @@ def _torch_loop(
     try:
         import torch
 
-        from dlm_jax.parity import torch_llada
+        from dlm_jax.parity import torch_models
         from experiments.timing import eager
     except ModuleNotFoundError as error:
         raise InputError(f"--reference=torch needs PyTorch: {error}") from None
@@ -280,10 +320,10 @@ def _torch_loop(
                 f"--reference=torch does not fit beside our loop: {error}"
             ) from None
 
+    mask_id = model.config.mask_token_id
     with tempfile.TemporaryDirectory() as directory, in_memory():
         checkpoints.save_hf(model, pathlib.Path(directory) / "model")
-        twin = torch_llada.load_llada(pathlib.Path(directory) / "model")
-    mask_id = twin.config.mask_token_id
+        twin = torch_models.load(pathlib.Path(directory) / "model")
 
     def fill_of(options: Options) -> races.Fill:
         def fill(

@@ -27,6 +27,7 @@ from dlm_jax.tasks.base import Task, load
 from experiments import _app, _papers
 from experiments.studies.eb_sampler import maze_split
 from experiments.studies.eb_sampler import report as report_eb
+from experiments.studies.eb_sampler.claims import Claim
 
 _REPORT = _papers.define_report("report_eb", "eb_sampler", "Points.")
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     """Measures what the directory does not hold yet, and writes the report."""
     del argv
     config, report = _REPORT()
-    claim = report_eb.Claim(config.min_ratio, config.margin, config.floor)
+    claim = Claim(config.min_ratio, config.margin, config.floor)
     sections, splits, machines = [], {}, []
     # All that can be missing is looked up before the first hour is spent.
     report_eb.check(config.curves, config.baseline, config.compared)
@@ -52,7 +53,9 @@ def main(argv: Sequence[str]) -> None:
         list(dict.fromkeys(map(provenance.describe, machines))),
         f"The first {config.num_examples} examples of the split {config.split} at "
         f"temperature {config.temperature:g}.",
-        *(sections, splits, claim),
+        sections,
+        splits,
+        claim,
     )
     print(f"Wrote {report.output}")
 
@@ -61,7 +64,7 @@ def _measure(
     task: Task,
     checkpoint: pathlib.Path,
     config: Any,
-    claim: report_eb.Claim,
+    claim: Claim,
     workdir: pathlib.Path,
 ) -> tuple[report_eb.Section, dict]:
     """One task: its curves, and where its truth is known the split of the error."""
@@ -75,17 +78,23 @@ def _measure(
     total = len(specs) * config.num_examples
     with tqdm(total=total, desc=name, unit="row", disable=None) as progress:
         records = evaluation.run(
-            *(DataParallel(denoiser, params), codec, task),
+            DataParallel(denoiser, params),
+            codec,
+            task,
             evaluation.Plan.of(config),
             evaluation.lanes(specs, (config.seed,), is_mixed=True),
-            *(config.num_examples, workdir),
+            config.num_examples,
+            workdir,
             about=about,
             on_records=lambda records: progress.update(len(records)),
         )
     splits = {}
     if name == "maze":
         splits = maze_split.measure(
-            *(denoiser, params, codec, config.error_split_specs),
+            denoiser,
+            params,
+            codec,
+            config.error_split_specs,
             split=config.split,
             num_examples=config.error_split_examples,
             example_seed=config.example_seed,
@@ -94,8 +103,13 @@ def _measure(
             digest=digest,
         )
     section = report_eb.section(
-        *(name, sum(leaf.size for leaf in jax.tree.leaves(params)), curves),
-        *(evaluation.summaries(records), config.baseline, config.compared, claim),
+        name,
+        sum(leaf.size for leaf in jax.tree.leaves(params)),
+        curves,
+        evaluation.summaries(records),
+        config.baseline,
+        config.compared,
+        claim,
     )
     return section, splits
 

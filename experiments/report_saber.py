@@ -77,7 +77,10 @@ def _measure(
     total = num_specs * config.num_examples
     with tqdm(total=total, desc=task.name, disable=None) as progress:
         return measure.measure(
-            *(*as_denoiser(model), codec, task, setting),
+            *as_denoiser(model),
+            codec,
+            task,
+            setting,
             workdir,
             about={"checkpoint": digest, "dtype": str(model.head.dtype)},
             on_records=lambda records: progress.update(len(records)),

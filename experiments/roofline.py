@@ -30,8 +30,15 @@ def main(argv: Sequence[str]) -> None:
     config = llada_8b()
     rows = [
         [
-            *("machine", "devices per model", "rows of a group", "GB per device"),
-            *("compute, ms", "memory, ms", "sums, ms", "forward, ms", "limit"),
+            "machine",
+            "devices per model",
+            "rows of a group",
+            "GB per device",
+            "compute, ms",
+            "memory, ms",
+            "sums, ms",
+            "forward, ms",
+            "limit",
             "forwards x rows / s, all devices",
         ]
     ]
@@ -48,10 +55,13 @@ def main(argv: Sequence[str]) -> None:
                 times = (e.compute, e.memory, e.network, e.seconds)
                 rows.append(
                     [
-                        *(e.machine, str(e.num_sharing), str(e.batch_size)),
+                        e.machine,
+                        str(e.num_sharing),
+                        str(e.batch_size),
                         f"{e.bytes_per_device / 1e9:.1f}",
                         *(f"{1e3 * seconds:.1f}" for seconds in times),
-                        *(e.limit, f"{e.tokens_per_second:.0f}"),
+                        e.limit,
+                        f"{e.tokens_per_second:.0f}",
                     ]
                 )
     print(tables.markdown(rows), *refused, sep="\n")

@@ -15,8 +15,12 @@ from dlm_jax.models.llada import tiny
 PREFIX = "model.transformer."
 CONFIG = dataclasses.replace(
     tiny(),
-    **{"d_model": 16, "n_heads": 2, "n_kv_heads": 1, "n_layers": 2},
-    **{"mlp_hidden_size": 24, "embedding_size": 304},
+    d_model=16,
+    n_heads=2,
+    n_kv_heads=1,
+    n_layers=2,
+    mlp_hidden_size=24,
+    embedding_size=304,
 )
 
 

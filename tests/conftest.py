@@ -24,7 +24,9 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 install_import_hook(
     [
         "dlm_jax.checkpoints",
+        "dlm_jax.core.noise",
         "dlm_jax.core.predict",
+        "dlm_jax.core.summary",
         "dlm_jax.devices.batches",
         "dlm_jax.models",
         "dlm_jax.parity.traces",

@@ -17,9 +17,17 @@ from dlm_jax.core.canvas import Prompts
 DATA = Path(__file__).parent / "data"
 # The registry's, with settings under which several tokens are committed at once.
 ALL_SPECS = (
-    *("random", "left_to_right", "low_confidence", "margin", "entropy"),
-    *("threshold(threshold=0.3)", "factor(factor=2.0)", "factor_released(factor=2.0)"),
-    *("entropy_bound(gamma=1.0)", "saber", "saber_released"),
+    "random",
+    "left_to_right",
+    "low_confidence",
+    "margin",
+    "entropy",
+    "threshold(threshold=0.3)",
+    "factor(factor=2.0)",
+    "factor_released(factor=2.0)",
+    "entropy_bound(gamma=1.0)",
+    "saber",
+    "saber_released",
 )
 
 

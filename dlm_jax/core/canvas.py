@@ -2,7 +2,7 @@
 
 Samplers and their `Canvas`, `Prediction` and `Decision` know ONE row; `generate` maps
 them over the batch with `jax.vmap`, which adds a leading axis b to every array below.
-Shapes: l positions of the padded row, g generated slots, r positions of a region,
+Shapes: l positions of the padded row, g blanks, r positions of a region,
 v vocabulary entries, d model width.
 """
 
@@ -60,14 +60,14 @@ class Canvas:
         `Sampler.step` also predicted, and not deferred while others are eligible (see
         `Options.deferred_ids`).
       is_valid: bool [l]; not padding.
-      slots: int32 [g]; positions of the editable cells in order, l where there are
+      blanks: int32 [g]; positions to fill (editable) in order, l where there are
         fewer than g.
-      block: int32 []; index of the active block; blocks count slots, not columns.
+      block: int32 []; index of the active block; blocks count blanks, not columns.
       block_step: int32 []; forwards since the active block began.
       block_masks: int32 []; blanks of the active block when it began.
       num_blocks: int32 []; blocks of this row.
       step: int32 []; forwards this row has taken part in.
-      block_length: slots per block (static).
+      block_length: blanks per block (static).
       mask_id: the mask token (static).
     """
 
@@ -77,7 +77,7 @@ class Canvas:
     is_open: Bool[Array, "l"]
     is_eligible: Bool[Array, "l"]
     is_valid: Bool[Array, "l"]
-    slots: Int[Array, "g"]
+    blanks: Int[Array, "g"]
     block: Int[Array, ""]
     block_step: Int[Array, ""]
     block_masks: Int[Array, ""]
@@ -131,12 +131,15 @@ class Missing:
 
 
 # Whatever arithmetic, indexing or a function of jax.numpy does with an operand.
-for _operator in (
-    *("neg", "pos", "abs", "invert", "bool", "int", "float", "len", "iter", "getitem"),
-    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow"),
-    *("rpow", "lt", "le", "gt", "ge", "and", "rand", "or", "ror", "matmul", "rmatmul"),
-    *("array", "jax_array"),
-):
+# fmt: off
+_OPERATORS = (
+    "neg", "pos", "abs", "invert", "bool", "int", "float", "len", "iter", "getitem",
+    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow",
+    "matmul", "rmatmul", "lt", "le", "gt", "ge", "and", "rand", "or", "ror",
+    "array", "jax_array",
+)
+# fmt: on
+for _operator in _OPERATORS:
     setattr(Missing, f"__{_operator}__", Missing._refuse)
 jax.tree_util.register_static(Missing)
 

@@ -7,8 +7,8 @@ from jaxtyping import Array, Key
 
 from dlm_jax.core.canvas import Prompts
 from dlm_jax.core.denoiser import Denoiser
+from dlm_jax.core.noise import NOISE_TILE
 from dlm_jax.core.options import Options
-from dlm_jax.core.predict import NOISE_TILE
 from dlm_jax.core.sampler import Sampler, canonical
 from dlm_jax.errors import InputError
 

@@ -12,8 +12,8 @@ class Options:
     """How to generate, apart from the sampler.
 
     Attributes:
-      gen_length: slots per row: the most blanks a row may have.
-      block_length: slots per semi-autoregressive block; gen_length if ABSENT.
+      gen_length: the most blanks that a row may have.
+      block_length: blanks per semi-autoregressive block; gen_length if ABSENT.
       temperature: of the candidate's draw; 0 takes the most probable token.
       guidance: scale s of classifier-free guidance, logits un + (s + 1) (cond - un),
         `un` with the prompt masked (arXiv:2502.09992); 0 is off.

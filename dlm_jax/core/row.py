@@ -25,7 +25,7 @@ class Frame:
     is_editable: Bool[Array, "l"]
     is_valid: Bool[Array, "l"]
     rank: Int[Array, "l"]  # index among the editable positions, g elsewhere
-    slots: Int[Array, "g"]
+    blanks: Int[Array, "g"]
     num_blocks: Int[Array, ""]
 
 
@@ -55,14 +55,14 @@ def start(
     length, g = is_blank.shape[0], options.gen_length
     num_blanks = jnp.sum(is_blank, dtype=jnp.int32)
     rank = jnp.where(is_blank, jnp.cumsum(is_blank, dtype=jnp.int32) - 1, g)
-    slots = jnp.full(g, length, jnp.int32)
-    slots = slots.at[rank].set(jnp.arange(length, dtype=jnp.int32), mode="drop")
+    blanks = jnp.full(g, length, jnp.int32)
+    blanks = blanks.at[rank].set(jnp.arange(length, dtype=jnp.int32), mode="drop")
     frame = Frame(
         can_stop=jnp.asarray(prompts.can_stop),
         is_editable=is_blank,
         is_valid=jnp.asarray(prompts.is_valid),
         rank=rank,
-        slots=slots,
+        blanks=blanks,
         num_blocks=jnp.maximum(-(-num_blanks // options.block_length), 1),
     )
     zero = jnp.int32(0)
@@ -106,7 +106,7 @@ def observe(denoiser: Denoiser, options: Options, frame: Frame, row: Row) -> Can
         is_open=is_open,
         is_eligible=is_open & row.is_mask,
         is_valid=frame.is_valid,
-        slots=frame.slots,
+        blanks=frame.blanks,
         block=row.block,
         block_step=row.block_step,
         block_masks=row.block_masks,
@@ -175,6 +175,7 @@ def advance(
     prediction: Prediction,
 ) -> Row:
     """One step of one row: the sampler's decision, the writes, the next block."""
+    # The sampler's decision.
     has_nan = jnp.any(canvas.is_eligible & jnp.isnan(prediction.log_prob))
     canvas = _let_deferred_wait(options, canvas, prediction)
     state, decision = sampler.step(key, row.state, canvas, prediction)
@@ -199,15 +200,12 @@ def advance(
 
     # A stop with nothing undecided before it ends the row.
     if options.stop_ids:
-        is_stop = jnp.isin(tokens, jnp.array(options.stop_ids, jnp.int32))
-        is_stop &= frame.is_editable & ~is_mask & frame.can_stop
-        stop = jnp.min(jnp.where(is_stop, frame.rank, options.gen_length))
-        is_clear = ~jnp.any(is_mask & (frame.rank < stop))
-        is_tail = frame.is_editable & (frame.rank > stop) & is_clear
+        is_tail = _tail(options, frame, tokens, is_mask)
         tokens = jnp.where(is_tail, denoiser.eos_id, tokens)
         is_mask &= ~is_tail
         commit_step = jnp.where(is_tail, -1, commit_step)
 
+    # What is undecided has no commit, and what has none no confidence.
     is_undone = is_mask | remask
     commit_step = jnp.where(is_undone, -1, commit_step)
     confidence = jnp.where(commit_step < 0, 0, confidence)
@@ -233,20 +231,42 @@ def advance(
         state=state,
         trajectory=row.trajectory,
     )
+
+    # The trajectory.
     if new.trajectory is not None:
-        written = {
-            "log_prob": prediction.log_prob,
-            "commit": commit,
-            "remask": remask,
-        }
-        written = {
-            name: getattr(new.trajectory, name).at[row.step].set(value)
-            for name, value in written.items()
-        }
-        trajectory = dataclasses.replace(new.trajectory, **written)
-        new = dataclasses.replace(new, trajectory=trajectory)
-    new = _record_canvas(new, new.is_done)
+        new = _record_decision(new, row.step, prediction.log_prob, commit, remask)
+        new = _record_canvas(new, new.is_done)
+
+    # A row that was done keeps its values.
     return jax.tree.map(lambda x, y: jnp.where(row.is_done, x, y), row, new)
+
+
+def _tail(
+    options: Options, frame: Frame, tokens: Int[Array, "l"], is_mask: Bool[Array, "l"]
+) -> Bool[Array, "l"]:
+    """Positions behind the first stop, if nothing before it is undecided."""
+    is_stop = jnp.isin(tokens, jnp.array(options.stop_ids, jnp.int32))
+    is_stop &= frame.is_editable & ~is_mask & frame.can_stop
+    stop = jnp.min(jnp.where(is_stop, frame.rank, options.gen_length))
+    is_clear = ~jnp.any(is_mask & (frame.rank < stop))
+    return frame.is_editable & (frame.rank > stop) & is_clear
+
+
+def _record_decision(
+    row: Row,
+    step: Int[Array, ""],
+    log_prob: Float[Array, "l"],
+    commit: Bool[Array, "l"],
+    remask: Bool[Array, "l"],
+) -> Row:
+    """Writes a step's log-probabilities, commits and remasks."""
+    trajectory = dataclasses.replace(
+        row.trajectory,
+        log_prob=row.trajectory.log_prob.at[step].set(log_prob),
+        commit=row.trajectory.commit.at[step].set(commit),
+        remask=row.trajectory.remask.at[step].set(remask),
+    )
+    return dataclasses.replace(row, trajectory=trajectory)
 
 
 def _record_canvas(row: Row, is_last: Bool[Array, ""]) -> Row:

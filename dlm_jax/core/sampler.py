@@ -118,7 +118,7 @@ class Sampler(Rule):
     def region(self, canvas: Canvas) -> Int[Array, "r"]:
         """Positions that need a prediction; the active block's by default."""
         start = canvas.block * canvas.block_length
-        return jax.lax.dynamic_slice(canvas.slots, (start,), (canvas.block_length,))
+        return jax.lax.dynamic_slice(canvas.blanks, (start,), (canvas.block_length,))
 
     def adjust(
         self,
@@ -148,8 +148,8 @@ class Sampler(Rule):
         Hyper-parameters are then NumPy arrays [b], see `canonical`.
 
         Args:
-          gen_length: slots per row.
-          block_length: slots per block, a divisor of gen_length.
+          gen_length: the most blanks of a row.
+          block_length: blanks per block, a divisor of gen_length.
 
         Raises:
           InputError: naming the field that does not fit.

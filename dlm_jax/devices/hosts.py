@@ -30,8 +30,14 @@ _LONGEST_WAIT = 7 * 24 * 3600
 _LONGEST_START = 300.0
 # What must be the same in all shards of an output.
 _COMMON = (
-    *("num_prompts", "prompts_digest", "checkpoint", "dtype", "gen_length"),
-    *("block_length", "temperature", "seed"),
+    "num_prompts",
+    "prompts_digest",
+    "checkpoint",
+    "dtype",
+    "gen_length",
+    "block_length",
+    "temperature",
+    "seed",
 )
 # What `merge` needs of a record, and the type that it must have.
 _FIELDS = {"index": int, "num_prompts": int, "sampler": str}
@@ -115,7 +121,9 @@ def start(
             _reach(place[1], int(place[2]))
     try:
         jax.distributed.initialize(
-            *(coordinator, num_processes, process_id),
+            coordinator_address=coordinator,
+            num_processes=num_processes,
+            process_id=process_id,
             # What is given is not looked up: a cluster may limit the devices, too.
             cluster_detection_method=None if is_cluster else "deactivate",
             # One that has less to do waits for the others, which otherwise would be

@@ -12,8 +12,14 @@ from dlm_jax.errors import InputError
 # dashes tell them apart in grey as well. The three lengths have no common factor, so
 # that styles come again after 360 lines only (of bands, without markers, after 40).
 _COLOURS = (
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
-    *("#E69F00", "#56B4E9", "#000000", "#999933"),
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#999933",
 )
 _MARKERS = "osD^vPX*<"
 _DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
@@ -93,32 +99,18 @@ def curves(
     figure, axes = pyplot.subplots(
         figsize=(_COLUMN_WIDTH, height), layout="constrained"
     )
-    handles = {}
-    for i, (name, line) in enumerate(points.items()):
-        line = sorted(line, key=lambda point: point[x])
-        xs, ys = (np.array([point[name] for point in line]) for name in (x, y))
-        style = {
-            **_style(i),
-            "marker": _MARKERS[i % len(_MARKERS)],
-            "markersize": 3,
-            "linewidth": 1,
-        }
-        if f"{y}_low" in line[0]:
-            ends = [[point[f"{y}_{end}"] for point in line] for end in ("low", "high")]
-            errors = np.abs(np.array(ends) - ys)
-            # The legend gets the line only: bars would hide its dashes and marker.
-            handles[name], *_ = axes.errorbar(
-                *(xs, ys, errors), elinewidth=0.5, capsize=1, **style
-            )
-        else:
-            (handles[name],) = axes.plot(xs, ys, **style)
+    handles = {
+        name: _line(axes, i, line, x, y)
+        for i, (name, line) in enumerate(points.items())
+    }
     if front:
         line = sorted(front, key=lambda point: point[x])
         xs, ys = ([point[name] for point in line] for name in (x, y))
-        # What the last point gives is to be had for all that is dearer, too.
+        # Whatever costs more has at least the accuracy of the last point.
         xs.append(max(point[x] for line in points.values() for point in line))
         (handles["front of all"],) = axes.step(
-            *(xs, [*ys, ys[-1]]),
+            xs,
+            [*ys, ys[-1]],
             where="post",
             color="#333333",
             linewidth=0.8,
@@ -133,7 +125,8 @@ def curves(
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.set_title(title, fontsize=8)
     figure.legend(
-        *(handles.values(), handles),
+        handles.values(),
+        handles,
         loc="outside lower center",
         ncols=2,
         fontsize=6,
@@ -142,6 +135,26 @@ def curves(
     )
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _line(axes: Any, i: int, line: Sequence[Mapping[str, Any]], x: str, y: str) -> Any:
+    """Draws the i-th line of `curves`; returns what the legend shows of it."""
+    line = sorted(line, key=lambda point: point[x])
+    xs, ys = (np.array([point[name] for point in line]) for name in (x, y))
+    style = {
+        **_style(i),
+        "marker": _MARKERS[i % len(_MARKERS)],
+        "markersize": 3,
+        "linewidth": 1,
+    }
+    if f"{y}_low" not in line[0]:
+        (handle,) = axes.plot(xs, ys, **style)
+        return handle
+    ends = [[point[f"{y}_{end}"] for point in line] for end in ("low", "high")]
+    errors = np.abs(np.array(ends) - ys)
+    # The legend gets the line only: bars would hide its dashes and marker.
+    handle, *_ = axes.errorbar(xs, ys, errors, elinewidth=0.5, capsize=1, **style)
+    return handle
 
 
 def bands(

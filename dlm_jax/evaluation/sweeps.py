@@ -98,8 +98,12 @@ def table(made: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     area = areas(made)
     rows = [
         [
-            *("curve", "area", "best accuracy", "NFE of it"),
-            *("least NFE within 1 point of it", "on the common front"),
+            "curve",
+            "area",
+            "best accuracy",
+            "NFE of it",
+            "least NFE within 1 point of it",
+            "on the common front",
         ]
     ]
     for name, line in made.items():

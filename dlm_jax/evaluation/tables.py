@@ -50,8 +50,17 @@ def accuracy(results: Sequence[Summary]) -> str:
     """
     rows = [
         [
-            *("sampler", "right", "of", "accuracy", "95 % interval", "NFE"),
-            *("NFE 10-50-90 %", "tokens / forward", "tokens / s", "s", "compile s"),
+            "sampler",
+            "right",
+            "of",
+            "accuracy",
+            "95 % interval",
+            "NFE",
+            "NFE 10-50-90 %",
+            "tokens / forward",
+            "tokens / s",
+            "s",
+            "compile s",
         ]
     ]
     for result in results:
@@ -85,8 +94,14 @@ def paired(results: Sequence[Summary]) -> str:
     first, *others = results
     rows = [
         [
-            *("against the first", "difference", "95 % interval", "gained", "lost"),
-            *("McNemar p", "times fewer forwards", "95 % interval"),
+            "against the first",
+            "difference",
+            "95 % interval",
+            "gained",
+            "lost",
+            "McNemar p",
+            "times fewer forwards",
+            "95 % interval",
         ]
     ]
     for own in others:

@@ -173,7 +173,7 @@ def _options(trace: Trace, denoiser: Denoiser, params: PyTree) -> Options:
     gen_length = recorded["gen_length"]
     block_length = recorded.get("block_length", gen_length)
     if "spec" in recorded:
-        # Our rows may have fewer blanks than slots; the last block is then short.
+        # Our rows may have fewer blanks than gen_length; the last block is then short.
         gen_length = -(-gen_length // block_length) * block_length
     suppressed = tuple(recorded.get("suppressed_ids", ()))
     if recorded.get("logits_eos_inf"):

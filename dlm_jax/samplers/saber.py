@@ -72,7 +72,7 @@ class Saber(Sampler):
         return SaberState(committed=unknown, previous=unknown)
 
     def region(self, canvas: Canvas) -> Int[Array, "r"]:
-        return canvas.slots
+        return canvas.blanks
 
     def step(
         self,

@@ -64,7 +64,7 @@ class SaberReleased(Sampler):
 
     def region(self, canvas: Canvas) -> Int[Array, "r"]:
         # The first n columns can enter the n best when masks run out.
-        return jnp.concatenate([jnp.arange(self.n, dtype=jnp.int32), canvas.slots])
+        return jnp.concatenate([jnp.arange(self.n, dtype=jnp.int32), canvas.blanks])
 
     def step(
         self,

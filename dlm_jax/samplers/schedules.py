@@ -39,8 +39,8 @@ def _check_steps(
     Args:
       schedule: is named in the error.
       steps: of the whole generation, one value or one per row.
-      gen_length: slots per row.
-      block_length: slots per block.
+      gen_length: the most blanks of a row.
+      block_length: blanks per block.
     """
     num_blocks = gen_length // block_length
     values = np.atleast_1d(steps)

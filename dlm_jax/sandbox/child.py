@@ -1,6 +1,7 @@
 """What runs in the sandbox's child process; `sandbox` sends it there as code.
 
-It imports nothing of this package and is imported by nothing. Everything up to
+It imports nothing of this package and is imported by nothing. It is one file, a bit
+longer than others, because it is sent as one piece. Everything up to
 `_lock` is trusted; from the first line of a program on, what it writes is a claim that
 the parent judges.
 """

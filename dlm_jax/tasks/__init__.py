@@ -11,8 +11,13 @@ from dlm_jax.tasks.sudoku import Sudoku
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        *(Sudoku(), Maze(), Countdown(), Countdown4()),
-        *(Program(), LongProgram(), HumanEval()),
+        Sudoku(),
+        Maze(),
+        Countdown(),
+        Countdown4(),
+        Program(),
+        LongProgram(),
+        HumanEval(),
     )
 }
 

@@ -185,66 +185,88 @@ def race(
     """
     if num_pairs < 1:
         raise InputError(f"num_pairs ({num_pairs}) must be at least 1")
+    # The ways to run a sampler: dlm_jax, then the reference.
     num_rows = len(prompts.tokens)
     num_slots = options.num_slots or num_rows
     batch_size = min(num_slots * parallel.num_groups, num_rows)
     keys = row_keys(seed, np.arange(num_rows))
     num_forwards = {}
 
-    def ours(spec: str) -> tuple[np.ndarray, np.ndarray]:
+    def run(spec: str) -> tuple[np.ndarray, np.ndarray]:
         generation = parallel(samplers[spec], prompts, keys, options)
         num_forwards[spec] = int(np.max(generation.last_iteration))
         return np.asarray(generation.tokens), np.asarray(generation.num_steps)
 
-    def is_token(tokens: np.ndarray) -> np.ndarray:
-        return prompts.is_blank & (tokens != parallel.denoiser.eos_id)
-
-    def seconds_of(way: Callable[[str], object], spec: str) -> float:
-        start = time.perf_counter()
-        way(spec)
-        seconds = time.perf_counter() - start
-        on_run()
-        return seconds
-
-    ways = [ours]
+    ways = [run]
     if reference is not None:
-        theirs_in_batches = in_batches(reference, batch_size)
-        ways.append(lambda spec: theirs_in_batches(samplers[spec], prompts, keys))
+        fill = in_batches(reference, batch_size)
+        ways.append(lambda spec: fill(samplers[spec], prompts, keys))
+
+    # An untimed run of each, then the timed ones in turn.
     compile_seconds, outputs = {}, {}
     for spec, sampler in samplers.items():
         compile_seconds[spec] = parallel.compile(sampler, prompts, keys, options)
         outputs[spec] = [way(spec) for way in ways]
-    seconds, their_seconds, forward_seconds = (
-        {spec: np.zeros(num_pairs) for spec in samplers} for _ in range(3)
-    )
-    for pair in range(num_pairs):
-        for spec in samplers:
-            before = forward()
-            seconds[spec][pair] = seconds_of(ours, spec)
-            forward_seconds[spec][pair] = (before + forward()) / 2
-            for theirs in ways[1:]:
-                their_seconds[spec][pair] = seconds_of(theirs, spec)
+    specs = list(samplers)
+    seconds, forward_seconds = _alternate(specs, ways, forward, num_pairs, on_run)
+
+    def num_tokens(tokens: np.ndarray) -> int:
+        is_token = prompts.is_blank & (tokens != parallel.denoiser.eos_id)
+        return int(is_token.sum())
+
     return [
         Result(
             sampler=spec,
             length=prompts.tokens.shape[1],
             batch_size=batch_size,
             compile_seconds=compile_seconds[spec],
-            seconds=seconds[spec],
-            reference_seconds=None if reference is None else their_seconds[spec],
+            seconds=seconds[spec][0],
+            reference_seconds=None if reference is None else seconds[spec][1],
             forward_seconds=forward_seconds[spec],
             num_steps=outputs[spec][0][1],
             num_forwards=num_forwards[spec],
-            num_tokens=int(is_token(outputs[spec][0][0]).sum()),
+            num_tokens=num_tokens(outputs[spec][0][0]),
             num_equal=None if reference is None else _num_equal(*outputs[spec]),
         )
-        for spec in samplers
+        for spec in specs
     ]
 
 
-def _num_equal(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> int:
+def _alternate(
+    specs: Sequence[str],
+    ways: Sequence[Callable[[str], object]],
+    forward: Callable[[], float],
+    num_pairs: int,
+    on_run: Callable[[], object],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Times all ways in turn; a forward before and after each run of the first.
+
+    Returns:
+      By spec: seconds of each way and pair, [ways, p], and of a forward, [p].
+    """
+    seconds = {spec: np.zeros((len(ways), num_pairs)) for spec in specs}
+    forward_seconds = {spec: np.zeros(num_pairs) for spec in specs}
+
+    def seconds_of(way: Callable[[str], object], spec: str) -> float:
+        start = time.perf_counter()
+        way(spec)
+        taken = time.perf_counter() - start
+        on_run()
+        return taken
+
+    for pair in range(num_pairs):
+        for spec in specs:
+            before = forward()
+            seconds[spec][0, pair] = seconds_of(ways[0], spec)
+            forward_seconds[spec][pair] = (before + forward()) / 2
+            for number, way in enumerate(ways[1:], start=1):
+                seconds[spec][number, pair] = seconds_of(way, spec)
+    return seconds, forward_seconds
+
+
+def _num_equal(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> int:
     """Rows with the same tokens and the same NFE."""
-    is_equal = (ours[0] == theirs[0]).all(axis=1) & (ours[1] == theirs[1])
+    is_equal = (first[0] == second[0]).all(axis=1) & (first[1] == second[1])
     return int(is_equal.sum())
 
 

@@ -38,16 +38,31 @@ class Machine:
 # device; v5e-16 counts chips of one core.
 MACHINES = (
     Machine(
-        *("v5e-16", 16, 197e12, 16e9, 819e9, 100e9),
-        "cloud.google.com/tpu/docs/v5e; two of four 50 GB/s links per group",
+        name="v5e-16",
+        num_devices=16,
+        flops=197e12,
+        memory=16e9,
+        bandwidth=819e9,
+        link=100e9,
+        source="cloud.google.com/tpu/docs/v5e; two of four 50 GB/s links per group",
     ),
     Machine(
-        *("v5p-64", 32, 459e12, 95e9, 2765e9, 200e9),
-        "cloud.google.com/tpu/docs/v5p; two of six 100 GB/s links per group",
+        name="v5p-64",
+        num_devices=32,
+        flops=459e12,
+        memory=95e9,
+        bandwidth=2765e9,
+        link=200e9,
+        source="cloud.google.com/tpu/docs/v5p; two of six 100 GB/s links per group",
     ),
     Machine(
-        *("8x H200", 8, 989e12, 141e9, 4800e9, 450e9),
-        "NVIDIA H200 data sheet; NVLink 900 GB/s in both directions",
+        name="8x H200",
+        num_devices=8,
+        flops=989e12,
+        memory=141e9,
+        bandwidth=4800e9,
+        link=450e9,
+        source="NVIDIA H200 data sheet; NVLink 900 GB/s in both directions",
     ),
 )
 
@@ -187,7 +202,13 @@ def estimate(
     seconds = max(compute, memory) + network
     num_groups = machine.num_devices // num_sharing
     return Estimate(
-        *(machine.name, num_sharing, batch_size, held, compute, memory, network),
+        machine=machine.name,
+        num_sharing=num_sharing,
+        batch_size=batch_size,
+        bytes_per_device=held,
+        compute=compute,
+        memory=memory,
+        network=network,
         seconds=seconds,
         tokens_per_second=num_groups * batch_size / seconds,
         limit=max(parts, key=lambda name: parts[name]),

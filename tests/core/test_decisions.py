@@ -178,11 +178,17 @@ def test_missing_statistics_are_part_of_the_structure():
 
 
 ALL_AT_ONCE = (
-    *("entropy_bound(gamma=inf)", "entropy_bound(gamma=inf, error_proxy='margin')"),
-    *("threshold(threshold=0.0)", "factor(factor=inf)", "factor_released(factor=99.0)"),
+    "entropy_bound(gamma=inf)",
+    "entropy_bound(gamma=inf, error_proxy='margin')",
+    "threshold(threshold=0.0)",
+    "factor(factor=inf)",
+    "factor_released(factor=99.0)",
     "low_confidence(schedule=fixed(k=6))",
-    *("entropy(schedule=dream(steps=1))", "margin(schedule=cosine(steps=1))"),
-    *("saber(n=6)", "saber(threshold=0.0)", "saber_released(n=6)"),
+    "entropy(schedule=dream(steps=1))",
+    "margin(schedule=cosine(steps=1))",
+    "saber(n=6)",
+    "saber(threshold=0.0)",
+    "saber_released(n=6)",
 )
 
 
@@ -266,7 +272,7 @@ def test_a_new_row_starts_with_a_new_state(num_slots):
 
 def test_the_draw_and_the_rule_have_keys_of_their_own():
     """A rule that draws a token as the loop does gets another one."""
-    from dlm_jax.core.predict import gumbel_noise
+    from dlm_jax.core.noise import gumbel_noise
 
     class Draws(samplers.LeftToRight):
         def step(self, key, state, canvas, prediction):

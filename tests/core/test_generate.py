@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import TableDenoiser, equations, infilling_of, prompts_of, stack
+from table_loop import DENOISER, EOS, MASK, VOCAB, run, table
 
 from dlm_jax import samplers
 from dlm_jax.core import loop
@@ -18,24 +19,6 @@ from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA, tiny
-
-VOCAB, MASK, EOS = 12, 11, 1
-DENOISER = TableDenoiser(mask_id=MASK, eos_id=EOS)
-
-
-def table(length, seed=0):
-    """Random logits for every position."""
-    return jax.random.normal(jax.random.key(seed), (length, VOCAB)) * 2
-
-
-def run(spec, prompts, options, params=None, denoiser=DENOISER, seed=0):
-    if params is None:
-        params = table(prompts.tokens.shape[1])
-    keys = row_keys(seed, np.arange(len(prompts.tokens)))
-    result = loop.generate(
-        denoiser, params, samplers.parse(spec), prompts, keys, options
-    )
-    return jax.device_get(result)
 
 
 def test_blocks_are_filled_in_order_and_count_blanks():
@@ -271,7 +254,9 @@ def test_products_of_float32_models_have_full_precision(dtype, option, expected)
     model = LLaDA(tiny(), rngs=nnx.Rngs(0), dtype=dtype)
     denoiser, params = as_denoiser(model)
     sampler, prompts, options = prepare(
-        *(denoiser, samplers.parse("saber"), prompts_of([3], 4)),
+        denoiser,
+        samplers.parse("saber"),
+        prompts_of([3], 4),
         Options(4, guidance=1.0, **option),
     )
     keys = row_keys(0, np.arange(1))
@@ -288,64 +273,6 @@ def test_products_of_float32_models_have_full_precision(dtype, option, expected)
         names = [None if p is None else p.name for p in precision or (None, None)]
         is_default = all(name in (None, "DEFAULT") for name in names)
         assert is_default if expected is None else names == [expected] * 2
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"block_length": 4}, "gen_length (6) must be a multiple of block_length (4)"),
-        ({"gen_length": 0}, "gen_length (0) must be at least 1"),
-        ({"gen_length": 5}, "gen_length (5) must be at least the blanks of the"),
-        ({"temperature": -1.0}, "temperature (-1.0) must be at least 0 and finite"),
-        ({"guidance": np.inf}, "guidance (inf) must be at least 0 and finite"),
-        ({"vocab_slice": 1000}, "vocab_slice (1000) must be a multiple of 1024"),
-    ],
-)
-def test_bad_options_are_named(change, message):
-    options = dataclasses.replace(Options(gen_length=6), **change)
-    with pytest.raises(InputError) as error:
-        run("low_confidence", prompts_of([2], 6, vocab_size=9), options)
-    assert message in str(error.value)
-
-
-def test_bad_prompts_are_named():
-    short = TableDenoiser(mask_id=MASK, max_length=7)
-    prompts = prompts_of([2], 6, vocab_size=9)
-    with pytest.raises(InputError, match=r"row length \(8\) must be at most .* \(7\)"):
-        run("random", prompts, Options(gen_length=6), denoiser=short)
-    hole = Prompts(prompts.tokens, prompts.is_blank & False, prompts.is_valid.copy())
-    hole.is_valid[0, 1] = False
-    with pytest.raises(InputError, match="must be a run from column 0"):
-        run("random", hole, Options(gen_length=6))
-    nothing = jax.tree.map(lambda x: x[:0], prompts)
-    with pytest.raises(
-        InputError, match=r"shape \(0, 8\)\) must have at least one row"
-    ):
-        run("random", nothing, Options(gen_length=6))
-    outside = Prompts(prompts.tokens, prompts.is_blank, prompts.is_valid & False)
-    with pytest.raises(InputError, match="is_blank must be False where is_valid"):
-        run("random", outside, Options(gen_length=6))
-
-
-def test_bad_sampler_values_are_named():
-    prompts = prompts_of([2], 6, vocab_size=9)
-    keys = row_keys(0, np.arange(1))
-    for value, message in (
-        ("high", r"Threshold: threshold \('high'\) must be a number"),
-        (np.zeros(3), r"Threshold: threshold .* must be a number or an array"),
-        (1.5, r"^Threshold: threshold \(1.5\) must be at most 1$"),
-        (np.array([-0.25]), r"^Threshold: threshold \(-0.25\) must be at least 0$"),
-        (np.nan, r"^Threshold: threshold \(nan\) must be at least 0$"),
-    ):
-        with pytest.raises(InputError, match=message):
-            loop.generate(
-                DENOISER,
-                table(8),
-                samplers.Threshold(threshold=value),
-                prompts,
-                keys,
-                Options(gen_length=6),
-            )
 
 
 def test_row_keys_depend_on_the_id_alone():

@@ -127,7 +127,7 @@ def test_no_array_of_the_vocabulary_but_the_weights(spec):
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     avals = [x.aval for _, e in equations(jaxpr) for x in (*e.invars, *e.outvars)]
     shapes = {aval.shape for aval in avals if hasattr(aval, "shape")}
-    # Samplers that revise look at all slots, the others at the active block.
+    # Samplers that revise look at all blanks, the others at the active block.
     region = {"saber": gen_length, "saber_released": gen_length + 2}.get(
         spec, block_length
     )

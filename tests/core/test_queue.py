@@ -113,8 +113,11 @@ def test_512_rows_in_32_slots(spec):
         def run(num_slots, chosen):
             return jax.device_get(
                 loop.generate(
-                    *(denoiser, params, samplers.parse(spec)),
-                    *(take_rows(prompts, chosen), keys[chosen]),
+                    denoiser,
+                    params,
+                    samplers.parse(spec),
+                    take_rows(prompts, chosen),
+                    keys[chosen],
                     dataclasses.replace(options, num_slots=num_slots),
                 )
             )

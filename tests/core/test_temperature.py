@@ -15,8 +15,8 @@ from dlm_jax.core.canvas import Prompts
 from dlm_jax.core.checks import prepare
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.loop import generate, sample
+from dlm_jax.core.noise import NOISE_TILE
 from dlm_jax.core.options import Options
-from dlm_jax.core.predict import NOISE_TILE
 
 # Three tiles of noise, the last one partly used.
 VOCAB_SIZE = 2 * NOISE_TILE + 452

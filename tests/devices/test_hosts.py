@@ -8,10 +8,10 @@ import threading
 import time
 
 import checkpoint_files as files_of
+import device_runs
 import jax
 import numpy as np
 import pytest
-import test_parallel
 from flax import nnx
 from helpers import ALL_SPECS, finish, free_port, start_python, start_script
 from hypothesis import given
@@ -329,9 +329,11 @@ def test_two_processes_of_four_devices_give_what_one_device_gives(
     pair = [
         start(
             "pair.jsonl",
-            *(f"--coordinator=localhost:{port}", "--num_processes=2"),
+            f"--coordinator=localhost:{port}",
+            "--num_processes=2",
             # One with all weights on every device, one with groups of two.
-            *(f"--process_id={number}", *["--devices_per_model=2"][:number]),
+            f"--process_id={number}",
+            *["--devices_per_model=2"][:number],
         )
         for number in range(2)
     ]
@@ -355,14 +357,14 @@ def test_two_processes_of_four_devices_give_what_one_device_gives(
 
 @pytest.mark.slow
 def test_two_processes_differ_in_float32_by_near_ties_only(tmp_path):
-    specs = test_parallel.SPECS
+    specs = device_runs.SPECS
     program = (
-        "import sys, test_parallel; from dlm_jax.devices import hosts\n"
+        "import sys, device_runs; from dlm_jax.devices import hosts\n"
         "number = int(sys.argv[1])\n"
         f"host = hosts.start('localhost:{free_port()}', 2, number)\n"
         # One with all weights on every device, one with groups of two.
         f"sharing = {[None, 2]}[number]\n"
-        f"test_parallel.record_all({specs}, sharing, {str(tmp_path)!r}, host)"
+        f"device_runs.record_all({specs}, sharing, {str(tmp_path)!r}, host)"
     )
     finish([start_python(["-c", program, str(i)], num_devices=4) for i in range(2)])
-    test_parallel.check_near_ties(tmp_path, len(specs))
+    device_runs.check_near_ties(tmp_path, len(specs))

@@ -2,93 +2,21 @@
 
 import dataclasses
 import json
-import os
-import pathlib
-import random
-import signal
-import subprocess
-import sys
-import time
 import zlib
 
-import jax
 import numpy as np
 import pytest
-import tqdm
-from flax import nnx
+from evaluation_runs import PLAN, SHAPE, SPECS, TASK, run
 
-from dlm_jax import checkpoints, samplers, tasks
+from dlm_jax import samplers, tasks
 from dlm_jax.devices import batches
-from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
-from dlm_jax.evaluation import provenance, tables
 from dlm_jax.evaluation import run as evaluation
-from dlm_jax.evaluation.records import Log, Manifest, environments, read_records
-from dlm_jax.models import as_denoiser
-from dlm_jax.models.llada import LLaDA
-from dlm_jax.tasks import humaneval, sudoku
-from dlm_jax.tasks.base import Example, Verdict
+from dlm_jax.evaluation import tables
+from dlm_jax.evaluation.records import read_records
+from dlm_jax.tasks import humaneval
+from dlm_jax.tasks.base import Example
 from dlm_jax.text.codec import Codec
-
-TASK = sudoku.Sudoku()
-SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 2, "mlp_hidden_size": 48}
-SPECS = ("threshold(threshold=0.5)", "threshold(threshold=0.9)", "random")
-PLAN = evaluation.Plan(batch_size=2, queue_length=4)
-
-
-class Arbitrary(sudoku.Sudoku):
-    """An arbitrary half is right: a random model would solve no puzzle."""
-
-    def verdict(self, example: Example, answer: str) -> Verdict:
-        number = zlib.crc32(answer.encode())
-        return Verdict(number % 2 == 0, str(number))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    graph, params = nnx.split(LLaDA(TASK.model_config(**SHAPE), rngs=nnx.Rngs(0)))
-    model = nnx.merge(graph, jax.tree.map(lambda weight: 4 * weight, params))
-    files = TASK.tokenizer().save_pretrained(tmp_path_factory.mktemp("tokenizer"))
-    directory = tmp_path_factory.mktemp("model") / "hf"
-    checkpoints.save_hf(model, directory, files)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    model = checkpoints.load(checkpoint)
-    codec = Codec.load(checkpoint, model.config)
-    return DataParallel(*as_denoiser(model)), codec
-
-
-def run(
-    model,
-    directory,
-    specs=SPECS,
-    num=6,
-    plan=PLAN,
-    is_mixed=False,
-    seeds=(0,),
-    on_records=lambda records: None,
-    block_length=None,
-):
-    parallel, codec = model
-    todo = evaluation.lanes(specs, seeds, is_mixed)
-    about = {"checkpoint": "x"}
-    task = Arbitrary().with_lengths(block_length=block_length)
-    records = evaluation.run(
-        *(parallel, codec, task, plan, todo, num, directory),
-        about=about,
-        on_records=on_records,
-    )
-    times = ("seconds", "compile_seconds", "run")
-    return [{k: v for k, v in r.items() if k not in times} for r in records]
-
-
-@pytest.fixture(scope="module")
-def whole(model, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("whole")
-    return directory, run(model, directory)
 
 
 def test_records_are_what_the_samplers_did(model, whole):
@@ -101,34 +29,22 @@ def test_records_are_what_the_samplers_did(model, whole):
     ]
     examples = TASK.examples("test", 6)
     rows = TASK.encode(codec, examples)
-    expected = batches.fill(
+    expected = {}
+    for done in batches.stream(
         parallel, samplers.parse(SPECS[0]), rows, TASK.options(codec), 0, 6
-    )
-    for record, row, answer in zip(records, rows, expected.answers, strict=False):
-        assert record["text"] == codec.decode(row, answer.tokens)
-        assert record["nfe"] == answer.num_steps
+    ):
+        for place, index in enumerate(done.indices):
+            nfe = done.filled.num_steps[place]
+            expected[index] = done.filled.tokens[place], nfe
+    for record, row, i in zip(records, rows, range(6), strict=False):
+        tokens, nfe = expected[i]
+        assert record["text"] == codec.decode(row, tokens)
+        assert record["nfe"] == nfe
         assert record["num_tokens"] == row.is_blank.sum()
         number = zlib.crc32(record["text"].encode())
         assert record["is_correct"] == (number % 2 == 0)
         assert record["reason"] == str(number)
     assert 0 < sum(record["is_correct"] for record in records) < 18
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_a_log_cut_anywhere_is_completed_to_the_same(model, whole, tmp_path, seed):
-    directory, records = whole
-    content = (directory / "records.jsonl").read_bytes()
-    cut = random.Random(seed).randrange(len(content))
-    (tmp_path / "records.jsonl").write_bytes(content[:cut])
-    manifest = (directory / "manifest.json").read_bytes()
-    (tmp_path / "manifest.json").write_bytes(manifest)
-    assert run(model, tmp_path) == records
-    completed = [
-        {k: v for k, v in json.loads(line).items() if k not in ("seconds",)}
-        for line in (tmp_path / "records.jsonl").read_text().splitlines()
-    ]
-    assert len(completed) == len(records)
-    assert len(read_records(tmp_path)) == len(records)
 
 
 def test_what_is_there_is_not_done_again_and_more_may_be_added(model, tmp_path):
@@ -301,83 +217,6 @@ def test_bad_input_leaves_a_new_directory_as_it_was(model, tmp_path, changes):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_manifest_lists_the_runs_that_added_records(model, tmp_path):
-    run(model, tmp_path, SPECS[:1], num=4)
-    run(model, tmp_path, SPECS[:1], num=4)  # Adds nothing.
-    run(model, tmp_path, SPECS[1:], num=3, seeds=(0, 1))
-    runs = json.loads((tmp_path / "manifest.json").read_text())["runs"]
-    specs = [samplers.canonical_spec(spec) for spec in SPECS]
-    listed = [(r["samplers"], r["seeds"], r["num_examples"]) for r in runs]
-    assert listed == [(specs[:1], [0], 4), (sorted(specs[1:]), [0, 1], 3)]
-    (environment,) = environments(tmp_path)
-    assert environment == runs[0]["environment"] == runs[1]["environment"]
-    assert environment["jax"] == jax.__version__
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("{}", "no identity"),
-        ('{"identity": {}}', "no runs"),
-        ('{"identity": 3, "runs": []}', "identity is 3"),
-        ('{"identity": {}, "runs": [{}]}', "no environment"),
-        ('{"identity": {}, "runs": 7}', "not iterable"),
-        ('{"identity":', "Expecting value: line 1"),
-        ("", "Expecting value: line 1"),
-        ("hello", "Expecting value: line 1"),
-        (b"\xff\xfe\xff", "can't decode"),
-        ("[]", "list indices"),
-    ],
-)
-def test_a_damaged_manifest_is_named(tmp_path, content, reason):
-    path = tmp_path / "manifest.json"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    for read in (
-        lambda: Manifest(tmp_path, {}, {}),
-        lambda: environments(tmp_path),
-    ):
-        with pytest.raises(InputError) as error:
-            read()
-        said = str(error.value)
-        assert said.startswith(f"{path} must be the manifest of an evaluation (")
-        assert reason in said and "another directory" in said and "\n" not in said
-
-
-def test_records_without_a_manifest_are_of_nobody_knows_what(model, whole, tmp_path):
-    content = (whole[0] / "records.jsonl").read_bytes()
-    (tmp_path / "records.jsonl").write_bytes(content)
-    with pytest.raises(InputError, match=r"has records.jsonl, but no manifest.json"):
-        run(model, tmp_path)
-    assert (tmp_path / "records.jsonl").read_bytes() == content
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        *("", "hello", '{"sampler": "random", "se', "[]", "3", "null", '{"a": 1}'),
-        '{"sampler": "random", "seed": 0, "index": [1]}',
-        b"\xff" * 500,
-    ],
-)
-@pytest.mark.parametrize("tail", [b"", b'{"sampler": "ran'])
-def test_a_damaged_record_is_named(whole, tmp_path, line, tail):
-    """But for a last line without an end, which a kill leaves."""
-    first, *rest = (whole[0] / "records.jsonl").read_bytes().splitlines()
-    line = line if isinstance(line, bytes) else line.encode()
-    content = b"\n".join([first, line, *rest, tail])
-    path = tmp_path / "records.jsonl"
-    path.write_bytes(content)
-    for read in (Log, read_records):
-        with pytest.raises(InputError) as error:
-            read(tmp_path)
-        said = str(error.value)
-        assert said.startswith(f"{path}, line 2 ({line.decode(errors='replace')!r:.60}")
-        assert "delete the line" in said and "\n" not in said and len(said) < 400
-        assert path.read_bytes() == content
-    path.write_bytes(b"\n".join([first, *rest, tail]))
-    assert len(read_records(tmp_path)) == 1 + len(rest)
-
-
 def test_more_examples_ask_for_those_only(model, tmp_path, whole):
     """3 are there, so the second run's calls begin in the middle of a whole run's."""
     run(model, tmp_path, SPECS[:1], num=3)
@@ -393,20 +232,6 @@ def test_more_examples_ask_for_those_only(model, tmp_path, whole):
     ]
 
 
-def test_what_was_handed_over_before_a_stop_is_kept(model, whole, tmp_path):
-    """The loop stops within the first call of four rows, two of them in flight."""
-
-    def stop(records):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(model, tmp_path, on_records=stop)
-    kept = read_records(tmp_path)
-    assert 0 < len(kept) < 4
-    assert run(model, tmp_path) == whole[1]
-    assert read_records(tmp_path)[: len(kept)] == kept
-
-
 def test_samplers_take_turns(whole):
     """Four rows of each, then the other two; in a call, those that are done first."""
     directory, _ = whole
@@ -420,154 +245,3 @@ def test_samplers_take_turns(whole):
         for indices in (range(4), range(4, 6))
         for spec in specs
     ]
-
-
-class Visible(tqdm.tqdm):
-    """A progress bar that is shown though no terminal is there."""
-
-    def __init__(self, **options):
-        super().__init__(**(options | {"disable": False}))
-
-
-def test_script_prints_the_tables_and_goes_on_where_it_was(
-    checkpoint, tmp_path, monkeypatch, run_script
-):
-    monkeypatch.setattr(tasks, "get", lambda name: Arbitrary())
-    monkeypatch.setattr(provenance, "_commit", lambda: "abcdef0123")
-    workdir = tmp_path / "runs"
-    arguments = [
-        *(f"--checkpoint={checkpoint}", f"--workdir={workdir}", "--split=test"),
-        *("--num_examples=3", "--sampler=random", "--sampler=threshold"),
-        *("--batch_size=2", "--queue_length=3"),
-    ]
-    status, out, error = run_script("evaluate", *arguments)
-    # Neither progress, without a terminal, nor anything else.
-    assert (status, error) == (0, "")
-    accuracy, paired = (table.splitlines() for table in out.split("\n\n"))
-    assert (len(accuracy), len(paired)) == (4, 3)
-    results = evaluation.summaries(read_records(workdir))
-    assert sum(result.is_correct.size for result in results) == 6
-    for line, result in zip(accuracy[2:], results, strict=True):
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert cells[0] == samplers.short_spec(result.sampler)
-        assert cells[1:3] == [str(result.is_correct.sum()), "3"]
-        assert cells[5] == f"{result.nfe.mean():.2f}"
-    assert paired[2].startswith("| threshold ")
-
-    before = {path.name: path.read_bytes() for path in workdir.iterdir()}
-    assert set(before) == {"manifest.json", "records.jsonl"}
-    # Another commit that adds nothing is none of the records'.
-    monkeypatch.setattr(provenance, "_commit", lambda: "fedcba9876+")
-    monkeypatch.setattr(tqdm, "tqdm", Visible)
-    status, again, error = run_script("evaluate", *arguments)
-    assert status == 0 and again == out
-    assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
-    num_right = results[1].is_correct.sum()
-    assert "threshold: 100%" in error and "6/6" in error
-    assert f"right={num_right / 3:.1%}, seed=0" in error
-
-    status, more, _ = run_script("evaluate", *arguments, "--sampler=margin")
-    assert status == 0
-    last = f"The records of {workdir} are of 2 commits: abcdef0, fedcba9+."
-    assert more.splitlines()[-2:] == ["", last]
-    records = read_records(workdir)
-    assert [record["run"] for record in records] == [0] * 6 + [1] * 3
-
-
-@pytest.mark.parametrize("script", ["evaluate", "sweep"])
-@pytest.mark.parametrize(
-    "flag", ["--block_length=24", "--config.block_length=24", "--gen_length=100"]
-)
-def test_scripts_refuse_lengths_before_the_weights_are_loaded(
-    tmp_path, run_script, script, flag
-):
-    status, out, error = run_script(
-        script,
-        *("--task=humaneval", flag, f"--checkpoint={tmp_path / 'none'}"),
-        f"--workdir={tmp_path / 'runs'}",
-    )
-    assert (status, out) == (1, "")
-    assert error.startswith("error: gen_length (") and error.count("\n") == 1
-    assert "must be a multiple of block_length" in error
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_script_records_the_lengths_of_its_flags(checkpoint, tmp_path, run_script):
-    (tmp_path / "config.py").write_text(
-        "from ml_collections import ConfigDict\n\n\n"
-        "def get_config():\n"
-        "    return ConfigDict({'sampler': ('threshold',), 'seeds': (0,),\n"
-        "        'split': 'test', 'num_examples': 2, 'example_seed': 0,\n"
-        "        'temperature': 0.0, 'batch_size': 2, 'queue_length': 2})\n"
-    )
-    # The config file has no lengths: it may have been written before they were there.
-    arguments = [f"--checkpoint={checkpoint}", f"--workdir={tmp_path / 'runs'}"]
-    arguments += [f"--config={tmp_path / 'config.py'}", "--task=sudoku"]
-    status, _, error = run_script("evaluate", *arguments, "--block_length=32")
-    assert (status, error) == (0, "")
-    manifest = json.loads((tmp_path / "runs" / "manifest.json").read_text())
-    assert manifest["identity"]["block_length"] == 32
-    status, _, error = run_script("evaluate", *arguments)
-    assert status == 1
-    assert error.startswith("error: block_length (None) must be 32, as in the evalua")
-
-
-def _script(checkpoint, workdir):
-    return [
-        *(sys.executable, "-m", "experiments.evaluate", f"--checkpoint={checkpoint}"),
-        *(f"--workdir={workdir}", "--split=test", "--num_examples=40"),
-        *("--sampler=entropy_bound(gamma=0.5)", "--sampler=random"),
-        *("--batch_size=4", "--queue_length=10"),
-    ]
-
-
-@pytest.mark.slow
-def test_killed_five_times_at_random_gives_the_same_table(checkpoint, tmp_path):
-    root = pathlib.Path(__file__).parents[2]
-
-    def table():
-        records = read_records(tmp_path / "killed")
-        rows = tables.accuracy(evaluation.summaries(records)).splitlines()
-        # All columns but those of time.
-        return [row.split("|")[:9] for row in rows]
-
-    whole = subprocess.run(
-        _script(checkpoint, tmp_path / "whole"), cwd=root, capture_output=True
-    )
-    assert whole.returncode == 0, whole.stderr
-    rng, num_kills = random.Random(0), 0
-    while num_kills < 5:
-        size = _size(tmp_path / "killed")
-        process = subprocess.Popen(
-            _script(checkpoint, tmp_path / "killed"),
-            cwd=root,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        # Not before it has added something, else nothing is shown.
-        while _size(tmp_path / "killed") == size and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(rng.random() * 0.3)
-        assert process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        num_kills += 1
-    last = subprocess.run(
-        _script(checkpoint, tmp_path / "killed"), cwd=root, capture_output=True
-    )
-    assert last.returncode == 0, last.stderr
-    fields = ("sampler", "seed", "index", "text", "nfe", "is_correct", "place")
-    runs = [
-        # Rows that are done together are others after a stop.
-        sorted([r[f] for f in fields] for r in read_records(directory))
-        for directory in (tmp_path / "whole", tmp_path / "killed")
-    ]
-    assert runs[0] == runs[1]
-    printed = whole.stdout.decode().partition("\n\n")[0].splitlines()
-    assert [row.split("|")[:9] for row in printed] == table()
-
-
-def _size(directory):
-    path = directory / "records.jsonl"
-    return path.stat().st_size if path.exists() else 0

@@ -115,7 +115,9 @@ def test_bands_share_an_abscissa_and_one_legend(tmp_path, drawn):
     ]
     path = tmp_path / "bands.png"
     figures.bands(
-        *(path, panels, {"a": points, "b": points[::-1]}),
+        path,
+        panels,
+        {"a": points, "b": points[::-1]},
         x="step",
         x_label="step",
         title="two panels",

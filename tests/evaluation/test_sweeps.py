@@ -30,8 +30,11 @@ def made():
     results = [
         Summary(
             samplers.canonical_spec(spec),
-            *(np.arange(10)[None] < right, np.full((1, 10), nfe)),
-            *(np.ones((1, 10)), 1.0, 0.0),
+            np.arange(10)[None] < right,
+            np.full((1, 10), nfe),
+            np.ones((1, 10)),
+            1.0,
+            0.0,
         )
         for name, specs in CURVES.items()
         for spec, right, nfe in zip(specs, RIGHT[name], NFE[name], strict=True)
@@ -153,7 +156,9 @@ def test_script_draws_what_the_records_say(tmp_path, monkeypatch, run_script):
     assert (workdir / "sweep.png").read_bytes().startswith(b"\x89PNG")
     table = (workdir / "sweep.md").read_text()
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [
-        *("margin", "threshold", "all")
+        "margin",
+        "threshold",
+        "all",
     ]
     assert out.startswith(table) and str(workdir / "sweep.csv") in out
 

@@ -86,7 +86,10 @@ def test_convert_there_and_back(tmp_path, run_script):
 
 def test_a_random_preset_is_written_and_converted(tmp_path, run_script):
     status, out, err = run_script(
-        *("convert", "--preset=tiny", "--dtype=bfloat16", "--format=hf"),
+        "convert",
+        "--preset=tiny",
+        "--dtype=bfloat16",
+        "--format=hf",
         f"--output={tmp_path / 'hf'}",
     )
     assert (status, err) == (0, "")

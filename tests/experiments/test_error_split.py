@@ -64,8 +64,12 @@ def run(sampler, model, truth, outcomes=CELLS):
     tokens = np.pad(outcomes, ((0, 0), (0, 2)))
     joint = Joint(np.pad(CELLS, ((0, 0), (0, 2))).astype(np.int32), np.asarray(truth))
     return error_split.split(
-        *(Conditionals(), jnp.asarray(model, jnp.float32), samplers.parse(sampler)),
-        *(prompts_of(len(tokens)), [joint] * len(tokens), tokens),
+        Conditionals(),
+        jnp.asarray(model, jnp.float32),
+        samplers.parse(sampler),
+        prompts_of(len(tokens)),
+        [joint] * len(tokens),
+        tokens,
         gen_length=3,
         batch_size=3,
     )
@@ -196,8 +200,12 @@ def test_a_field_may_have_a_value_per_row():
     tokens = np.pad(CELLS[:2], ((0, 0), (0, 2)))
     joint = Joint(np.pad(CELLS, ((0, 0), (0, 2))).astype(np.int32), q)
     split = error_split.split(
-        *(Conditionals(), jnp.asarray(p, jnp.float32), rule),
-        *(prompts_of(2), [joint] * 2, tokens),
+        Conditionals(),
+        jnp.asarray(p, jnp.float32),
+        rule,
+        prompts_of(2),
+        [joint] * 2,
+        tokens,
         gen_length=3,
     )
     assert split.num_steps.tolist() == [3, 1]

@@ -57,7 +57,7 @@ def test_puzzles_are_shown_beside_each_sampler_s_answer(
     status, out, _ = run_script(
         "generate",
         f"--checkpoint={sudoku_model}",
-        "--config.num_examples=2",
+        "--num_examples=2",
         "--sampler=threshold(threshold=0.0)",
         "--sampler=left_to_right",
         f"--output={output}",
@@ -85,7 +85,9 @@ def test_puzzles_are_shown_beside_each_sampler_s_answer(
     printed = [line[48:69] for line in out.splitlines()[1:12]]
     assert printed == task.pretty(records[2]["text"]).split("\n")
     assert out.splitlines()[0].split() == [
-        *("test/0", "threshold(threshold..", "left_to_right")
+        "test/0",
+        "threshold(threshold..",
+        "left_to_right",
     ]
     is_right = [
         task.verdict(examples[i], records[2 + i]["text"]).is_correct for i in (0, 1)
@@ -98,7 +100,10 @@ def test_answers_do_not_depend_on_the_batch(run_script, chat_model, tmp_path):
     common = [
         f"--checkpoint={chat_model}",
         f"--prompts_file={tmp_path / 'prompts.txt'}",
-        *("--gen_length=6", "--block_length=3", "--temperature=1", "--seed=5"),
+        "--gen_length=6",
+        "--block_length=3",
+        "--temperature=1",
+        "--seed=5",
         "--sampler=entropy_bound(gamma=0.5)",
     ]
     runs = []
@@ -111,7 +116,9 @@ def test_answers_do_not_depend_on_the_batch(run_script, chat_model, tmp_path):
         assert all(record["text"] in out for record in runs[-1])
     for records in runs:
         assert [record["prompt"] for record in records] == [
-            *("one", "another prompt", "three")
+            "one",
+            "another prompt",
+            "three",
         ]
         assert [r["tokens"] for r in records] == [r["tokens"] for r in runs[0]]
         assert {record["seed"] for record in records} == {5}
@@ -138,7 +145,10 @@ def test_chat_template_is_used_unless_refused(run_script, chat_model, tmp_path):
 
 def test_infill_without_a_blank_is_refused(run_script, chat_model, tmp_path):
     status, out, err = run_script(
-        *("generate", f"--checkpoint={chat_model}", "--infill", "--prompt=ab"),
+        "generate",
+        f"--checkpoint={chat_model}",
+        "--infill",
+        "--prompt=ab",
         f"--output={tmp_path / 'out.jsonl'}",
     )
     assert (status, out) == (1, "")
@@ -152,8 +162,11 @@ def test_infill_keeps_the_text(run_script, chat_model, tmp_path):
     status, _, _ = run_script(
         "generate",
         f"--checkpoint={chat_model}",
-        *("--infill", f"--prompt=ab{MASK}d{MASK}", f"--prompt={MASK}bc"),
-        *("--sampler=threshold(threshold=0.0)", f"--output={output}"),
+        "--infill",
+        f"--prompt=ab{MASK}d{MASK}",
+        f"--prompt={MASK}bc",
+        "--sampler=threshold(threshold=0.0)",
+        f"--output={output}",
     )
     assert status == 0
     first, second = read(output)
@@ -166,7 +179,7 @@ def test_infill_keeps_the_text(run_script, chat_model, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--sampler=sober"], "sampler (sober) must be one of random, "),
+        (["--sampler=sober"], "sampler (sober) must be one of entropy, "),
         (["--sampler=saber(k=2)"], "saber has no field k; it takes n, "),
         (
             ["--gen_length=10", "--block_length=4"],
@@ -200,8 +213,11 @@ def test_bad_input_is_one_line_and_writes_nothing(
     paths = {"tmp": str(tmp_path), "empty": str(tmp_path / "empty.txt")}
     pathlib.Path(paths["empty"]).write_text("\n")
     given = [
-        *(f"--checkpoint={chat_model}", "--gen_length=8", "--block_length=8"),
-        *("--prompt=ab", f"--output={tmp_path / 'out.jsonl'}"),
+        f"--checkpoint={chat_model}",
+        "--gen_length=8",
+        "--block_length=8",
+        "--prompt=ab",
+        f"--output={tmp_path / 'out.jsonl'}",
     ]
     flags = [flag.format(**paths) for flag in flags]
     status, out, err = run_script("generate", *given, *flags)
@@ -233,7 +249,7 @@ def test_command_line_answers_bad_input_without_a_traceback(tmp_path):
         command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2]
     )
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: sampler (sober) must be one of random, ")
+    assert result.stderr.startswith("error: sampler (sober) must be one of entropy, ")
     assert result.stderr.count("\n") == 1
 
 

@@ -147,7 +147,10 @@ def test_table_has_the_best_first_and_marks_the_front():
     ).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[0] for row in cells[2:]] == [
-        *("`saber`", "`margin`", "`threshold`", "`random`")
+        "`saber`",
+        "`margin`",
+        "`threshold`",
+        "`random`",
     ]
     assert [row[5] for row in cells[2:]] == ["yes", "", "yes", ""]
     assert cells[2][1:5] == ["3 of 4", "75.0%", "30.1% to 95.4%", "4.00"]
@@ -193,9 +196,7 @@ def test_a_sampler_joins_with_one_command(tmp_path, monkeypatch, run_script):
     added = "--sampler=threshold(threshold=0.5)"
     assert run_script("leaderboard", *arguments, added)[0] == 0
     entries = board.read(path)
-    assert [e.sampler for e in entries] == [
-        *("threshold(threshold=0.5)", first.sampler)
-    ]
+    assert [e.sampler for e in entries] == ["threshold(threshold=0.5)", first.sampler]
     assert entries[1] == first
     assert len(read_records(log)) == 6
     assert "`threshold(threshold=0.5)`" in (tmp_path / "out/leaderboard.md").read_text()
@@ -212,7 +213,7 @@ def test_a_sampler_joins_with_one_command(tmp_path, monkeypatch, run_script):
         assert status == 1
         assert error == f"error: {line}, as on the leaderboard\n"
     other = nnx.merge(
-        *(nnx.split(model)[0], jax.tree.map(lambda w: 2 * w, nnx.split(model)[1]))
+        nnx.split(model)[0], jax.tree.map(lambda w: 2 * w, nnx.split(model)[1])
     )
     monkeypatch.setattr(zoo, "path", lambda name: tmp_path / "other")
     checkpoints.save_hf(other, tmp_path / "other", files)

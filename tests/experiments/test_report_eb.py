@@ -19,10 +19,10 @@ from dlm_jax.evaluation import stats
 from dlm_jax.evaluation.run import Summary
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import maze
-from experiments.studies.eb_sampler import config, maze_split, report
+from experiments.studies.eb_sampler import claims, config, maze_split, report
 from experiments.studies.eb_sampler.error_split import Split
 
-CLAIM = report.Claim(min_ratio=2.5, margin=0.02, floor=0.1)
+CLAIM = claims.Claim(min_ratio=2.5, margin=0.02, floor=0.1)
 BASE = "low_confidence"
 BOUNDS = ("entropy_bound(gamma=0.1)", "entropy_bound(gamma=0.01)")
 OWN = "margin"
@@ -55,7 +55,7 @@ def section_of(rights, nfes, num=1000):
 
 def judge(rights, nfes, num=1000):
     section = section_of(rights, nfes, num)
-    return report.verdict(section.pairings, rights[0] / num, CLAIM)
+    return claims.verdict(section.pairings, rights[0] / num, CLAIM)
 
 
 def test_pairings_are_differences_on_the_same_examples():
@@ -100,8 +100,8 @@ def test_the_verdict_follows_from_intervals(rights, nfes, num, word, says):
 
 def test_tasks_that_disagree_get_no_common_verdict():
     same = {"sudoku": ("unclear", ""), "maze": ("unclear", "")}
-    assert report.overall(same).endswith("claim is **unclear**.")
-    text = report.overall(same | {"maze": ("reproduced", "")})
+    assert claims.overall(same).endswith("claim is **unclear**.")
+    text = claims.overall(same | {"maze": ("reproduced", "")})
     assert "**unclear** on sudoku" in text and "**reproduced** on maze" in text
 
 
@@ -295,8 +295,10 @@ def test_the_script_writes_a_report_and_repeats_it_from_its_records(
     checkpoints.save_hf(model, tmp_path / "models" / "maze", files)
     (tmp_path / "config.py").write_text(CONFIG)
     arguments = (
-        *(f"--config={tmp_path / 'config.py'}", "--tasks=maze"),
-        *(f"--checkpoints={tmp_path / 'models'}", f"--workdir={tmp_path / 'runs'}"),
+        f"--config={tmp_path / 'config.py'}",
+        "--tasks=maze",
+        f"--checkpoints={tmp_path / 'models'}",
+        f"--workdir={tmp_path / 'runs'}",
         f"--output={tmp_path / 'eb.md'}",
     )
     status, out, err = run_script("report_eb", *arguments)

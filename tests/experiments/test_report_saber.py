@@ -21,7 +21,7 @@ from dlm_jax.models.llada import LLaDA
 from dlm_jax.samplers.low_confidence import LowConfidence
 from dlm_jax.tasks import sudoku
 from dlm_jax.text.prompts import Encoded, pad
-from experiments.studies.saber import analysis, claims, measure
+from experiments.studies.saber import analysis, cases, claims, measure
 
 TASK = sudoku.Sudoku()
 SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 48}
@@ -82,7 +82,10 @@ def test_confidences_are_those_of_the_loop_and_of_the_bare_model():
         denoiser, params, LowConfidence(), rows, options, batch_size=3
     )
     done = generate(
-        *(denoiser, params, LowConfidence(), pad(rows, 16)),
+        denoiser,
+        params,
+        LowConfidence(),
+        pad(rows, 16),
         row_keys(0, np.arange(2)),
         options.replace(has_trajectory=True),
     )
@@ -247,7 +250,7 @@ def test_compared_by_example_and_by_call():
     assert (other.num_calls, other.speed_up) == (1, pytest.approx((2, 2, 2)))
     assert measure.find([own, other], "saber(mu=8, n=2)") is other
     assert measure.find([own, other], "margin") is None
-    fixed, broken = measure.cases(records, b, a)
+    fixed, broken = cases.only_one_correct(records, b, a)
     assert [p[0]["index"] for p in fixed] == [2, 3]
     assert [p[1]["index"] for p in broken] == [1]
     gain, (low, high) = measure.over_others(results, b, [a, c])

@@ -1,5 +1,6 @@
 """The trace format: what is written is read back, and nothing else is accepted."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -34,7 +35,7 @@ def test_save_load_round_trip(tmp_path):
 def test_failed_save_leaves_nothing(tmp_path):
     trace = traces.load(DATA / f"{NAME}.json")
     broken = {**trace.params, "object": object()}
-    trace = traces.Trace(**{**vars(trace), "params": broken})
+    trace = dataclasses.replace(trace, params=broken)
     with pytest.raises(TypeError):
         traces.save(trace, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -35,7 +35,7 @@ def _count(schedule, num_masks, block_masks, block_step, step, num_blocks):
             is_open=positions >= 0,
             is_eligible=is_eligible,
             is_valid=positions >= 0,
-            slots=positions,
+            blanks=positions,
             block=jnp.int32(0),
             block_step=block_step,
             block_masks=block_masks,

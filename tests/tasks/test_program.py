@@ -1,4 +1,4 @@
-"""Functions to a specification: words, meaning and Python text must say the same."""
+"""The task on programs: tokens, splits, training rows, limits, verdicts."""
 
 import dataclasses
 import itertools
@@ -7,247 +7,15 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from dlm_jax.errors import InputError
-from dlm_jax.sandbox import sandbox
-from dlm_jax.tasks.program import grammar
+from dlm_jax.tasks.program import drawing, grammar
 from dlm_jax.tasks.program import task as task_module
 from dlm_jax.tasks.program import text as program_text
-from dlm_jax.tasks.program.grammar import KINDS, TESTS, Choice, Op
+from dlm_jax.tasks.program.grammar import KINDS, Op
 from dlm_jax.text.codec import Codec
 
 TASK = task_module.Program()
-ARGUMENTS = {
-    "list": st.lists(st.integers(-30, 30), max_size=9),
-    "str": st.text("aeiobnrstAEBTzZ ", max_size=20),
-    "int": st.integers(-2000, 2000),
-}
-SEEDS = st.integers(0, 2**32)
-
-
-def drawn(seed):
-    """A program, the argument's name and a text of it."""
-    rng = random.Random(seed)
-    program = program_text.draw(rng, 5)
-    argument = rng.choice(program_text.ARGUMENTS[grammar.source_of(program)])
-    style = program_text.draw_style(rng, program, argument)
-    return program, argument, program_text.write(program, "f", argument, style)
-
-
-def executed(text, name, value):
-    names = {}
-    exec(text, names)
-    return names[name](value)
-
-
-def run_with_text(program, value):
-    style = program_text.Style(
-        tuple((name, "a") for name in grammar.TYPES), "x", 0, False, False, True
-    )
-    return executed(program_text.write(program, "f", "b", style), "f", value)
-
-
-@given(SEEDS, st.data())
-@settings(max_examples=250)
-def test_python_text_does_what_the_steps_mean(seed, data):
-    program, _, text = drawn(seed)
-    value = data.draw(ARGUMENTS[grammar.source_of(program)])
-    kept = list(value) if isinstance(value, list) else value
-    meant = grammar.run(program, value)
-    assert value == kept
-    assert sandbox.is_equal(executed(text, "f", value), meant)
-    assert value == kept
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_every_operation_in_every_style(name):
-    kind, rng = KINDS[name], random.Random(name)
-    for variant, is_loop in itertools.product((0, 1), (False, True)):
-        op = Op(name, program_text._draw_constants(rng, kind))
-        locals_ = tuple((target, "a") for target in grammar.TYPES)
-        style = program_text.Style(locals_, "x", variant, is_loop, True, not is_loop)
-        text = program_text.write((op,), "f", "b", style)
-        for value in task_module._PROBES[kind.source]:
-            assert executed(text, "f", value) == grammar.run((op,), value), text
-
-
-class Reader:
-    """Understands a specification again, from the phrases alone."""
-
-    def __init__(self, source):
-        self.phrases = self._patterns(KINDS)
-        self.tests = self._patterns(TESTS)
-        self.source = source
-
-    @staticmethod
-    def _patterns(kinds):
-        return [
-            (
-                re.compile(re.sub(r"\\\{\d\\\}", r"(\\w+)", re.escape(phrase))),
-                name,
-                kind,
-            )
-            for name, kind in kinds.items()
-            for phrase in kind.phrases
-        ]
-
-    def _read(self, text, patterns, source):
-        found = [
-            (name, self._constants(match))
-            for pattern, name, kind in patterns
-            if kind.source == source and (match := pattern.fullmatch(text))
-        ]
-        (only,) = found  # else the words are open to doubt
-        return only
-
-    @staticmethod
-    def _constants(match):
-        return tuple(int(c) if c.isdigit() else c for c in match.groups())
-
-    def _ordered(self, body):
-        """Clauses in the order of execution; a choice is one."""
-        sentences = []
-        for sentence in body.removesuffix(".\n").split(". "):
-            tied = re.fullmatch(
-                "(then|next|after that|right before that|at the very start|at the end)"
-                ", (.*)",
-                sentence,
-            )
-            tie, told = tied.groups() if tied else ("", sentence)
-            if tie == "right before that":
-                sentences.insert(-1, told)
-            elif tie == "at the very start":
-                sentences.insert(0, told)
-            else:
-                sentences.append(told)
-        for sentence in sentences:
-            if sentence.startswith("if "):
-                yield sentence
-            elif match := re.fullmatch(
-                "before you (.*), (.*)|(.*), but first (.*)", sentence
-            ):
-                yield from reversed(list(filter(None, match.groups())))
-            else:
-                yield from re.split(", then | and then ", sentence)
-
-    def program(self, body):
-        steps, source = [], self.source
-        for clause in self._ordered(body):
-            if match := re.fullmatch("if (.*), (.*), otherwise (.*)", clause):
-                test = self._read(match[1], self.tests, source)
-                sides = [
-                    Op(*self._read(match[i], self.phrases, source)) for i in (2, 3)
-                ]
-                steps.append(Choice(*test, *sides))
-            else:
-                steps.append(Op(*self._read(clause, self.phrases, source)))
-                source = KINDS[steps[-1].kind].target
-        return tuple(steps)
-
-
-def test_words_leave_no_doubt_about_the_program():
-    readers = {source: Reader(source) for source in grammar.TYPES}
-    rng = random.Random(0)
-    orders = set()
-    for _ in range(1500):
-        program = program_text.draw(rng, 5)
-        source = grammar.source_of(program)
-        prompt = program_text.describe(rng, program, "f", "xs")
-        header, body = prompt.split(": ", 1)
-        assert grammar.TYPES[source] in header and " f" in header and " xs" in header
-        assert readers[source].program(body) == program, prompt
-        orders |= set(re.findall("before|at the very start|but first|at the end", body))
-    assert len(orders) == 4
-
-
-def test_num_programs_is_what_enumeration_gives():
-    ops = [
-        Op(name, constants)
-        for name, kind in KINDS.items()
-        for constants in itertools.product(*kind.constants)
-        if len(constants) < 2 or constants[0] != constants[1]
-    ]
-    assert program_text.num_programs(1) == len(ops)
-    sources = [KINDS[op.kind].source for op in ops]
-    num = sum(
-        KINDS[first.kind].target == source and first.kind != second.kind
-        for first in ops
-        for second, source in zip(ops, sources, strict=True)
-    )
-    assert program_text.num_programs(2) == num
-
-
-def sequence(rng):
-    """Three operations, all sequences equally likely."""
-    weights = [program_text._num_constants(kind) for kind in KINDS.values()]
-    while True:
-        names = rng.choices(list(KINDS), weights, k=3)
-        kinds = [KINDS[name] for name in names]
-        if all(
-            a.target == b.source and a is not b for a, b in itertools.pairwise(kinds)
-        ):
-            return tuple(
-                Op(n, program_text._draw_constants(rng, KINDS[n])) for n in names
-            )
-
-
-def fits(rng, program, limits):
-    """Whether a few tries find a specification and a text within the limits."""
-    function, argument = "f", program_text.ARGUMENTS[grammar.source_of(program)][0]
-
-    def specification():
-        return program_text.describe(rng, program, function, argument)
-
-    def text():
-        style = program_text.draw_style(rng, program, argument)
-        return program_text.write(program, function, argument, style)
-
-    return all(
-        any(len(task_module.encode(write())) <= most for _ in range(20))
-        # An EOS follows the text.
-        for write, most in ((specification, limits.prompt), (text, limits.answer - 1))
-    )
-
-
-# An enumeration gives 601,883 for the shipped task, 3,247,021 for the other.
-@pytest.mark.parametrize(
-    ("asked", "least"), [(TASK, 300_000), (task_module.LongProgram(), 1_000_000)]
-)
-def test_there_are_more_than_a_million_specifications(asked, least):
-    rng = random.Random(0)
-    num_drawn, num_kept = 1500, 0
-    for program in (sequence(rng) for _ in range(num_drawn)):
-        key = task_module.key_of(program)
-        if key is None or task_module.split_of_program(program, key) == "none":
-            continue
-        num_kept += fits(rng, program, asked.limits)
-    # Above the true share for one sample in a thousand.
-    share = binomtest(num_kept, num_drawn).proportion_ci(0.998, "exact").low
-    num_programs = program_text.num_programs(3) * share
-    assert num_programs > least
-    # Each may have any of these names, in a specification of the same length.
-    names = [
-        *program_text.FUNCTIONS,
-        *itertools.chain(*program_text.ARGUMENTS.values()),
-    ]
-    assert all(len(task_module.encode(f" {name}")) == 1 for name in names)
-    num_names = len(program_text.FUNCTIONS) * min(
-        map(len, program_text.ARGUMENTS.values())
-    )
-    assert num_programs * num_names > 1_000_000
-
-
-@pytest.mark.parametrize(
-    ("asked", "least"), [(task_module.LongProgram(), 425), (TASK, 375)]
-)
-def test_most_training_rows_do_something_new(asked, least):
-    draws = task_module._draws(random.Random(0), "train", asked.limits)
-    programs, keys, *_ = zip(*itertools.islice(draws, 500), strict=True)
-    assert len(set(programs)) > least + 40
-    assert len(set(keys)) > least
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +33,7 @@ def test_tokenizer_gives_texts_back_exactly(tokenizer, tmp_path):
     rng = random.Random(0)
     used = set()
     for _ in range(2000):
-        program = program_text.draw(rng, 5)
+        program = drawing.draw(rng, 5)
         function = rng.choice(program_text.FUNCTIONS)
         argument = rng.choice(program_text.ARGUMENTS[grammar.source_of(program)])
         style = program_text.draw_style(rng, program, argument)
@@ -299,12 +67,10 @@ def test_splits_share_no_program_with_training_or_each_other():
     for program, key, *_ in itertools.islice(draws, 150):
         assert not any(key in found for found in keys.values())
         assert task_module.split_of_program(program, key) == "train"
-        assert not any(
-            program_text.is_unseen(*pair) for pair in program_text.pairs(program)
-        )
+        assert not any(drawing.is_unseen(*pair) for pair in drawing.pairs(program))
     for example in TASK.examples("unseen", 15):
-        pairs = program_text.pairs(example.truth.program)
-        assert any(program_text.is_unseen(*pair) for pair in pairs)
+        pairs = drawing.pairs(example.truth.program)
+        assert any(drawing.is_unseen(*pair) for pair in pairs)
 
 
 def test_some_pairs_of_all_types_are_kept_for_the_unseen_split():
@@ -313,7 +79,7 @@ def test_some_pairs_of_all_types_are_kept_for_the_unseen_split():
         for a, b in itertools.permutations(KINDS, 2)
         if KINDS[a].target == KINDS[b].source
     ]
-    unseen = [pair for pair in pairs if program_text.is_unseen(*pair)]
+    unseen = [pair for pair in pairs if drawing.is_unseen(*pair)]
     assert 1 / 18 < len(unseen) / len(pairs) < 1 / 8
     assert {KINDS[a].target for a, _ in unseen} == set(grammar.TYPES)
 

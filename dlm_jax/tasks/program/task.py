@@ -23,9 +23,11 @@ import numpy as np
 
 from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.models import registry
+from dlm_jax.models.family import ModelConfig
 from dlm_jax.sandbox import sandbox
 from dlm_jax.tasks.base import BatchAt, Example, Trainable, Verdict, split_of
+from dlm_jax.tasks.program import drawing
 from dlm_jax.tasks.program import text as program_text
 from dlm_jax.tasks.program.grammar import (
     TESTS,
@@ -182,19 +184,15 @@ class Program(Trainable):
             clean_up_tokenization_spaces=False,
         )
 
-    def model_config(self, **shape: int) -> LLaDAConfig:
-        return LLaDAConfig(
+    def model_config(self, **shape: int) -> ModelConfig:
+        return registry.small(
             **shape,
-            n_kv_heads=shape["n_heads"],
             vocab_size=len(VOCABULARY),
             embedding_size=-(-len(VOCABULARY) // 16) * 16,
             max_sequence_length=128,
             rope_theta=1000.0,
-            rms_norm_eps=1e-5,
-            weight_tying=False,
             mask_token_id=MASK_ID,
             eos_token_id=EOS_ID,
-            pad_token_id=EOS_ID,
         )
 
     def training_batches(
@@ -357,9 +355,7 @@ def split_of_program(program: Steps, key: str) -> str:
     for 'unseen', whose programs have such a pair; others with their keys are not used.
     """
     split = split_of(key, _HELD_OUT, _SHARE)
-    is_unseen = any(
-        program_text.is_unseen(*pair) for pair in program_text.pairs(program)
-    )
+    is_unseen = any(drawing.is_unseen(*pair) for pair in drawing.pairs(program))
     return split if is_unseen == (split == "unseen") else "none"
 
 
@@ -371,11 +367,9 @@ def _draws(
     They fit the limits.
     """
     while True:
-        program = program_text.draw(rng, limits.max_steps)
+        program = drawing.draw(rng, limits.max_steps)
         # What is cheap is checked first.
-        is_unseen = any(
-            program_text.is_unseen(*pair) for pair in program_text.pairs(program)
-        )
+        is_unseen = any(drawing.is_unseen(*pair) for pair in drawing.pairs(program))
         if is_unseen != (split == "unseen"):
             continue
         function = rng.choice(program_text.FUNCTIONS)

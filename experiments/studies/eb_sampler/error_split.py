@@ -134,7 +134,7 @@ def split(
       truth: one outcome of each row, drawn from its joint. The means over draws are
         the expected errors.
       gen_length: most blanks of a row.
-      block_length: slots per block; gen_length if ABSENT.
+      block_length: blanks per block; gen_length if ABSENT.
       batch_size: rows in flight at once.
 
     Raises:
@@ -156,7 +156,7 @@ def split(
     jobs = [(i, k) for i, own in enumerate(steps) for k in own]
     is_blank = np.asarray(prompts.is_blank)
     is_valid = np.asarray(prompts.is_valid)
-    slots = _slots(is_blank, gen_length)
+    blanks = _blanks(is_blank, gen_length)
     final = np.where(is_blank, truth, prompts.tokens).astype(np.int32)
 
     def canvas(i: int, k: int) -> Int32[np.ndarray, "l"]:
@@ -165,12 +165,12 @@ def split(
 
     model_error, dependence_error, largest = np.zeros((3, len(joints)))
     is_left = [np.ones(len(joint.probability), bool) for joint in joints]
-    shown = ((canvas(i, k), is_valid[i], slots[i]) for i, k in jobs)
+    shown = ((canvas(i, k), is_valid[i], blanks[i]) for i, k in jobs)
     log_probs = _log_probs(denoiser, params, shown, batch_size)
     for (i, k), own in zip(jobs, log_probs, strict=True):
-        is_now = commit_step[i, slots[i]] == k
+        is_now = commit_step[i, blanks[i]] == k
         is_now &= np.arange(gen_length) < is_blank[i].sum()
-        positions = slots[i][is_now]
+        positions = blanks[i][is_now]
         outcomes = joints[i].outcomes[is_left[i]][:, positions]
         probability = joints[i].probability[is_left[i]]
         errors = step_errors(outcomes, probability / probability.sum(), own[is_now])
@@ -225,15 +225,15 @@ def _check(
             raise InputError(f"truth of row {i} must be one of its joint's outcomes")
 
 
-def _slots(
+def _blanks(
     is_blank: Bool[np.ndarray, "b l"], gen_length: int
 ) -> Int[np.ndarray, "b g"]:
     """The blanks of each row in order, then position 0."""
-    slots = np.zeros((len(is_blank), gen_length), np.int32)
+    blanks = np.zeros((len(is_blank), gen_length), np.int32)
     for i, own in enumerate(is_blank):
-        blanks = np.flatnonzero(own)
-        slots[i, : blanks.size] = blanks
-    return slots
+        positions = np.flatnonzero(own)
+        blanks[i, : positions.size] = positions
+    return blanks
 
 
 def _log_probs(
@@ -242,7 +242,7 @@ def _log_probs(
     shown: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
     batch_size: int,
 ) -> Iterator[Float[np.ndarray, "g v"]]:
-    """The model's marginals for each canvas, validity and slots, in equal batches."""
+    """The model's marginals for each canvas, validity and blanks, in equal batches."""
     while batch := list(itertools.islice(shown, batch_size)):
         filled_up = batch + batch[:1] * (batch_size - len(batch))
         arrays = (

@@ -117,7 +117,12 @@ def measure(
 
         def make(spec: str = spec, **_: int) -> dict[str, np.ndarray]:
             measured = error_split.split(
-                *(denoiser, params, samplers.parse(spec), prompts, joints, truth),
+                denoiser,
+                params,
+                samplers.parse(spec),
+                prompts,
+                joints,
+                truth,
                 gen_length=task.gen_length,
                 batch_size=batch_size,
             )
@@ -178,7 +183,11 @@ def table(splits: Mapping[str, Split]) -> str:
     """Markdown: both errors of each sampler, with 95 % intervals over mazes."""
     rows = [
         [
-            *("sampler", "NFE", "model error", "joint dependence error", "sum"),
+            "sampler",
+            "NFE",
+            "model error",
+            "joint dependence error",
+            "sum",
             "mazes with a step above gamma",
         ]
     ]
@@ -202,8 +211,12 @@ def matched_table(splits: Mapping[str, Split]) -> str:
     """Markdown: each bound beside the fixed k `nearest` to it, on the same mazes."""
     rows = [
         [
-            *("bound", "NFE", "nearest fixed k", "NFE"),
-            *("model error, difference", "joint dependence error, difference"),
+            "bound",
+            "NFE",
+            "nearest fixed k",
+            "NFE",
+            "model error, difference",
+            "joint dependence error, difference",
         ]
     ]
     for spec, name in _matches(splits).items():

@@ -87,11 +87,11 @@ def watch(
     done = jax.device_get(generate(denoiser, params, sampler, prompts, keys, options))
     num_blanks = prompts.is_blank.sum(axis=1)
     # Blanks in order, then any other columns, which are dropped below.
-    slots = np.argsort(~prompts.is_blank, axis=1, kind="stable")[:, :g]
-    is_slot = np.arange(slots.shape[1]) < num_blanks[:, None]
+    blanks = np.argsort(~prompts.is_blank, axis=1, kind="stable")[:, :g]
+    has_blank = np.arange(blanks.shape[1]) < num_blanks[:, None]
 
     canvas = done.trajectory.canvas
-    confidence = np.full((*canvas.shape[:2], slots.shape[1]), np.nan)
+    confidence = np.full((*canvas.shape[:2], blanks.shape[1]), np.nan)
     steps = np.arange(canvas.shape[1])
     row_ids, step_ids = np.nonzero(steps <= done.num_steps[:, None])
     for start in range(0, len(row_ids), batch_size):
@@ -99,15 +99,15 @@ def watch(
         places = np.arange(start, start + batch_size).clip(max=len(row_ids) - 1)
         i, j = row_ids[places], step_ids[places]
         confidence[i, j] = _confidence(
-            denoiser, options, params, canvas[i, j], prompts.is_valid[i], slots[i]
+            denoiser, options, params, canvas[i, j], prompts.is_valid[i], blanks[i]
         )
-    confidence[~np.broadcast_to(is_slot[:, None], confidence.shape)] = np.nan
-    at_slots = np.take_along_axis(canvas, slots[:, None], axis=2)
+    confidence[~np.broadcast_to(has_blank[:, None], confidence.shape)] = np.nan
+    at_blanks = np.take_along_axis(canvas, blanks[:, None], axis=2)
     return Watched(
         confidence=confidence,
-        is_mask=(at_slots == denoiser.mask_id) & is_slot[:, None],
+        is_mask=(at_blanks == denoiser.mask_id) & has_blank[:, None],
         commit_step=np.where(
-            is_slot, np.take_along_axis(done.commit_step, slots, axis=1), -1
+            has_blank, np.take_along_axis(done.commit_step, blanks, axis=1), -1
         ),
         num_steps=np.asarray(done.num_steps),
     )
@@ -120,15 +120,15 @@ def _confidence(
     params: PyTree,
     tokens: Int[Array, "b l"],
     is_valid: Bool[Array, "b l"],
-    slots: Int[Array, "b g"],
+    blanks: Int[Array, "b g"],
 ) -> Float[Array, "b g"]:
     """One forward: of candidates where masks stand, else of the token there."""
     b, length = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
     view = View(tokens, positions, is_valid[:, None])
     cache = denoiser.init_cache(params, b, length)
-    hidden, _ = denoiser.denoise(params, view, slots, cache)
-    held = jnp.take_along_axis(tokens, slots, axis=1)
+    hidden, _ = denoiser.denoise(params, view, blanks, cache)
+    held = jnp.take_along_axis(tokens, blanks, axis=1)
     prediction = predict(
         hidden[None],
         denoiser.head(params),
@@ -136,7 +136,7 @@ def _confidence(
         ("held_log_prob",),
         mask_id=denoiser.mask_id,
         keys=row_keys(0, np.arange(b)),
-        positions=slots,
+        positions=blanks,
         suppressed_ids=options.suppressed_ids,
         deferred_ids=options.deferred_ids,
         vocab_slice=options.vocab_slice,

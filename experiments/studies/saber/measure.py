@@ -1,9 +1,9 @@
 """Samplers on a task for the report on Saber (arXiv:2510.18165): run and compared."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from dlm_jax.evaluation import stats
 from dlm_jax.evaluation.run import Summary
 from dlm_jax.tasks.base import Task
 from dlm_jax.text.codec import Codec
-from experiments.studies.saber import analysis
+from experiments.studies.saber import analysis, cases
 
 # Losses of confidence that are counted; 0 stands for more than rounding.
 DEPTHS = (0.0, 0.01, 0.1, 0.5)
@@ -168,47 +168,38 @@ def measure(
     """
     if setting.num_watched < 1:
         raise InputError(f"num_watched ({setting.num_watched}) must be at least 1")
+    # All answers.
     plan, num = setting.plan, setting.num_examples
     records = evaluation.run(
-        *(DataParallel(denoiser, params), codec, task, plan, lanes(setting), num),
+        DataParallel(denoiser, params),
+        codec,
+        task,
+        plan,
+        lanes(setting),
+        num,
         directory,
         about=about,
         on_records=on_records,
     )
     results = {s.sampler: s for s in evaluation.summaries(records)}
 
-    examples = task.examples(plan.split, num, plan.example_seed)
-    options = task.options(codec, plan.temperature)
-    num_watched = min(setting.num_watched, num)
-    watched = analysis.watch(
-        denoiser,
-        params,
-        samplers.parse(setting.baseline),
-        task.encode(codec, examples[:num_watched]),
-        options,
-        seed=setting.seed,
-        batch_size=plan.batch_size,
-    )
+    # The baseline's confidence, step by step.
+    watched = _watch(denoiser, params, codec, task, setting)
     base = results[samplers.canonical_spec(setting.baseline)]
-    is_correct = base.is_correct[0, :num_watched]
-    fixed, broken = cases(records, "saber", "saber(backtracking=False)")
+    is_correct = base.is_correct[0, : setting.num_watched]
 
-    def judge(specs: Sequence[str], baseline: str) -> list[Judged]:
-        return compare(records, results, specs, baseline)
-
-    def show(kind: str, pairs: Sequence[tuple[Any, Any]]) -> list[tuple[str, str]]:
-        return [
-            (
-                f"`{first['name']}`, right only {kind} backtracking",
-                _case(task, examples[first["index"]].prompt, first, second),
-            )
-            for first, second in pairs[: setting.num_cases]
-        ]
-
+    # Accuracy, forwards and time of all samplers, and answers to show.
+    judge = functools.partial(compare, records, results)
+    without = "saber(backtracking=False)"
+    fixed, broken = cases.only_one_correct(records, "saber", without)
+    examples = task.examples(plan.split, num, plan.example_seed)
+    prompts = [example.prompt for example in examples]
+    shown = cases.titled(task, prompts, "with", fixed[: setting.num_cases])
+    shown += cases.titled(task, prompts, "without", broken[: setting.num_cases])
     return Measured(
         task=task.name,
         num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
-        gen_length=options.gen_length,
+        gen_length=task.options(codec, plan.temperature).gen_length,
         num_examples=num,
         compared=judge(setting.compared, setting.baseline),
         ablations=judge(("saber", *setting.ablations), "saber"),
@@ -217,7 +208,7 @@ def measure(
         over_others=over_others(results, "saber", setting.others),
         num_fixed=len(fixed),
         num_broken=len(broken),
-        cases=[*show("with", fixed), *show("without", broken)],
+        cases=shown,
         rise=analysis.rise(watched),
         slope=analysis.slope(watched),
         growth=analysis.growth(watched),
@@ -230,22 +221,21 @@ def measure(
     )
 
 
-def _case(
-    task: Task, prompt: str, first: Mapping[str, Any], second: Mapping[str, Any]
-) -> str:
-    """A prompt beside the answers with and without backtracking."""
-    blocks = [["prompt", "", *task.pretty(prompt).split("\n")]]
-    for name, record in (("with", first), ("without", second)):
-        mark = "right" if record["is_correct"] else f"wrong: {record['reason']}"
-        text = task.pretty(record["text"]).split("\n")
-        blocks.append([f"{name}, NFE {record['nfe']}", mark, *text])
-    if not task.is_infill:
-        # Prompts that go on are long lines; they stand above each other.
-        return "\n".join("\n".join([*block, ""]) for block in blocks)
-    widths = [max(map(len, block)) for block in blocks]
-    return "\n".join(
-        "   ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
-        for cells in zip_longest(*blocks, fillvalue="")
+def _watch(
+    denoiser: Denoiser, params: PyTree, codec: Codec, task: Task, setting: Setting
+) -> analysis.Watched:
+    """The baseline's runs on the first examples, step by step."""
+    plan = setting.plan
+    num = min(setting.num_watched, setting.num_examples)
+    examples = task.examples(plan.split, setting.num_examples, plan.example_seed)
+    return analysis.watch(
+        denoiser,
+        params,
+        samplers.parse(setting.baseline),
+        task.encode(codec, examples[:num]),
+        task.options(codec, plan.temperature),
+        seed=setting.seed,
+        batch_size=plan.batch_size,
     )
 
 
@@ -329,38 +319,6 @@ def _seconds(records: Sequence[Mapping[str, Any]], spec: str) -> dict[tuple, flo
         for key, own in calls.items()
         if len(own) == key[1] and len({record["run"] for record in own}) == 1
     }
-
-
-def cases(
-    records: Sequence[Mapping[str, Any]], first: str, second: str
-) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
-    """Pairs of records of the examples that only one of two samplers has right.
-
-    Args:
-      records: of both.
-      first: a spec.
-      second: a spec.
-
-    Returns:
-      Pairs (first's, second's) where only the first is right, and where only the second
-      is.
-    """
-    by_spec = {
-        spec: {
-            r["index"]: r
-            for r in records
-            if r["sampler"] == samplers.canonical_spec(spec)
-        }
-        for spec in (first, second)
-    }
-    pairs = [
-        (record, by_spec[second][index])
-        for index, record in sorted(by_spec[first].items())
-    ]
-    return (
-        [p for p in pairs if p[0]["is_correct"] and not p[1]["is_correct"]],
-        [p for p in pairs if p[1]["is_correct"] and not p[0]["is_correct"]],
-    )
 
 
 def over_others(

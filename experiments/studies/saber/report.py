@@ -33,6 +33,45 @@ def write(
     rising, drifting = (
         path.with_name(f"{path.stem}_{name}.png") for name in ("confidence", "drift")
     )
+    _draw(measured, rising, drifting)
+    lines = [
+        "# Saber",
+        "",
+        f"    {command}",
+        "",
+        "Saber (arXiv:2510.18165), greedy. Intervals are 95 %: Wilson's for "
+        "accuracies; for differences of two samplers what the percentile bootstrap "
+        "over examples and Tango's score interval hold together; the bootstrap for "
+        "all else. p is McNemar's exact test on the same examples, not corrected for "
+        "the number of comparisons.",
+        "",
+        *(f"- {line}" for line in about),
+        "",
+        "## Does confidence rise, and does it fall again?",
+        "",
+        f"![confidence of candidates]({rising.name})",
+        "",
+        f"![confidence in committed tokens]({drifting.name})",
+        "",
+        "Above: means and 95 % intervals over generations. Below: mean and 10 to 90 % "
+        "quantiles over tokens, and the share of tokens whose confidence is lower than "
+        "at their commit, with its 95 % interval over generations. A model of masked "
+        "diffusion is trained on masked tokens alone: what it says of one that it sees "
+        "is what Saber reads, but nothing made it a probability.",
+        "",
+    ]
+    for m in measured:
+        lines += [*_premises(m), ""]
+    for m in measured:
+        lines += [*_section(m), ""]
+    lines += ["## The published claims", "", *claims(measured[0])]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _draw(
+    measured: Sequence[Measured], rising: pathlib.Path, drifting: pathlib.Path
+) -> None:
+    """Draws confidence along the generation, and along the age of a commit."""
     figures.bands(
         rising,
         [
@@ -68,38 +107,6 @@ def write(
         x_label="steps since the commit",
         title="confidence in committed tokens, one token a step",
     )
-    lines = [
-        "# Saber",
-        "",
-        f"    {command}",
-        "",
-        "Saber (arXiv:2510.18165), greedy. Intervals are 95 %: Wilson's for "
-        "accuracies; for differences of two samplers what the percentile bootstrap "
-        "over examples and Tango's score interval hold together; the bootstrap for "
-        "all else. p is McNemar's exact test on the same examples, not corrected for "
-        "the number of comparisons.",
-        "",
-        *(f"- {line}" for line in about),
-        "",
-        "## Does confidence rise, and does it fall again?",
-        "",
-        f"![confidence of candidates]({rising.name})",
-        "",
-        f"![confidence in committed tokens]({drifting.name})",
-        "",
-        "Above: means and 95 % intervals over generations. Below: mean and 10 to 90 % "
-        "quantiles over tokens, and the share of tokens whose confidence is lower than "
-        "at their commit, with its 95 % interval over generations. A model of masked "
-        "diffusion is trained on masked tokens alone: what it says of one that it sees "
-        "is what Saber reads, but nothing made it a probability.",
-        "",
-    ]
-    for m in measured:
-        lines += [*_premises(m), ""]
-    for m in measured:
-        lines += [*_section(m), ""]
-    lines += ["## The published claims", "", *claims(measured[0])]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _premises(m: Measured) -> Iterator[str]:
@@ -183,8 +190,15 @@ def _section(m: Measured) -> Iterator[str]:
 
 def _table(judged: Sequence[Judged], has_time: bool) -> str:
     head = [
-        *("sampler", "right", "accuracy", "95 % interval", "difference, points"),
-        *("only it / only other", "p", "NFE", "NFE gain"),
+        "sampler",
+        "right",
+        "accuracy",
+        "95 % interval",
+        "difference, points",
+        "only it / only other",
+        "p",
+        "NFE",
+        "NFE gain",
     ]
     rows = [head + (["ms / example", "speed-up", "compile s"] if has_time else [])]
     for j in judged:

@@ -1,0 +1,182 @@
+"""The script `evaluate`: its tables, its lengths, and kills."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tqdm
+from evaluation_runs import Arbitrary
+
+from dlm_jax import samplers, tasks
+from dlm_jax.evaluation import provenance, tables
+from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation.records import read_records
+
+
+class Visible(tqdm.tqdm):
+    """A progress bar that is shown though no terminal is there."""
+
+    def __init__(self, **options):
+        super().__init__(**(options | {"disable": False}))
+
+
+def test_script_prints_the_tables_and_goes_on_where_it_was(
+    checkpoint, tmp_path, monkeypatch, run_script
+):
+    monkeypatch.setattr(tasks, "get", lambda name: Arbitrary())
+    monkeypatch.setattr(provenance, "_commit", lambda: "abcdef0123")
+    workdir = tmp_path / "runs"
+    arguments = [
+        f"--checkpoint={checkpoint}",
+        f"--workdir={workdir}",
+        "--split=test",
+        "--num_examples=3",
+        "--sampler=random",
+        "--sampler=threshold",
+        "--batch_size=2",
+        "--queue_length=3",
+    ]
+    status, out, error = run_script("evaluate", *arguments)
+    # Neither progress, without a terminal, nor anything else.
+    assert (status, error) == (0, "")
+    accuracy, paired = (table.splitlines() for table in out.split("\n\n"))
+    assert (len(accuracy), len(paired)) == (4, 3)
+    results = evaluation.summaries(read_records(workdir))
+    assert sum(result.is_correct.size for result in results) == 6
+    for line, result in zip(accuracy[2:], results, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[0] == samplers.short_spec(result.sampler)
+        assert cells[1:3] == [str(result.is_correct.sum()), "3"]
+        assert cells[5] == f"{result.nfe.mean():.2f}"
+    assert paired[2].startswith("| threshold ")
+
+    before = {path.name: path.read_bytes() for path in workdir.iterdir()}
+    assert set(before) == {"manifest.json", "records.jsonl"}
+    # Another commit that adds nothing is none of the records'.
+    monkeypatch.setattr(provenance, "_commit", lambda: "fedcba9876+")
+    monkeypatch.setattr(tqdm, "tqdm", Visible)
+    status, again, error = run_script("evaluate", *arguments)
+    assert status == 0 and again == out
+    assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
+    num_right = results[1].is_correct.sum()
+    assert "threshold: 100%" in error and "6/6" in error
+    assert f"right={num_right / 3:.1%}, seed=0" in error
+
+    status, more, _ = run_script("evaluate", *arguments, "--sampler=margin")
+    assert status == 0
+    last = f"The records of {workdir} are of 2 commits: abcdef0, fedcba9+."
+    assert more.splitlines()[-2:] == ["", last]
+    records = read_records(workdir)
+    assert [record["run"] for record in records] == [0] * 6 + [1] * 3
+
+
+@pytest.mark.parametrize("script", ["evaluate", "sweep"])
+@pytest.mark.parametrize("flag", ["--block_length=24", "--gen_length=100"])
+def test_scripts_refuse_lengths_before_the_weights_are_loaded(
+    tmp_path, run_script, script, flag
+):
+    status, out, error = run_script(
+        script,
+        "--task=humaneval",
+        flag,
+        f"--checkpoint={tmp_path / 'none'}",
+        f"--workdir={tmp_path / 'runs'}",
+    )
+    assert (status, out) == (1, "")
+    assert error.startswith("error: gen_length (") and error.count("\n") == 1
+    assert "must be a multiple of block_length" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_script_records_the_lengths_of_its_flags(checkpoint, tmp_path, run_script):
+    (tmp_path / "config.py").write_text(
+        "from ml_collections import ConfigDict\n\n\n"
+        "def get_config():\n"
+        "    return ConfigDict({'sampler': ('threshold',), 'seeds': (0,),\n"
+        "        'split': 'test', 'num_examples': 2, 'example_seed': 0,\n"
+        "        'temperature': 0.0, 'batch_size': 2, 'queue_length': 2})\n"
+    )
+    # The config file has no lengths: it may have been written before they were there.
+    arguments = [f"--checkpoint={checkpoint}", f"--workdir={tmp_path / 'runs'}"]
+    arguments += [f"--config={tmp_path / 'config.py'}", "--task=sudoku"]
+    status, _, error = run_script("evaluate", *arguments, "--block_length=32")
+    assert (status, error) == (0, "")
+    manifest = json.loads((tmp_path / "runs" / "manifest.json").read_text())
+    assert manifest["identity"]["block_length"] == 32
+    status, _, error = run_script("evaluate", *arguments)
+    assert status == 1
+    assert error.startswith("error: block_length (None) must be 32, as in the evalua")
+
+
+def _script(checkpoint, workdir):
+    return [
+        sys.executable,
+        "-m",
+        "experiments.evaluate",
+        f"--checkpoint={checkpoint}",
+        f"--workdir={workdir}",
+        "--split=test",
+        "--num_examples=40",
+        "--sampler=entropy_bound(gamma=0.5)",
+        "--sampler=random",
+        "--batch_size=4",
+        "--queue_length=10",
+    ]
+
+
+@pytest.mark.slow
+def test_killed_five_times_at_random_gives_the_same_table(checkpoint, tmp_path):
+    root = pathlib.Path(__file__).parents[2]
+
+    def table():
+        records = read_records(tmp_path / "killed")
+        rows = tables.accuracy(evaluation.summaries(records)).splitlines()
+        # All columns but those of time.
+        return [row.split("|")[:9] for row in rows]
+
+    whole = subprocess.run(
+        _script(checkpoint, tmp_path / "whole"), cwd=root, capture_output=True
+    )
+    assert whole.returncode == 0, whole.stderr
+    rng, num_kills = random.Random(0), 0
+    while num_kills < 5:
+        size = _size(tmp_path / "killed")
+        process = subprocess.Popen(
+            _script(checkpoint, tmp_path / "killed"),
+            cwd=root,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        # Not before it has added something, else nothing is shown.
+        while _size(tmp_path / "killed") == size and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.3)
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        num_kills += 1
+    last = subprocess.run(
+        _script(checkpoint, tmp_path / "killed"), cwd=root, capture_output=True
+    )
+    assert last.returncode == 0, last.stderr
+    fields = ("sampler", "seed", "index", "text", "nfe", "is_correct", "place")
+    runs = [
+        # Rows that are done together are others after a stop.
+        sorted([r[f] for f in fields] for r in read_records(directory))
+        for directory in (tmp_path / "whole", tmp_path / "killed")
+    ]
+    assert runs[0] == runs[1]
+    printed = whole.stdout.decode().partition("\n\n")[0].splitlines()
+    assert [row.split("|")[:9] for row in printed] == table()
+
+
+def _size(directory):
+    path = directory / "records.jsonl"
+    return path.stat().st_size if path.exists() else 0

@@ -1,0 +1,447 @@
+"""The breaks that `mutations` makes, one by one."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """One break.
+
+    Attributes:
+      name: what it does.
+      file: below the repository's root.
+      old: text that stands once in the file.
+      new: what takes its place.
+      tests: files or node ids that are to notice, the likeliest first.
+      equivalent: why nothing changes, if nothing does.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    equivalent: str = ""
+
+
+LOOP, ROW = "dlm_jax/core/loop.py", "dlm_jax/core/row.py"
+SLOTS, NOISE = "dlm_jax/core/slots.py", "dlm_jax/core/noise.py"
+PREDICT, SUMMARY = "dlm_jax/core/predict.py", "dlm_jax/core/summary.py"
+SELECT, SCHEDULES = "dlm_jax/samplers/select.py", "dlm_jax/samplers/schedules.py"
+SABER = "dlm_jax/samplers/saber.py"
+T_LOOP = ("tests/core/test_generate.py", "tests/core/test_decisions.py")
+T_SLOTS = ("tests/core/test_decisions.py", "tests/core/test_queue.py")
+T_PREDICT = ("tests/core/test_predict.py", "tests/core/test_predict_rounding.py")
+T_SELECT = ("tests/samplers/test_select.py",)
+T_SABER = ("tests/samplers/test_saber.py",)
+
+MUTATIONS = (
+    # The loop.
+    Mutation(
+        "the draw and the rule share a key",
+        LOOP,
+        "for purpose in range(2)",
+        "for purpose in (0, 0)",
+        ("tests/core/test_decisions.py",),
+    ),
+    Mutation(
+        "every step has the same key",
+        LOOP,
+        "jax.vmap(jax.random.fold_in)(keys, rows.step)",
+        "jax.vmap(jax.random.fold_in)(keys, 0 * rows.step)",
+        ("tests/core/test_temperature.py", "tests/core/test_contract.py"),
+    ),
+    Mutation(
+        "rows are taken as given, not fullest first",
+        LOOP,
+        "jnp.where(rows.is_done, 1, -num_blanks)",
+        "jnp.where(rows.is_done, 1, 0 * num_blanks)",
+        ("tests/core/test_queue.py",),
+    ),
+    Mutation(
+        "the cache is not reset",
+        LOOP,
+        "return dataclasses.replace(filled, cache=cache)",
+        "return dataclasses.replace(filled, cache=carry.cache)",
+        ("tests/core/test_queue.py",),
+    ),
+    Mutation(
+        "guidance: halves are swapped",
+        LOOP,
+        "lambda x, y: jnp.concatenate([x, y])",
+        "lambda x, y: jnp.concatenate([y, x])",
+        T_LOOP,
+    ),
+    Mutation(
+        "the queue stops one iteration early",
+        LOOP,
+        "carry.iteration < until",
+        "carry.iteration + 1 < until",
+        ("tests/core/test_queue.py",),
+    ),
+    Mutation(
+        "full precision for bfloat16 only",
+        LOOP,
+        "head.dtype.itemsize >= 4",
+        "head.dtype.itemsize < 4",
+        ("tests/core/test_generate.py",),
+    ),
+    # A row.
+    Mutation(
+        "a row stops although masks stand before its EOS",
+        ROW,
+        "(frame.rank > stop) & is_clear",
+        "(frame.rank > stop)",
+        ("tests/core/test_generate.py",),
+    ),
+    Mutation(
+        "stop ids in a prompt count",
+        ROW,
+        "is_stop &= frame.is_editable & ~is_mask & frame.can_stop",
+        "is_stop &= ~is_mask & frame.can_stop",
+        ("tests/core/test_generate.py",),
+        equivalent="a prompt's positions have rank g, which is no stop",
+    ),
+    Mutation(
+        "an undecided position stops",
+        ROW,
+        "is_stop &= frame.is_editable & ~is_mask & frame.can_stop",
+        "is_stop &= frame.is_editable & frame.can_stop",
+        ("tests/core/test_generate.py",),
+        equivalent="undecided positions hold mask_id, which is no stop id",
+    ),
+    Mutation(
+        "all rows stop",
+        ROW,
+        "is_stop &= frame.is_editable & ~is_mask & frame.can_stop",
+        "is_stop &= frame.is_editable & ~is_mask",
+        ("tests/core/test_generate.py",),
+    ),
+    Mutation(
+        "the stop itself is overwritten",
+        ROW,
+        "(frame.rank > stop) & is_clear",
+        "(frame.rank >= stop) & is_clear",
+        ("tests/core/test_generate.py",),
+    ),
+    Mutation(
+        "guidance hides the prompt before the blanks only",
+        ROW,
+        "is_prompt = frame.is_valid & ~frame.is_editable",
+        "is_prompt = frame.is_valid & (jnp.cumsum(frame.is_editable) == 0)",
+        ("tests/core/test_generate.py",),
+    ),
+    Mutation(
+        "guidance hides what a view appends",
+        ROW,
+        "view.tokens.shape[0] - is_prompt.shape[0]))",
+        "view.tokens.shape[0] - is_prompt.shape[0]), constant_values=True)",
+        ("tests/core/test_generate.py",),
+    ),
+    Mutation(
+        "commits are not kept to open positions",
+        ROW,
+        "is_free = canvas.is_open & prediction.is_known & ~has_nan",
+        "is_free = prediction.is_known & ~has_nan",
+        ("tests/core/test_decisions.py", "tests/core/test_generate.py"),
+    ),
+    Mutation(
+        "commits are not kept to predicted positions",
+        ROW,
+        "is_free = canvas.is_open & prediction.is_known & ~has_nan",
+        "is_free = canvas.is_open & ~has_nan",
+        ("tests/core/test_decisions.py",),
+    ),
+    Mutation(
+        "a row with a NaN goes on writing",
+        ROW,
+        "is_free = canvas.is_open & prediction.is_known & ~has_nan",
+        "is_free = canvas.is_open & prediction.is_known",
+        ("tests/core/test_generate.py",),
+    ),
+    Mutation(
+        "a NaN does not end its row",
+        ROW,
+        "is_done=~jnp.any(is_mask) | has_nan | (step >= options.max_steps)",
+        "is_done=~jnp.any(is_mask) | (step >= options.max_steps)",
+        ("tests/core/test_generate.py",),
+    ),
+    Mutation(
+        "the mask token is written",
+        ROW,
+        "commit &= written != denoiser.mask_id",
+        "commit &= written == written",
+        ("tests/core/test_decisions.py",),
+    ),
+    Mutation(
+        "undecided positions are taken back",
+        ROW,
+        "remask = decision.remask & is_free & (commit | ~row.is_mask)",
+        "remask = decision.remask & is_free",
+        ("tests/core/test_decisions.py",),
+    ),
+    Mutation(
+        "deferred candidates do not wait",
+        ROW,
+        "is_eligible = jnp.where(jnp.any(is_ready), is_ready, is_eligible)",
+        "is_eligible = jnp.where(jnp.any(is_ready), is_eligible, is_eligible)",
+        ("tests/core/test_decisions.py",),
+    ),
+    Mutation(
+        "deferred candidates wait for ever",
+        ROW,
+        "is_eligible = jnp.where(jnp.any(is_ready), is_ready, is_eligible)",
+        "is_eligible = is_ready",
+        ("tests/core/test_decisions.py",),
+    ),
+    Mutation(
+        "unpredicted positions are eligible",
+        ROW,
+        "is_eligible = canvas.is_eligible & prediction.is_known",
+        "is_eligible = canvas.is_eligible",
+        ("tests/core/test_decisions.py",),
+    ),
+    Mutation(
+        "blocks end one position late",
+        ROW,
+        "(row.block + 1) * options.block_length, options.gen_length",
+        "(row.block + 1) * options.block_length + 1, options.gen_length",
+        ("tests/core/test_generate.py",),
+    ),
+    Mutation(
+        "a block's steps go on counting in the next",
+        ROW,
+        "block_step=jnp.where(stays, row.block_step + 1, 0)",
+        "block_step=row.block_step + 1",
+        ("tests/samplers/test_schedules.py", "tests/core/test_contract.py"),
+    ),
+    Mutation(
+        "a done row goes on",
+        ROW,
+        "lambda x, y: jnp.where(row.is_done, x, y), row, new",
+        "lambda x, y: y, row, new",
+        ("tests/core/test_generate.py", "tests/core/test_contract.py"),
+    ),
+    Mutation(
+        "what is taken back keeps its commit step",
+        ROW,
+        "is_undone = is_mask | remask",
+        "is_undone = is_mask & ~remask",
+        ("tests/core/test_contract.py",),
+    ),
+    # Slots.
+    Mutation(
+        "a refilled slot keeps the old row's sampler state",
+        SLOTS,
+        "slots=_where(is_new, _take(rows, new_ids), queue.slots)",
+        "slots=dataclasses.replace(_where(is_new, _take(rows, new_ids), queue.slots),"
+        " state=queue.slots.state)",
+        T_SLOTS,
+    ),
+    Mutation(
+        "a refilled slot keeps the old row's keys and numbers",
+        SLOTS,
+        "jobs=_where(is_new, _take(todo.jobs, new_ids), queue.jobs)",
+        "jobs=queue.jobs",
+        ("tests/core/test_queue.py",),
+    ),
+    Mutation(
+        "the initial cache is repeated, not tiled",
+        SLOTS,
+        "jnp.tile(is_new, num_forwards)",
+        "jnp.repeat(is_new, num_forwards)",
+        ("tests/core/test_queue.py",),
+    ),
+    Mutation(
+        "the last waiting row gets no slot",
+        SLOTS,
+        "place < todo.num_open",
+        "place < todo.num_open - 1",
+        ("tests/core/test_queue.py",),
+    ),
+    # Statistics.
+    Mutation(
+        "log-probabilities lose digits near 1",
+        PREDICT,
+        'value = (logit - summary["max"]) - log_sum',
+        'value = logit - (summary["max"] + log_sum)',
+        T_PREDICT,
+    ),
+    Mutation(
+        "the best token's mass is in the sum",
+        PREDICT,
+        'log_sum = jnp.log1p(summary["rest"])',
+        'log_sum = jnp.log(1 + summary["rest"])',
+        T_PREDICT,
+    ),
+    Mutation(
+        "ties for the best count once",
+        SUMMARY,
+        "others + (jnp.sum(is_best, axis=-1) - 1)",
+        "others",
+        T_PREDICT,
+    ),
+    Mutation(
+        "the right slice wins a tie",
+        SUMMARY,
+        "is_better = right[decisive] > left[decisive]",
+        "is_better = right[decisive] >= left[decisive]",
+        T_PREDICT,
+    ),
+    Mutation(
+        "the mask token is a candidate",
+        SUMMARY,
+        "candidates = exclude(logits, token_ids, (mask_id,))",
+        "candidates = logits",
+        T_PREDICT,
+    ),
+    Mutation(
+        "a deferred candidate's entropy is what is left",
+        PREDICT,
+        "jnp.where(is_deferred, jnp.inf, entropy)",
+        "entropy",
+        T_PREDICT,
+    ),
+    Mutation(
+        "guidance is one weaker",
+        PREDICT,
+        "_round((guidance + 1) * difference, logits_dtype)",
+        "_round(guidance * difference, logits_dtype)",
+        T_PREDICT,
+    ),
+    Mutation(
+        "guidance is rounded once",
+        PREDICT,
+        "difference = _round(logits[0] - logits[1], logits_dtype)",
+        "difference = logits[0] - logits[1]",
+        T_PREDICT,
+    ),
+    Mutation(
+        "noise does not depend on the position",
+        NOISE,
+        "jax.random.fold_in(jax.random.fold_in(key, position), tile)",
+        "jax.random.fold_in(jax.random.fold_in(key, 0), tile)",
+        ("tests/core/test_temperature.py",),
+    ),
+    Mutation(
+        "temperature is applied twice",
+        SUMMARY,
+        "perturbed = candidates + temperature * noise(",
+        "perturbed = candidates + temperature**2 * noise(",
+        ("tests/core/test_temperature.py",),
+    ),
+    # Selection.
+    Mutation(
+        "one position too many",
+        SELECT,
+        "jnp.arange(score.shape[0]) < k",
+        "jnp.arange(score.shape[0]) <= k",
+        T_SELECT,
+    ),
+    Mutation(
+        "a threshold is exceeded, not reached",
+        SELECT,
+        "passed = is_eligible & (score >= threshold)",
+        "passed = is_eligible & (score > threshold)",
+        T_SELECT,
+    ),
+    Mutation(
+        "the entropy bound counts the largest entropy",
+        SELECT,
+        "rest = jnp.concatenate([jnp.zeros_like(rest, shape=1), rest])",
+        "rest = jnp.cumsum(ranked)",
+        T_SELECT,
+    ),
+    Mutation(
+        "the entropy bound may commit nothing",
+        SELECT,
+        "is_taken.at[0].set(True)",
+        "is_taken",
+        T_SELECT,
+        equivalent="the first prefix's sum without its maximum is 0, and gamma >= 0",
+    ),
+    Mutation(
+        "doubts are differences of probabilities",
+        SELECT,
+        "return -jnp.expm1(log_prob)",
+        "return 1 - jnp.exp(log_prob)",
+        ("tests/samplers/test_saber.py",),
+    ),
+    Mutation(
+        "the factor rule starts at rank 0",
+        SELECT,
+        "n = jnp.arange(1, doubt.shape[0] + 1)",
+        "n = jnp.arange(doubt.shape[0])",
+        T_SELECT,
+    ),
+    # Samplers and schedules.
+    Mutation(
+        "Saber's mean keeps what was taken back",
+        SABER,
+        "mean = jnp.sum(state.committed, where=is_committed) / num_committed",
+        "was = is_committed | (state.committed < 1)\n"
+        "        mean = jnp.sum(state.committed, where=was) / jnp.sum(was)",
+        T_SABER,
+    ),
+    Mutation(
+        "Saber takes back as many as it commits",
+        SABER,
+        "jnp.minimum(num_back, num_drafted - 1)",
+        "jnp.minimum(num_back, num_drafted)",
+        T_SABER,
+    ),
+    Mutation(
+        "Saber takes back what gained most",
+        SABER,
+        "drop = held - state.previous",
+        "drop = state.previous - held",
+        T_SABER,
+    ),
+    Mutation(
+        "Saber takes back the least confident",
+        SABER,
+        "drop = held - state.previous",
+        "drop = held",
+        T_SABER,
+    ),
+    Mutation(
+        "Saber drafts at tau itself",
+        SABER,
+        "above = canvas.is_eligible & (doubt < bound)",
+        "above = canvas.is_eligible & (doubt <= bound)",
+        T_SABER,
+    ),
+    Mutation(
+        "tau has no upper bound",
+        SABER,
+        "jnp.where(num_committed > 0, jnp.maximum(mean, least), least)",
+        "jnp.where(num_committed > 0, mean, least)",
+        T_SABER,
+        equivalent="no candidate exceeds a tau above the best one, bounded or not",
+    ),
+    Mutation(
+        "the margin is a ratio",
+        "dlm_jax/samplers/margin.py",
+        "return -select.doubt(best) - jnp.exp(runner_up)",
+        "return best - runner_up",
+        (
+            "tests/samplers/test_specs.py",
+            "tests/core/test_contract.py",
+            "tests/parity/test_replay.py",
+        ),
+    ),
+    Mutation(
+        "a linear schedule's remainder comes last",
+        SCHEDULES,
+        "is_early = canvas.block_step < canvas.block_masks % steps",
+        "is_early = canvas.block_step >= steps - canvas.block_masks % steps",
+        ("tests/samplers/test_schedules.py",),
+    ),
+    Mutation(
+        "a cosine schedule is one step behind",
+        SCHEDULES,
+        "progress = (canvas.block_step + 1) / steps",
+        "progress = canvas.block_step / steps",
+        ("tests/samplers/test_schedules.py",),
+    ),
+)

@@ -37,7 +37,7 @@ class Problem:
       prompt: imports, helpers, and the function's head with its docstring.
       entry_point: the function's name.
       test: source of the tests, a function `check` that takes the function.
-      canonical_solution: a right body.
+      canonical_solution: a correct body.
     """
 
     prompt: str

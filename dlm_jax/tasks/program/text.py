@@ -1,7 +1,7 @@
 """Asking for programs of the grammar in words, and writing them in Python.
 
 One program has many wordings, in an order that need not be that of execution, and many
-equally right texts: what varies from text to text (names, loops or comprehensions) is
+equally correct texts: what varies from text to text (names, loops or comprehensions) is
 in a `Style`, which holds for the whole text.
 """
 

@@ -116,7 +116,7 @@ def verdict(
     """
     if base_accuracy < claim.floor:
         return UNCLEAR, (
-            f"one-token decoding itself has only {base_accuracy:.1%} right, so there "
+            f"one-token decoding itself has only {base_accuracy:.1%} correct, so there "
             "is nothing to lose."
         )
     fast = [p for p in pairings if p.ratio >= claim.min_ratio]

@@ -96,14 +96,14 @@ class Measured:
       sweep: compared with the baseline.
       others: the rules over whose mean a gain is claimed.
       over_others: saber's accuracy minus that mean.
-      num_fixed: examples that are right only with backtracking.
-      num_broken: examples that are right only without.
+      num_fixed: examples that are correct only with backtracking.
+      num_broken: examples that are correct only without it.
       cases: printed examples: title and text.
       rise: see `analysis.rise`.
       slope: see `analysis.slope`.
       growth: see `analysis.growth`.
       drift: see `analysis.drift`.
-      falls: see `analysis.falls`, of right and of wrong answers.
+      falls: see `analysis.falls`, of correct and of wrong answers.
       gap: see `analysis.gap`, of losses above DEPTH.
     """
 
@@ -214,7 +214,7 @@ def measure(
         growth=analysis.growth(watched),
         drift=analysis.drift(watched),
         falls={
-            "right": analysis.falls(watched, is_correct, DEPTHS),
+            "correct": analysis.falls(watched, is_correct, DEPTHS),
             "wrong": analysis.falls(watched, ~is_correct, DEPTHS),
         },
         gap=analysis.gap(watched, is_correct, DEPTH),

@@ -1,4 +1,4 @@
-"""Intervals, paired tests and fronts: what turns counts into claims."""
+"""Confidence intervals, paired tests and Pareto fronts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -172,7 +172,7 @@ def compare(
 
 
 def pareto_front(cost: Sequence[float], gain: Sequence[float]) -> list[int]:
-    """Indices of the points that no other is at least as good as in both, by cost."""
+    """Indices of the points on the Pareto front, by cost."""
     front: list[int] = []
     for i in sorted(range(len(cost)), key=lambda i: (cost[i], -gain[i])):
         if not front or gain[i] > gain[front[-1]]:
@@ -183,7 +183,7 @@ def pareto_front(cost: Sequence[float], gain: Sequence[float]) -> list[int]:
 def area_under_front(
     cost: Sequence[float], gain: Sequence[float], low: float, high: float
 ) -> float:
-    """The mean gain that is to be had over costs spread evenly in logarithm.
+    """The mean gain over costs that are spread uniformly in logarithm.
 
     At each cost counts the best point that costs no more; where none does, 0. It lies
     between 0 and the best gain, and a fine grid of thresholds changes it little.

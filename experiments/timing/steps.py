@@ -1,4 +1,4 @@
-"""What a step of the loop costs beside the model's forward.
+"""The cost of a step of the loop beside the model's forward.
 
 A loop whose sampler, head and bookkeeping cost nothing would take as long as its
 forwards alone; those are timed here, in a loop of their own at the same shape.
@@ -33,7 +33,7 @@ _SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a forward is timed on.
+    """The shape of a forward that is timed.
 
     Attributes:
       batch_size: rows in flight.

@@ -1,6 +1,6 @@
 """Small Python functions written to a specification in words, and run to be judged.
 
-The programs come from a compositional grammar (`program_grammar`): two or three steps,
+The programs come from a compositional grammar (`program.grammar`): two or three steps,
 or up to five, told in varied words and not always in the order in which they are done.
 Each has many correct texts, and the training data take one of them at random: which
 names, loops or comprehensions. What is written at one place then binds distant places,

@@ -100,7 +100,7 @@ def section(
     compared: Sequence[tuple[str, str]],
     claim: Claim,
 ) -> Section:
-    """Reduces a task's results to what the report says of it."""
+    """The part of a task's results that the report needs."""
     base = next(r for r in results if r.sampler == samplers.canonical_spec(baseline))
     pairings = pair(results, baseline, compared, claim)
     return Section(task, num_parameters, sweeps.points(curves, results), base, pairings)
@@ -144,7 +144,7 @@ def write(
       setting: a sentence on examples and temperature.
       sections: of the tasks.
       splits: of mazes, by spec; empty leaves that part out.
-      claim: what is asked.
+      claim: the requirements.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [

@@ -1,8 +1,8 @@
-"""What Saber (arXiv:2510.18165) rests on, measured along a generation.
+"""The premises of Saber (arXiv:2510.18165), measured along a generation.
 
 Its acceleration needs candidates that grow more confident as context grows; its
-backtracking needs committed tokens whose confidence falls. Both are seen by showing the
-model every canvas of a generation again.
+backtracking needs committed tokens whose confidence falls. Both are measured by running
+the model again on every canvas of a generation.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def watch(
     seed: int = 0,
     batch_size: int = 32,
 ) -> Watched:
-    """Generates, and shows the model every canvas of it once more.
+    """Generates, then runs the model again on every canvas of the generation.
 
     Args:
       denoiser: the model.
@@ -146,7 +146,7 @@ def _confidence(
 
 
 def rise(watched: Watched, num_bins: int = 20) -> list[dict[str, Any]]:
-    """How confident candidates are when so much is decided.
+    """The confidence of candidates against the fraction of decided blanks.
 
     Args:
       watched: the generations.

@@ -1,4 +1,4 @@
-"""What a measurement says of Saber's published claims (arXiv:2510.18165).
+"""Verdicts on Saber's published claims (arXiv:2510.18165).
 
 The report's sentence on a claim is chosen by where the measured interval lies
 (`verdict`).
@@ -36,7 +36,7 @@ _LEVEL = 0.05
 
 
 def verdict(low: float, high: float, nothing: float, claimed: float) -> str:
-    """What an interval says of a claimed effect.
+    """The verdict that an interval gives on a claimed effect.
 
     Args:
       low: the interval's lower end.
@@ -130,7 +130,7 @@ def _premise_claim(m: Measured) -> str:
 
 
 def _speed_claim(main: Judged, controls: Sequence[float]) -> str:
-    """What is said of the time, beside rules that only noise can make faster."""
+    """A sentence on the speed-up; only noise makes the control rules faster."""
     total, low, high = main.speed_up
     if main.num_calls < 2:
         return (
@@ -157,7 +157,7 @@ def _speed_claim(main: Judged, controls: Sequence[float]) -> str:
 
 
 def _backtracking(m: Measured) -> str:
-    """Whether there is anything that backtracking could find."""
+    """A paragraph on whether committed tokens lose confidence at all."""
     place = DEPTHS.index(DEPTH)
     shares = {
         kind: falls["ever"][place] for kind, falls in m.falls.items() if falls["num"]

@@ -6,20 +6,20 @@ r"""Times the compiled loop against a plain eager PyTorch loop, pair by pair.
     python -m experiments.benchmark --preset=llada_8b --dtype=bfloat16 \
         --reference=none --prompt_length=256 --gen_lengths=256 --batch_sizes=8
 
-Same weights, rows and blocks, run in turn: ours with a queue in front of its slots,
-PyTorch in batches of as many rows (on a GPU if it sees one). --reference=batches has
-our own loop without its queue in PyTorch's place, which shows what the queue is worth;
---reference=host our own step, compiled, called from Python; --reference=none nothing.
-PyTorch and Python drive one device: beside them ours has the first one only, otherwise
-all of them.
+Both loops have the same weights, rows and blocks, and run in turn. dlm_jax has a queue
+in front of its slots; PyTorch takes batches of as many rows, on a GPU if it sees one.
+Other references: --reference=batches is dlm_jax without its queue, which shows what the
+queue is worth; --reference=host is dlm_jax's compiled step, called from Python;
+--reference=none is nothing. With torch and host, dlm_jax gets the first device only;
+otherwise all of them.
 
-Prints rows per second of both loops, the ratios of neighbouring runs and their median,
-and the rows with equal tokens and NFE; each sampler's gain over the first one, in
-seconds and in NFE; and what a step costs beside the model's forward, and its share of
-the matrix-product peak that is measured here. Rows are examples of the config's task
-and split, or random tokens if --gen_lengths or a preset (random weights) is asked for:
-such answers and NFE mean nothing. --profile writes traces for XProf, one run of each
-sampler and shape in a directory of its own, and prints which is which.
+Prints rows per second of both loops, the speed-up of each pair of runs and the median,
+and the number of rows with identical tokens and NFE; each sampler's gain over the first
+one, in seconds and in NFE; and what a step costs beside the model's forward, with its
+share of the matrix-product peak measured here. Rows are examples of the config's task
+and split. With --gen_lengths or a preset (random weights) they are random tokens, whose
+answers and NFE mean nothing. --profile writes traces for XProf, one run per sampler and
+shape in a directory of its own, and prints which is which.
 """
 
 import contextlib
@@ -74,8 +74,8 @@ _REFERENCE = flags.DEFINE_enum(
     "reference",
     "torch",
     ["torch", "host", "batches", "none"],
-    "In batches beside our queue: eager PyTorch, our step driven from Python, our own "
-    "loop; or nothing.",
+    "What dlm_jax is raced against, in batches: eager PyTorch, dlm_jax's step driven "
+    "from Python, dlm_jax without its queue; or nothing.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write; must not exist.")
 _PROFILE = flags.DEFINE_string(
@@ -321,7 +321,7 @@ def _torch_loop(
             yield
         except torch.cuda.OutOfMemoryError as error:
             raise InputError(
-                f"--reference=torch does not fit beside our loop: {error}"
+                f"--reference=torch does not fit in memory beside dlm_jax: {error}"
             ) from None
 
     mask_id = model.config.mask_token_id

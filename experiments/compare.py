@@ -1,15 +1,15 @@
-r"""Replays recorded runs of PyTorch samplers and says where ours differ.
+r"""Replays recorded runs of PyTorch samplers and says where dlm_jax differs.
 
     python -m experiments.compare --traces=DIR [--samplers=low_confidence,threshold] \
         [--dtype=float64]
 
 DIR holds traces (see `parity.traces`), made by `experiments.record_reference`. One
-row per trace: forwards of the recorded run and of ours, and `match`, or the first
-forward whose outcome differs, the position, the recorded token and ours, the confidence
-gap ('-' where the sampler's own bound decided) and whether rounding explains it
-(near-tie) or not (real). In float64 a divergence is no rounding error of ours: what
-float32 calls a near-tie matches there, unless the recorded run itself rounded. Exit
-status 0 only if all match.
+row per trace: forwards of the recorded run and of dlm_jax, and `match`, or the first
+forward whose outcome differs, the position, the recorded token and dlm_jax's, the
+confidence gap ('-' where the sampler's own bound decided) and whether rounding explains
+it (near-tie) or not (real). In float64 dlm_jax makes no rounding error that matters:
+what float32 calls a near-tie matches there, unless the recorded run itself rounded.
+Exit status 0 only if all match.
 """
 
 import itertools
@@ -55,7 +55,7 @@ def main(_: Sequence[str]) -> None:
     selected = _select(traces.load_directory(directory), FLAGS.samplers)
     root = pathlib.Path(FLAGS.checkpoint_root or directory.absolute().parent)
     widths = [max(len(t.name) for t in selected), max(len(t.sampler) for t in selected)]
-    _print(widths, "trace", "sampler", "NFE", "ours", "result")
+    _print(widths, "trace", "sampler", "recorded NFE", "dlm_jax NFE", "result")
 
     num_matches = 0
     progress = tqdm(total=len(selected), unit="trace", disable=None)
@@ -107,17 +107,15 @@ def _describe(comparison: replay.Comparison) -> str:
     gap = "-" if divergence.gap is None else f"{divergence.gap:.2g}"
     return (
         f"{step}, position {divergence.position}: {divergence.reference_token}, "
-        f"ours {divergence.token}, gap {gap}, {divergence.label}"
+        f"dlm_jax {divergence.token}, gap {gap}, {divergence.label}"
     )
 
 
 def _print(widths: list[int], *cells: str) -> None:
     """Prints a row without breaking the progress bar."""
-    name, sampler, nfe, ours, result = cells
-    tqdm.write(
-        f"{name:{widths[0]}}  {sampler:{widths[1]}}  {nfe:>4}  {ours:>4}  {result}",
-        file=sys.stdout,
-    )
+    name, sampler, recorded, own, result = cells
+    names = f"{name:{widths[0]}}  {sampler:{widths[1]}}"
+    tqdm.write(f"{names}  {recorded:>12}  {own:>11}  {result}", file=sys.stdout)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from dlm_jax.errors import InputError
 # either kind, because prompts are built on the host.
 HostArray = np.ndarray | jax.Array
 
-# What is not there. Not typed as optional: a sampler reads only what it lists in
-# `needs`, and the loop only what `prepare` has filled in, so neither need test for it.
+# A field without a value. Not typed as optional: a sampler reads only what it lists in
+# `needs`, and the loop only what `prepare` has filled in, so neither needs to test it.
 ABSENT: Any = None
 
 
@@ -33,7 +33,7 @@ class Prompts:
     them, and padding comes last.
 
     Attributes:
-      tokens: int32 [b, l]; what stands at blanks and padding is ignored.
+      tokens: int32 [b, l]; values at blanks and padding are ignored.
       is_blank: bool [b, l]; True where a token is to be generated.
       is_valid: bool [b, l]; False at padding.
       can_stop: bool [b]; whether `Options.stop_ids` end the row: True for a text that
@@ -103,7 +103,7 @@ class View:
 
 
 class Missing:
-    """Stands for a statistic that was not computed; any use of it is refused.
+    """Replaces a statistic that was not computed; any use of it raises InputError.
 
     Attributes:
       name: the field of `Prediction`.
@@ -119,7 +119,7 @@ class Missing:
         return hash((Missing, self.name))
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # Libraries ask for what an object does not have.
+        if name.startswith("_"):  # Libraries look for optional attributes.
             raise AttributeError(name)
         self._refuse()
 
@@ -130,7 +130,7 @@ class Missing:
         )
 
 
-# Whatever arithmetic, indexing or a function of jax.numpy does with an operand.
+# The methods that arithmetic, indexing and jax.numpy call on an operand.
 # fmt: off
 _OPERATORS = (
     "neg", "pos", "abs", "invert", "bool", "int", "float", "len", "iter", "getitem",
@@ -216,8 +216,8 @@ class Generation:
       tokens: int32 [b, l]; mask_id is left only in rows that are not complete.
       num_steps: int32 [b]; NFE: forwards the row took part in.
       last_iteration: int32 [b]; forwards of the whole batch, from the first on, until
-        the row was done: what it waited for a slot, and its num_steps. The largest is
-        the number of the loop's iterations on the row's device.
+        the row was done: its wait for a slot plus its num_steps. The largest is the
+        number of the loop's iterations on the row's device.
       commit_step: int32 [b, l]; step of the commit that stood; -1 at prompt, padding
         and what a stop filled in.
       confidence: float [b, l]; probability of the prediction's candidate at that

@@ -1,4 +1,4 @@
-"""What is refused before anything is compiled."""
+"""Checks of the arguments, before anything is compiled."""
 
 import dataclasses
 
@@ -79,7 +79,7 @@ def prepare(
     if max_steps is None:
         max_steps = sampler.max_steps(options.gen_length)
         if options.deferred_ids:
-            # A schedule may be at its end when the positions that waited are left.
+            # A schedule may have ended when the deferred positions are left.
             max_steps += options.gen_length
     options = dataclasses.replace(
         options,

@@ -1,4 +1,4 @@
-"""What the loop needs of a model."""
+"""The interface between the loop and a model."""
 
 from typing import Protocol
 
@@ -17,7 +17,7 @@ class Denoiser(Protocol):
 
     @property
     def eos_id(self) -> int:
-        """What fills a row behind a stop."""
+        """The token that fills a row after a stop."""
         ...
 
     @property

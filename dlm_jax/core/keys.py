@@ -1,4 +1,4 @@
-"""What a seed may be, and the random keys that rows get from it."""
+"""Seeds, and the random keys that rows get from them."""
 
 import functools
 import reprlib
@@ -17,7 +17,7 @@ NUM_SEEDS = 2**32
 
 
 def check_seed(seed: Any, name: str = "seed") -> None:
-    """Refuses what is no seed.
+    """Checks a seed.
 
     Args:
       seed: must be an integer, 0 <= seed < 2**32.
@@ -28,7 +28,7 @@ def check_seed(seed: Any, name: str = "seed") -> None:
     """
     is_integer = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
     if not is_integer or not 0 <= seed < NUM_SEEDS:
-        # Hundreds of digits are no line that anyone reads.
+        # Nobody reads an error line with hundreds of digits.
         shown = reprlib.repr(int(seed) if is_integer else seed)
         raise InputError(
             f"{name} ({shown}) must be an integer from 0 to {NUM_SEEDS - 1}"

@@ -98,8 +98,8 @@ def begin(
     b = min(options.num_slots or n, n)
     start = functools.partial(row.start, denoiser, options)
     frames, rows = jax.vmap(start)(sampler, prompts)
-    # The fullest rows first: what starts last should end soon, or slots stand idle.
-    # Rows without a blank need none.
+    # The fullest rows first: long rows that start last would leave other slots idle.
+    # Rows without a blank need no slot.
     num_blanks = jnp.sum(rows.is_mask, axis=1)
     todo = Todo(
         jobs=Job(sampler, keys, frames),
@@ -120,7 +120,7 @@ def proceed(
 ) -> Queue:
     """Runs a queue until all rows are done, or up to an iteration; traceable.
 
-    Stopping changes no result: going on does what would have been done.
+    Stopping changes no result: the next call continues exactly where this one ended.
     """
     n, length = carry.rows.tokens.shape
     num_forwards = forwards_of(options)
@@ -154,7 +154,7 @@ def forwards_of(options: Options) -> int:
 
 
 def finish(rows: Row, ends: Int[HostArray, "... n"]) -> Generation:
-    """What became of a queue's rows; of those that are not done, how they started."""
+    """The results of a queue's rows; rows that are not done are as they started."""
     return Generation(
         tokens=rows.tokens,
         num_steps=rows.step,
@@ -178,7 +178,7 @@ def iteration(
     rows: Row,
     cache: PyTree,
 ) -> tuple[Row, PyTree]:
-    """One forward of the rows in the slots, and what every one makes of it."""
+    """One forward and one step of all rows in the slots."""
     sampler, keys, frames = jobs.sampler, jobs.keys, jobs.frames
     canvas = jax.vmap(functools.partial(row.observe, denoiser, options))(frames, rows)
     view = jax.vmap(lambda s, c: s.view(c))(sampler, canvas)

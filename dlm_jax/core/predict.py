@@ -148,7 +148,7 @@ def _over_slices(
     summaries = []
     num_slices, num_left = divmod(head.shape[0], vocab_slice)
     if num_slices:
-        # The first one outside of the scan, so that there is something to start from.
+        # The first slice is outside of the scan and gives the scan's initial value.
         first = summarise_slice(head[:vocab_slice], first_token)
 
         def scan_slice(running: Summary, i: Array) -> tuple[Summary, None]:
@@ -196,8 +196,8 @@ def _finish(
             value = jnp.log(_round(jnp.exp(value), probability_dtype))
         return value
 
-    # The candidate. Without any (all -inf, or only mask_id left) there is no token to
-    # take: NaN, which the loop reports, instead of token 0.
+    # The candidate. If there is none (all -inf, or only mask_id left) its probability
+    # is NaN, which the loop reports; token 0 would be wrong.
     has_candidate = summary["best"] > LOWEST
     best = jnp.where(has_candidate, summary["best"], jnp.nan)
     best_log_prob = log_prob(best, summary["best_token"])
@@ -220,9 +220,9 @@ def _finish(
         optional["held_log_prob"] = log_prob(summary["held"], None)
     if "entropy" in needs:
         entropy = log_sum - summary["moment"] / (1 + summary["rest"])
-        # Rounding can leave a certain distribution a hair below 0.
+        # Rounding can make the entropy of a certain distribution slightly negative.
         entropy = jnp.maximum(entropy, 0)
-        # What is left beside a deferred token says nothing of the candidate.
+        # The entropy is that of the other tokens, not of the deferred candidate.
         is_deferred = jnp.isin(token, jnp.array(deferred_ids, int))
         optional["entropy"] = jnp.where(is_deferred, jnp.inf, entropy)
     return Prediction(token=token, log_prob=chosen_log_prob, **optional)

@@ -1,4 +1,4 @@
-"""One row's bookkeeping: what it starts with, shows a sampler, and makes of a decision.
+"""One row's bookkeeping: its start, its canvas, and how a decision is applied.
 
 Everything here knows one row; `generate` maps it over the batch.
 """
@@ -179,10 +179,10 @@ def advance(
     has_nan = jnp.any(canvas.is_eligible & jnp.isnan(prediction.log_prob))
     canvas = _let_deferred_wait(options, canvas, prediction)
     state, decision = sampler.step(key, row.state, canvas, prediction)
-    # A sampler need not care whether its arithmetic was float32 or wider.
+    # Keeps the carry's dtypes, whether the sampler's arithmetic was float32 or wider.
     state = jax.tree.map(lambda new, old: new.astype(old.dtype), state, row.state)
 
-    # What can be done of the decision. Commits take eligible and decided positions.
+    # The part of the decision that is allowed. Commits may rewrite decided positions.
     is_free = canvas.is_open & prediction.is_known & ~has_nan
     written = prediction.token if decision.tokens is None else decision.tokens
     commit = decision.commit & is_free & (canvas.is_eligible | ~row.is_mask)
@@ -205,7 +205,7 @@ def advance(
         is_mask &= ~is_tail
         commit_step = jnp.where(is_tail, -1, commit_step)
 
-    # What is undecided has no commit, and what has none no confidence.
+    # Undecided positions have no commit step, and no confidence.
     is_undone = is_mask | remask
     commit_step = jnp.where(is_undone, -1, commit_step)
     confidence = jnp.where(commit_step < 0, 0, confidence)
@@ -244,7 +244,7 @@ def advance(
 def _tail(
     options: Options, frame: Frame, tokens: Int[Array, "l"], is_mask: Bool[Array, "l"]
 ) -> Bool[Array, "l"]:
-    """Positions behind the first stop, if nothing before it is undecided."""
+    """Positions after the first stop, if nothing before it is undecided."""
     is_stop = jnp.isin(tokens, jnp.array(options.stop_ids, jnp.int32))
     is_stop &= frame.is_editable & ~is_mask & frame.can_stop
     stop = jnp.min(jnp.where(is_stop, frame.rank, options.gen_length))

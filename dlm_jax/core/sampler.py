@@ -1,4 +1,4 @@
-"""The base of samplers and schedules, and what numbers they take."""
+"""The base classes of samplers and schedules, and checks of their numbers."""
 
 import dataclasses
 import typing
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from dlm_jax.core.canvas import Canvas, Decision, Prediction, View
 from dlm_jax.errors import InputError
 
-# What a number of a rule may have to be beside a limit.
+# Comparisons of a rule's number with its limits.
 _BOUNDS = {
     "above": np.greater,
     "at least": np.greater_equal,
@@ -29,13 +29,13 @@ def number(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Any:
-    """A traced field of a rule that does not take every number, see `canonical`.
+    """A traced field of a rule whose values have bounds, see `canonical`.
 
     Args:
       default: value of the field.
-      above: all values must be.
-      at_least: all values must be.
-      at_most: all values must be.
+      above: lower limit, itself excluded.
+      at_least: lower limit.
+      at_most: upper limit.
     """
     limits = zip(_BOUNDS, (above, at_least, at_most), strict=True)
     bounds = {bound: limit for bound, limit in limits if limit is not None}
@@ -92,7 +92,7 @@ class Rule:
 
 
 class Sampler(Rule):
-    """Base of all samplers: hyper-parameters, and what they mean.
+    """Base of all samplers: hyper-parameters, and the rule that they set.
 
     Attributes:
       needs: optional fields of `Prediction` that `step` reads.
@@ -142,7 +142,7 @@ class Sampler(Rule):
         return num_blanks
 
     def check(self, gen_length: int, block_length: int) -> None:
-        """Refuses lengths that the hyper-parameters do not fit; by default none.
+        """Checks that the hyper-parameters fit the lengths; accepts all by default.
 
         `checks.prepare` calls it on the host, before anything is compiled.
         Hyper-parameters are then NumPy arrays [b], see `canonical`.
@@ -164,9 +164,8 @@ def canonical(
 ) -> _Struct:
     """Casts the traced fields of a sampler to arrays of their declared dtype.
 
-    0, 0.1 and np.float64(0.1) then lead to the same compiled program. All that is
-    sampled goes through here while its numbers are still known, so that here they are
-    checked.
+    0, 0.1 and np.float64(0.1) then lead to the same compiled program. Every sampler
+    passes through here while its numbers are still concrete, so they are checked here.
 
     Args:
       struct: a `Rule` or `flax.struct.dataclass` with fields declared float, int or
@@ -201,7 +200,7 @@ def canonical(
                 is_real and jnp.issubdtype(array.dtype, jnp.floating)
             ):
                 raise TypeError
-            # The cast below would wrap around without a word.
+            # The cast below would wrap around silently.
             if not is_real and (abs(array) > jnp.iinfo(jnp.int32).max).any():
                 raise TypeError
             dtype = jnp.result_type(float) if is_real else np.dtype(np.int32)
@@ -213,7 +212,7 @@ def canonical(
                 + (f" or an array of shape {shape}" if shape else "")
             ) from None
         for bound, limit in field.metadata.get("bounds", {}).items():
-            is_wrong = ~_BOUNDS[bound](array, limit)  # NaN is on no side.
+            is_wrong = ~_BOUNDS[bound](array, limit)  # True for NaN.
             if is_wrong.any():
                 shown = value if np.ndim(value) == 0 else array[is_wrong][0]
                 raise InputError(

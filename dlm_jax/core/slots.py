@@ -82,7 +82,7 @@ def start(jobs: Job, rows: Row, num_slots: int, cache: PyTree) -> Queue:
 
 
 def refill(queue: Queue, todo: Todo) -> Queue:
-    """Takes away the rows that are done and gives their slots to rows that wait."""
+    """Writes back the rows that are done and gives their slots to waiting rows."""
     n = todo.order.shape[0]
     is_free = queue.slots.is_done
     leaving = jnp.where(is_free, queue.ids, n)

@@ -101,7 +101,7 @@ def _mass(counted: Float[Array, "b r s"], has_moment: bool) -> Summary:
 
 
 def _two_best(counted: Float[Array, "b r s"]) -> Summary:
-    """`first` and `second`: a deferred token, of probability 0, is neither."""
+    """`first` and `second`; the logits of deferred tokens are -inf already."""
     index = jnp.argmax(counted, axis=-1)
     first = jnp.maximum(_pick(counted, index), LOWEST)
     is_first = jnp.arange(counted.shape[-1]) == index[..., None]

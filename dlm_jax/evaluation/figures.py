@@ -1,4 +1,4 @@
-"""Figures for a paper's column; needs matplotlib, of the extra `eval`."""
+"""Figures as wide as a paper's column; needs matplotlib (extra `eval`)."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -35,11 +35,10 @@ def _style(i: int) -> dict[str, Any]:
 
 
 def load_pyplot() -> Any:
-    """Matplotlib's pyplot without a screen, in this project's style.
+    """Matplotlib's pyplot in this project's style, without a display.
 
     Raises:
-      InputError: if it is not installed; scripts call this before the first hour is
-        spent.
+      InputError: if it is not installed; scripts call this before they measure.
     """
     try:
         import matplotlib
@@ -87,8 +86,7 @@ def curves(
       y_label: with its unit.
       title: of the axes.
       is_log: the abscissa is logarithmic.
-      front: points of the best of all lines, drawn as steps behind them: what is to be
-        had up to each abscissa.
+      front: points of the common Pareto front, drawn as steps behind the lines.
 
     Raises:
       InputError: if matplotlib is not installed.
@@ -202,7 +200,7 @@ def bands(
                     xs, low, high, color=style["color"], alpha=0.2, linewidth=0
                 )
         axes.set_ylabel(panel["label"])
-    # Of the figure, which is wider than axes with labels of two lines.
+    # The figure's title: the axes are narrower, because of their labels.
     figure.suptitle(title, fontsize=8)
     all_axes[-1, 0].set_xlabel(x_label)
     figure.legend(loc="outside lower center", ncols=3, fontsize=6, frameon=False)

@@ -55,7 +55,7 @@ def _commit() -> str | None:
 
 
 def short_commit(commit: str | None) -> str:
-    """As much of a commit as pages show."""
+    """The part of a commit that pages show."""
     return commit[:7] + "+" * commit.endswith("+") if commit else "unknown"
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation keeps in its directory: a record per row, and what they are of."""
+"""The files of an evaluation: a log with a record per row, and a manifest."""
 
 import json
 import os
@@ -79,7 +79,7 @@ class Manifest:
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    """What a manifest says.
+    """Reads a manifest.
 
     Raises:
       InputError: if it is none, or not all of one.
@@ -140,7 +140,7 @@ class Log:
         if path.exists():
             found, end = _whole_lines(path)
             self._records = {_key(record): record for record in found}
-            # What a kill leaves: its row has no record, and is asked again.
+            # A kill left a partial line: its row has no record, and runs again.
             if end < path.stat().st_size:
                 with path.open("r+b") as file:
                     file.truncate(end)

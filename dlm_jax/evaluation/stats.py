@@ -1,4 +1,4 @@
-"""Intervals, paired tests and fronts: what turns counts into claims."""
+"""Confidence intervals, paired tests and Pareto fronts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def accuracy_interval(
 
     With one run per example it is Wilson's. Several runs of the same example are not
     independent, so that of several runs is the percentile bootstrap over examples. If
-    all of them are right, or none, it has no width: then Wilson's, as of one run.
+    all of them are correct, or none, it has no width: then Wilson's, as of one run.
 
     Args:
       is_correct: of s runs of n examples.
@@ -66,8 +66,8 @@ def score_interval(
     give z^2 / (n + z^2) to either side, where the bootstrap gives 0.
 
     Args:
-      num_first_only: pairs of which only the first is right; may be a mean of counts.
-      num_second_only: pairs of which only the second is right.
+      num_first_only: pairs of which only the first is correct; may be a mean of counts.
+      num_second_only: pairs of which only the second is correct.
       num: pairs in all.
       confidence: that the interval holds the true difference.
     """
@@ -79,7 +79,7 @@ def score_interval(
         surplus = b - c - n * difference
         if surplus == 0:
             return 0.0
-        # The most likely share of pairs of which only the second is right.
+        # The most likely share of pairs of which only the second is correct.
         linear = (2 * n - b + c) * difference - b - c
         constant = c * difference * (1 - difference)
         share = (np.sqrt(linear**2 + 8 * n * constant) - linear) / (4 * n)
@@ -110,7 +110,7 @@ def difference_interval(
     with the mean run's unequal pairs. What one run tells is in `compare`.
 
     Args:
-      first: which examples the first has right, in s runs.
+      first: which examples the first has correct, in s runs.
       second: which the second has, in runs with the same random numbers.
       confidence: that the interval holds the true difference.
     """
@@ -130,10 +130,10 @@ class Comparison:
 
     Attributes:
       difference: accuracy of the first minus accuracy of the second.
-      interval: of the difference; what the percentile bootstrap over examples and the
-        score interval hold together.
-      num_first_only: examples that only the first has right.
-      num_second_only: examples that only the second has right.
+      interval: of the difference; the smallest one that holds both the percentile
+        bootstrap's over examples and the score interval.
+      num_first_only: examples that only the first has correct.
+      num_second_only: examples that only the second has correct.
       p_value: McNemar's exact test that these two are equally likely.
     """
 
@@ -152,7 +152,7 @@ def compare(
     """Compares two samplers, example by example.
 
     Args:
-      first: which examples the first has right.
+      first: which examples the first has correct.
       second: which the second has.
       confidence: that the interval holds the true difference.
     """
@@ -172,7 +172,7 @@ def compare(
 
 
 def pareto_front(cost: Sequence[float], gain: Sequence[float]) -> list[int]:
-    """Indices of the points that no other is at least as good as in both, by cost."""
+    """Indices of the points on the Pareto front, by cost."""
     front: list[int] = []
     for i in sorted(range(len(cost)), key=lambda i: (cost[i], -gain[i])):
         if not front or gain[i] > gain[front[-1]]:
@@ -183,7 +183,7 @@ def pareto_front(cost: Sequence[float], gain: Sequence[float]) -> list[int]:
 def area_under_front(
     cost: Sequence[float], gain: Sequence[float], low: float, high: float
 ) -> float:
-    """The mean gain that is to be had over costs spread evenly in logarithm.
+    """The mean gain over costs that are spread uniformly in logarithm.
 
     At each cost counts the best point that costs no more; where none does, 0. It lies
     between 0 and the best gain, and a fine grid of thresholds changes it little.

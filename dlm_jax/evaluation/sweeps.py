@@ -65,8 +65,8 @@ def _columns(line: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float
 def areas(made: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
     """The area under each curve's front, and under that of all together.
 
-    It is the accuracy to be had on average for a budget of forwards that is drawn
-    evenly in its logarithm from 1 to the largest mean NFE of any point.
+    The area is the mean accuracy for a budget of forwards that is drawn uniformly in
+    its logarithm, from 1 to the largest mean NFE of any point.
     """
     everything = [point for line in made.values() for point in line]
     high = max(point["nfe"] for point in everything)
@@ -94,16 +94,16 @@ def write_csv(
 
 
 def table(made: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Markdown: each curve's area, its best point, and its cheapest one near that."""
+    """Markdown: each curve's area, its best point, and the cheapest point near it."""
     area = areas(made)
     rows = [
         [
             "curve",
             "area",
             "best accuracy",
-            "NFE of it",
-            "least NFE within 1 point of it",
-            "on the common front",
+            "its NFE",
+            "lowest NFE within 1 point of the best",
+            "points on the common front",
         ]
     ]
     for name, line in made.items():

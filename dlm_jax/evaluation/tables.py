@@ -45,22 +45,22 @@ def change(difference: float, interval: tuple[float, float]) -> str:
 def accuracy(results: Sequence[Summary]) -> str:
     """Accuracy, forwards and speed of samplers on a task.
 
-    `tokens` are those written at blanks, EOS and what follows it apart; speed counts
-    the calls' time without compiling.
+    `tokens` are those written at blanks, without EOS and what follows it. `time` is the
+    time of the calls without compilation.
     """
     rows = [
         [
             "sampler",
-            "right",
+            "correct",
             "of",
             "accuracy",
             "95 % interval",
             "NFE",
-            "NFE 10-50-90 %",
+            "NFE quantiles 10-50-90 %",
             "tokens / forward",
             "tokens / s",
-            "s",
-            "compile s",
+            "time, s",
+            "compile, s",
         ]
     ]
     for result in results:
@@ -85,22 +85,24 @@ def accuracy(results: Sequence[Summary]) -> str:
 
 
 def paired(results: Sequence[Summary]) -> str:
-    """Samplers beside the first one, on the same examples.
+    """Compares each sampler with the first one, on the same examples.
 
-    Differences are of accuracy, in percentage points. With one seed their interval is
-    that of `stats.compare`, beside the examples that only one of the two has right
-    and McNemar's exact p-value; with more, `stats.difference_interval`.
+    Differences are of accuracy, in percentage points. With one seed the interval is
+    that of `stats.compare`; `gained` and `lost` count the examples that only one of the
+    two has correct, and p is McNemar's, exact. With several seeds the interval is
+    `stats.difference_interval`, and these three columns are empty. The NFE ratio is the
+    first sampler's mean NFE over the other's.
     """
     first, *others = results
     rows = [
         [
-            "against the first",
-            "difference",
+            "compared with the first",
+            "difference, points",
             "95 % interval",
             "gained",
             "lost",
             "McNemar p",
-            "times fewer forwards",
+            "NFE ratio",
             "95 % interval",
         ]
     ]

@@ -1,4 +1,4 @@
-"""What runs in the sandbox's child process; `sandbox` sends it there as code.
+"""The program of the sandbox's child process, which `sandbox` sends as code.
 
 It imports nothing of this package and is imported by nothing. It is one file, a bit
 longer than others, because it is sent as one piece. Everything up to

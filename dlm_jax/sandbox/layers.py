@@ -1,4 +1,4 @@
-"""What a sandbox's child locks itself up with: calls to deny, files to read."""
+"""The layers of a sandbox: system calls to deny, files that may be read."""
 
 import os
 import pathlib

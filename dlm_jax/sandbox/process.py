@@ -346,7 +346,7 @@ def find():
 def _value_of(
     program: str, entry_point: str, limits: Limits, layers: Sequence[str]
 ) -> Any:
-    """Value of a function without arguments, of a program that is ours."""
+    """Value of a function without arguments, of a program of this package."""
     job = {
         "program": program,
         "entry_point": entry_point,

@@ -5,7 +5,7 @@ function. `calls` and `run_tests` compare them here with values that the child n
 sees. Checks written as assertions (`run_checks`, for HumanEval) run in a second child,
 where the candidate is a stub that asks the first one for plain data. So a program that
 leaves early, patches built-in functions, prints a result or returns objects that equal
-everything is wrong, unless its values are right.
+everything is wrong, unless its values are correct.
 
 Each child is a fresh interpreter with Python's own library only, an empty environment,
 an empty working directory and no descriptor but its pipes; strings have the same hashes
@@ -121,7 +121,7 @@ class Outcome:
 
     @property
     def is_passed(self) -> bool:
-        """Whether all was right."""
+        """Whether all results were correct."""
         return self.status == "passed"
 
 
@@ -194,7 +194,7 @@ def run_tests(
       entry_point: name of the function.
       tests: pairs of the arguments and the value that must be returned.
       limits: for all tests together; the defaults if None.
-      is_exact: types must be the same at every depth, and NaN is right where expected;
+      is_exact: types must be the same at every depth, and NaN equals NaN;
         else values are compared by ==, for which True, 1 and 1.0 are the same.
       layers: of LAYERS; the strongest if None.
 

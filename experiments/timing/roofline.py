@@ -1,8 +1,8 @@
-"""What a forward costs, and how fast a machine could at best do it.
+"""The cost of a forward, and the shortest time that a machine could take.
 
-Counts, not measurements: the operations and bytes of a forward, and the time in which
-a machine's published peaks allow them. A benchmark divides by these counts; the plan
-for machines that are not at hand is made of them.
+Counts, not measurements: the operations and bytes of a forward, and the time in
+which a machine's published peaks allow them. Benchmarks divide by these counts, and
+plans for machines that are not available use them.
 """
 
 import dataclasses
@@ -115,14 +115,14 @@ class Forward:
 
 
 def block_parameters(config: Dense) -> int:
-    """Parameters in matrices of all blocks; each takes part in every token."""
+    """Parameters in the matrices of all blocks; every token uses all of them."""
     width, kv = config.d_model, config.n_kv_heads * config.head_dim
     attention = 2 * width * width + 2 * width * kv
     return config.n_layers * (attention + 3 * width * config.mlp_hidden_size)
 
 
 def num_parameters(config: Dense) -> int:
-    """All of them."""
+    """All parameters of a model."""
     tables = 1 if config.weight_tying else 2
     embeddings = tables * config.embedding_size * config.d_model
     return (
@@ -167,7 +167,7 @@ def forward(
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a group of devices that share a model could at best do.
+    """The best case for a group of devices that share a model.
 
     Attributes:
       machine: its name.

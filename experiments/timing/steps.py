@@ -1,4 +1,4 @@
-"""What a step of the loop costs beside the model's forward.
+"""The cost of a step of the loop beside the model's forward.
 
 A loop whose sampler, head and bookkeeping cost nothing would take as long as its
 forwards alone; those are timed here, in a loop of their own at the same shape.
@@ -32,7 +32,7 @@ _SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a forward is timed on.
+    """The shape of a forward that is timed.
 
     Attributes:
       batch_size: rows in flight.
@@ -197,8 +197,8 @@ COLUMNS = (
     ("batch", "batch_size", "d"),
     ("forward, ms", "forward_ms", ".2f"),
     ("step, ms", "step_ms", ".2f"),
-    ("beyond the forward", "beyond_forward", ".1%"),
-    ("of the matmul peak", "of_peak", ".0%"),
-    ("MB", "megabytes", ".0f"),
+    ("overhead over the forward", "beyond_forward", ".1%"),
+    ("share of matmul peak", "of_peak", ".0%"),
+    ("loop memory, MB", "megabytes", ".0f"),
     ("compile, s", "compile_seconds", ".1f"),
 )

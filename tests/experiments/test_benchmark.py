@@ -184,7 +184,7 @@ def test_a_preset_runs_on_random_prompts_of_all_lengths(other, run_script, tmp_p
         name = tmp_path / f"trace/batch2_length{record['length']}_sampler1"
         assert record["trace"] == str(name)
         assert len(list(name.rglob("*.xplane.pb"))) == 1
-        assert f"{name} is of threshold(threshold=0.0).\n" in out
+        assert f"{name} is the trace of threshold(threshold=0.0).\n" in out
         assert record["num_devices"] == 1
         assert f"{record['ratios'][0]:.2f} |" in out
 

@@ -197,7 +197,7 @@ def test_a_report_holds_its_numbers_and_figures(tmp_path):
     assert text.splitlines()[2] == "    the command"
     assert "Set. Measured on a cpu." in text
     assert "- sudoku: **reproduced**: `entropy_bound(gamma=0.1)`" in text
-    assert "90.0% right, NFE 50.00, 0.60 tokens of an answer a forward" in text
+    assert "90.0% correct, NFE 50.00, 0.60 tokens of an answer per forward" in text
     for figure in re.findall(r"\]\((.*?\.png)\)", text):
         assert (path.parent / figure).read_bytes().startswith(b"\x89PNG")
     assert "Where the error comes from" not in text

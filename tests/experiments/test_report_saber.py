@@ -352,7 +352,7 @@ def test_script_writes_the_report_and_goes_on_where_it_was(tmp_path, run_script)
     # One call has no range, from which nothing can be said.
     assert "in a single call: **unclear**" in report
     assert "the mean of `low_confidence`, `margin`: published" in report
-    assert "Rules that take the very forwards of the first" in report
+    assert "Rules with exactly the forwards of the first" in report
     mean = np.mean([r["nfe"] for r in records if r["sampler"].startswith("low_")])
     assert f"| {mean:.2f} |" in report
     size = log.stat().st_size

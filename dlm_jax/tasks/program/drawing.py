@@ -1,4 +1,4 @@
-"""Drawing programs of the grammar: which there are, and which training never sees."""
+"""Random programs of the grammar, and the pairs that training never sees."""
 
 import functools
 import itertools

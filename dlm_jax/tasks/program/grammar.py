@@ -1,4 +1,4 @@
-"""A grammar of small functions: what they mean, how Python writes them, how one asks.
+"""A grammar of small functions: their meaning, their Python and their wording.
 
 A program is a sequence of steps on a list of numbers, a string or a number; each step
 is an operation with its constants, or a choice between two of them. Its meaning is

@@ -1,8 +1,8 @@
 """Small Python functions written to a specification in words, and run to be judged.
 
-The programs come from a compositional grammar (`program_grammar`): two or three steps,
+The programs come from a compositional grammar (`program.grammar`): two or three steps,
 or up to five, told in varied words and not always in the order in which they are done.
-Each has many right texts, and the training data take one of them at random: which
+Each has many correct texts, and the training data take one of them at random: which
 names, loops or comprehensions. What is written at one place then binds distant places,
 which is what samplers that commit many tokens at once can get wrong.
 
@@ -103,7 +103,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What decides whether an answer is right.
+    """What decides whether an answer is correct.
 
     Attributes:
       program: what was asked for.

@@ -1,7 +1,7 @@
-"""Asking for programs of the grammar in words, and writing them in Python.
+"""Programs of the grammar described in words and written in Python.
 
 One program has many wordings, in an order that need not be that of execution, and many
-equally right texts: what varies from text to text (names, loops or comprehensions) is
+equally correct texts: what varies from text to text (names, loops or comprehensions) is
 in a `Style`, which holds for the whole text.
 """
 
@@ -77,7 +77,7 @@ class Style:
 
 
 def describe(rng: random.Random, program: Steps, function: str, argument: str) -> str:
-    """Asks for a program in random words; one line.
+    """Describes a program in random words; one line.
 
     Args:
       rng: chooses the words and the order in which steps are told.
@@ -260,7 +260,7 @@ def _parts(group: Sequence[Step], value: str, style: Style) -> tuple[str, str, s
 
 
 def _loop(group: Sequence[Step], value: str, name: str, style: Style) -> list[str]:
-    """The same in statements."""
+    """A group written as a loop."""
     x, new, condition = _parts(group, value, style)
     start, change = {
         "whole": ("0", f"{name} += {x}"),  # the sum is the only one

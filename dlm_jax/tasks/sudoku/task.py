@@ -203,7 +203,7 @@ def check_disjoint(solutions: Int[np.ndarray, "n 81"]) -> None:
 
 
 def verdict(puzzle: Int[np.ndarray, "81"], answer: Int[np.ndarray, "81"]) -> Verdict:
-    """Checks an answer by the rules alone, so any valid completion is right."""
+    """Checks an answer by the rules alone, so any valid completion is correct."""
     for cell in range(81):
         where = f"row {cell // 9 + 1}, column {cell % 9 + 1}"
         if not 1 <= answer[cell] <= 9:

@@ -1,8 +1,8 @@
-"""Samplers beside one-token decoding, and what that says of EB-Sampler's claim.
+"""Comparisons with one-token decoding, and the verdict on EB-Sampler's claim.
 
 The claim (arXiv:2505.24857): two to three times fewer forwards than one token at a
 time, without loss of accuracy. The verdict follows from measured intervals, by the
-rules of `verdict`; nothing is decided beforehand.
+rules of `verdict`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ REPRODUCED, NOT_REPRODUCED, UNCLEAR = "reproduced", "not reproduced", "unclear"
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What is asked of a sampler that is compared with one token at a time.
+    """The requirements on a sampler that is compared with one token at a time.
 
     Attributes:
       min_ratio: fewer forwards, as a factor.
@@ -34,7 +34,7 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """A sampler beside the baseline, on the same examples.
+    """A sampler compared with the baseline on the same examples.
 
     Attributes:
       sampler: its spec.
@@ -74,7 +74,7 @@ def pair(
       baseline: its spec.
       compared: what is compared with it, each with the spec of one token a step in
         its own order.
-      claim: what is asked.
+      claim: the requirements.
     """
     by_spec = {result.sampler: result for result in results}
     base = by_spec[samplers.canonical_spec(baseline)]
@@ -116,7 +116,7 @@ def verdict(
     """
     if base_accuracy < claim.floor:
         return UNCLEAR, (
-            f"one-token decoding itself has only {base_accuracy:.1%} right, so there "
+            f"one-token decoding itself has only {base_accuracy:.1%} correct, so there "
             "is nothing to lose."
         )
     fast = [p for p in pairings if p.ratio >= claim.min_ratio]
@@ -156,7 +156,7 @@ def verdict(
 
 
 def overall(verdicts: Mapping[str, tuple[str, str]]) -> str:
-    """One sentence over all tasks: a word of its own only where all of them agree."""
+    """One sentence over all tasks; a single word only if all tasks agree."""
     by_word: dict[str, list[str]] = {}
     for task, (word, _) in verdicts.items():
         by_word.setdefault(word, []).append(task)

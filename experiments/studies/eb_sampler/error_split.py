@@ -1,4 +1,4 @@
-"""What a sampler's distribution loses, and to which of two causes.
+"""A sampler's divergence from a known distribution, split by its two causes.
 
 A sampler that commits several tokens at once draws them from the product of the model's
 marginals. The analysis of EB-Sampler (arXiv:2505.24857) splits the divergence of what
@@ -73,7 +73,7 @@ class Split:
 
 
 class TeacherForced(Sampler):
-    """A sampler that decides where to write, while what is written is given.
+    """A sampler that chooses the positions; the tokens are given.
 
     `checks.prepare` takes numbers only: it prepares the inner sampler, and this is
     put around it for `loop.sample`.
@@ -212,7 +212,7 @@ def step_errors(
 def _check(
     sampler: Sampler, joints: Sequence[Joint], truth: Int[np.ndarray, "b l"]
 ) -> None:
-    """Raises InputError for what the split does not hold for."""
+    """Raises InputError if the split is not valid for the sampler or the truth."""
     name, cls = type(sampler).__name__, type(sampler)
     if sampler.may_remask or sampler.may_rewrite:
         raise InputError(f"sampler ({name}) must neither remask nor rewrite")

@@ -28,7 +28,7 @@ def check(
     without another sampler.
     """
     if not compared:
-        raise InputError("compared must name a sampler at least")
+        raise InputError("compared must name at least one sampler")
     kinds = {_is_bound(line[0]) for line in curves.values()}
     if len(kinds) < 2:
         raise InputError("curves must have entropy_bound and another sampler")
@@ -44,13 +44,13 @@ def pair_table(pairings: Sequence[Pairing]) -> str:
         [
             "sampler",
             "accuracy",
-            "difference",
+            "difference, points",
             "95 % interval",
             "McNemar p",
             "NFE ratio",
             "tokens / forward",
-            "within, and fast enough",
-            "beside its own order",
+            "accuracy kept, fast enough",
+            "difference to one token in its order",
             "95 % interval",
         ]
     ]
@@ -100,7 +100,7 @@ def section(
     compared: Sequence[tuple[str, str]],
     claim: Claim,
 ) -> Section:
-    """Reduces a task's results to what the report says of it."""
+    """The part of a task's results that the report needs."""
     base = next(r for r in results if r.sampler == samplers.canonical_spec(baseline))
     pairings = pair(results, baseline, compared, claim)
     return Section(task, num_parameters, sweeps.points(curves, results), base, pairings)
@@ -144,16 +144,16 @@ def write(
       setting: a sentence on examples and temperature.
       sections: of the tasks.
       splits: of mazes, by spec; empty leaves that part out.
-      claim: what is asked.
+      claim: the requirements.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [
         "# EB-Sampler: accuracy against forwards",
         f"    {command}",
         f"{setting} Measured on {'; '.join(machines)}. NFE is the number of forwards "
-        "that an example took part in, intervals are 95 %; those of differences are "
-        "what the percentile bootstrap over examples and Tango's score interval hold "
-        "together.",
+        "that an example took part in. Intervals are 95 %; for differences the "
+        "smallest one that holds both the percentile bootstrap's over examples and "
+        "Tango's score interval.",
     ]
     for own in sections:
         parts += _task_part(path, own, claim)
@@ -168,12 +168,12 @@ def write(
         "## Against the published claim",
         "Published (arXiv:2505.24857): 2 to 3 times fewer forwards than one token at a "
         "time, without loss of accuracy, for LLaDA-8B and Dream-7B on code and "
-        "mathematics, and the same on mazes and Sudoku. Asked here: "
+        "mathematics, and the same on mazes and Sudoku. Required here: "
         f"at least {claim.min_ratio:g} times fewer forwards, and a joint 95 % interval "
         f"(Bonferroni, over the {len(sections[0].pairings)} settings of a task) that "
         f"excludes a loss of {100 * claim.margin:g} points. A claim is not reproduced "
-        "where every setting that is fast enough loses accuracy, or none is fast "
-        "enough; what lies between is unclear.",
+        "if every setting that is fast enough loses accuracy, or none is fast enough. "
+        "Everything else is unclear.",
         overall(verdicts),
         "\n".join(
             f"- {task}: **{word}**: {why}" for task, (word, why) in verdicts.items()
@@ -205,20 +205,21 @@ def _task_part(path: pathlib.Path, own: Section, claim: Claim) -> list[str]:
     return [
         f"## {own.task}",
         f"![Accuracy against forwards: {own.task}]({figure.name})",
-        "The area is the mean accuracy for a budget of forwards drawn evenly in its "
-        "logarithm, 0 where no tested point is that cheap. Lines that are not seen lie "
-        f"under others. {front_sentence(own)}",
+        "The area is the mean accuracy for a budget of forwards drawn uniformly in its "
+        "logarithm; the accuracy is 0 where no tested point is that cheap. Some lines "
+        f"hide others. {front_sentence(own)}",
         sweeps.table(own.points),
-        f"Beside one-token `low_confidence` ({own.base.is_correct.mean():.1%} right, "
-        f"NFE {own.base.nfe.mean():.2f}, {own.base.tokens_per_forward:.2f} tokens of "
-        f"an answer a forward) on the same {num} examples; differences in percentage "
-        "points. Tokens are those before EOS: where one token at a time writes less "
-        "than one a forward, the rest fills the blanks behind an answer, and what a "
-        "sampler saves of that is in its NFE ratio too. Within, and fast enough: "
-        "accuracy not below the interval of one-token decoding, with at least "
-        f"{claim.min_ratio:g} times fewer forwards. Beside its own order: the "
-        "difference from one token a step in the order of the sampler's own proxy, so "
-        "what is lost by committing several at once alone.",
+        f"Compared with one-token `low_confidence` ({own.base.is_correct.mean():.1%} "
+        f"correct, NFE {own.base.nfe.mean():.2f}, {own.base.tokens_per_forward:.2f} "
+        f"tokens of an answer per forward) on the same {num} examples; differences in "
+        "percentage points. Tokens are those before EOS. Where one-token decoding "
+        "writes less than one per forward, the other forwards fill the blanks behind "
+        "the answer, and the NFE ratio includes what a sampler saves of those. "
+        "`accuracy kept, fast enough`: accuracy not below the interval of one-token "
+        f"decoding, with at least {claim.min_ratio:g} times fewer forwards. "
+        "`difference to one token in its order`: compared with one token a step in the "
+        "order of the sampler's own proxy, so only the loss from committing several "
+        "tokens at once.",
         pair_table(own.pairings),
     ]
 

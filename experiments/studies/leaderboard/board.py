@@ -1,8 +1,7 @@
-"""A table of samplers on the shipped models, kept in a file and added to.
+"""A table of samplers on the shipped models, kept in a file that grows.
 
-The file has a line per task and sampler. What stands there is not measured again, so a
-new sampler costs its own evaluation and no more; the lines of a task were made in one
-setting, and no line of another may join them.
+The file has a line per task and sampler. Lines are not measured again, so a new sampler
+costs only its own evaluation. All lines of a task have the same setting.
 """
 
 import csv
@@ -48,7 +47,7 @@ class Entry:
     Attributes:
       task: its name.
       sampler: the canonical spec.
-      right: examples that it has right.
+      right: the number of correct examples.
       nfe: mean forwards of an example.
       commit: of the code; '+' if files differed, empty if unknown.
       setting: in which it was asked; in the file, a column for each of its fields.
@@ -192,7 +191,15 @@ def table(entries: Sequence[Entry]) -> str:
     front = stats.pareto_front(
         [entry.nfe for entry in entries], [_accuracy(entry) for entry in entries]
     )
-    head = ["sampler", "right", "accuracy", "95 % interval", "NFE", "front", "commit"]
+    head = [
+        "sampler",
+        "correct",
+        "accuracy",
+        "95 % interval",
+        "NFE",
+        "Pareto front",
+        "commit",
+    ]
     rows = [head]
     for i, entry in enumerate(entries):
         num = entry.setting.num_examples
@@ -233,10 +240,10 @@ def page(entries: Sequence[Entry], command: str) -> str:
     """
     lines = ["# Samplers on the shipped models", "", f"    {command}", ""]
     lines += [
-        "adds a sampler. All samplers of a task were asked the same examples in the "
-        "same setting. NFE is the mean number of forwards of an example; intervals are "
-        "Wilson's; `front` marks samplers that no other equals in both accuracy and "
-        "forwards."
+        "adds a sampler. All samplers of a task ran on the same examples in the same "
+        "setting. NFE is the mean number of forwards per example. Intervals are "
+        "Wilson's. A sampler is on the Pareto front if no other is at least as good in "
+        "both accuracy and NFE."
     ]
     for task in sorted({entry.task for entry in entries}):
         own = [entry for entry in entries if entry.task == task]

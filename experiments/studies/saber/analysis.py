@@ -1,8 +1,8 @@
-"""What Saber (arXiv:2510.18165) rests on, measured along a generation.
+"""The premises of Saber (arXiv:2510.18165), measured along a generation.
 
 Its acceleration needs candidates that grow more confident as context grows; its
-backtracking needs committed tokens whose confidence falls. Both are seen by showing the
-model every canvas of a generation again.
+backtracking needs committed tokens whose confidence falls. Both are measured by running
+the model again on every canvas of a generation.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def watch(
     seed: int = 0,
     batch_size: int = 32,
 ) -> Watched:
-    """Generates, and shows the model every canvas of it once more.
+    """Generates, then runs the model again on every canvas of the generation.
 
     Args:
       denoiser: the model.
@@ -146,7 +146,7 @@ def _confidence(
 
 
 def rise(watched: Watched, num_bins: int = 20) -> list[dict[str, Any]]:
-    """How confident candidates are when so much is decided.
+    """The confidence of candidates against the fraction of decided blanks.
 
     Args:
       watched: the generations.
@@ -262,9 +262,12 @@ def drift(watched: Watched, min_tokens: int = 50) -> list[dict[str, Any]]:
             {
                 "age": a,
                 "mean": float(values.mean()),
-                **{"q10": float(q10), "q50": float(q50), "q90": float(q90)},
-                **{"fell": float(num_fell.sum() / num.sum())},
-                **{"fell_low": low, "fell_high": high},
+                "q10": float(q10),
+                "q50": float(q50),
+                "q90": float(q90),
+                "fell": float(num_fell.sum() / num.sum()),
+                "fell_low": low,
+                "fell_high": high,
                 "num": len(values),
             }
         )
@@ -303,16 +306,16 @@ def falls(
 def gap(
     watched: Watched, is_correct: Bool[np.ndarray, "n"], depth: float, seed: int = 0
 ) -> tuple[float, tuple[float, float]] | None:
-    """How many more tokens lose confidence in wrong answers than in right ones.
+    """How many more tokens lose confidence in wrong answers than in correct ones.
 
     Args:
       watched: the generations.
-      is_correct: which of them are right.
+      is_correct: which of them are correct.
       depth: of a loss, at any step after the commit.
       seed: of the bootstrap.
 
     Returns:
-      The mean share of such tokens in wrong generations less that in right ones, and
+      The mean share of such tokens in wrong generations less that in correct ones, and
       its 95 % interval (bootstrap over generations of each kind); None without both.
     """
     if is_correct.all() or not is_correct.any():
@@ -321,14 +324,14 @@ def gap(
     is_token = ~np.isnan(change).all(axis=1)
     has_lost = np.nanmin(np.where(np.isnan(change), np.inf, change), axis=1) < -depth
     share = (has_lost & is_token).sum(axis=1) / np.maximum(is_token.sum(axis=1), 1)
-    wrong, right = share[~is_correct], share[is_correct]
+    wrong, correct = share[~is_correct], share[is_correct]
     rng = np.random.default_rng(seed)
     draws = [
         rng.choice(values, (10_000, len(values))).mean(axis=1)
-        for values in (wrong, right)
+        for values in (wrong, correct)
     ]
     low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
-    return float(wrong.mean() - right.mean()), (float(low), float(high))
+    return float(wrong.mean() - correct.mean()), (float(low), float(high))
 
 
 def _share(values: np.ndarray) -> float:

@@ -49,7 +49,7 @@ def titled(
     """A title and a text for each pair of records, see `only_one_correct`."""
     return [
         (
-            f"`{first['name']}`, right only {kind} backtracking",
+            f"`{first['name']}`, correct only {kind} backtracking",
             _case(task, prompts[first["index"]], first, second),
         )
         for first, second in pairs
@@ -62,7 +62,7 @@ def _case(
     """A prompt beside the answers with and without backtracking."""
     blocks = [["prompt", "", *task.pretty(prompt).split("\n")]]
     for name, record in (("with", first), ("without", second)):
-        mark = "right" if record["is_correct"] else f"wrong: {record['reason']}"
+        mark = "correct" if record["is_correct"] else f"wrong: {record['reason']}"
         text = task.pretty(record["text"]).split("\n")
         blocks.append([f"{name}, NFE {record['nfe']}", mark, *text])
     if not task.is_infill:

@@ -1,7 +1,7 @@
-"""What a measurement says of Saber's published claims (arXiv:2510.18165).
+"""Verdicts on Saber's published claims (arXiv:2510.18165).
 
-No sentence on a claim is written beforehand: which one stands in the report follows
-from where the measured interval lies (`verdict`).
+The report's sentence on a claim is chosen by where the measured interval lies
+(`verdict`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ _LEVEL = 0.05
 
 
 def verdict(low: float, high: float, nothing: float, claimed: float) -> str:
-    """What an interval says of a claimed effect.
+    """The verdict that an interval gives on a claimed effect.
 
     Args:
       low: the interval's lower end.
@@ -77,10 +77,10 @@ def claims(m: Measured) -> Iterator[str]:
             main.nfe_gain,
             main.nfe_interval,
             "95 % interval",
-            f"A forward writes {main.summary.tokens_per_forward:.2f} tokens of the "
-            f"answer, of `{base.spec}` {base.summary.tokens_per_forward:.2f} (the rest "
-            "fills the blanks behind an answer), and there are "
-            f"{m.gen_length} blanks at most instead of {_PUBLISHED_LENGTH}.",
+            f"Saber writes {main.summary.tokens_per_forward:.2f} tokens of the answer "
+            f"per forward, `{base.spec}` {base.summary.tokens_per_forward:.2f} (its "
+            "other forwards fill the blanks behind an answer), and rows have at most "
+            f"{m.gen_length} blanks instead of {_PUBLISHED_LENGTH}.",
         )
         yield _speed_claim(main, alike(m.compared))
     found = [find(m.compared, spec) for spec in m.others]
@@ -91,7 +91,7 @@ def claims(m: Measured) -> Iterator[str]:
         m.over_others,
         None,
         float(saber.summary.is_correct.mean()) - m.over_others[0],
-    ) + _unequal(saber, "theirs", others)
+    ) + _unequal(saber, "the others", others)
     for spec, name, claimed in _ABLATIONS:
         other = find(m.ablations, spec)
         if other is not None and other.against is not None:
@@ -114,7 +114,7 @@ def _unequal(saber: Judged, name: str, others: Sequence[float]) -> str:
     if not others or all(nfe == own for nfe in others):
         return ""
     told = ", ".join(f"{nfe:.2f}" for nfe in others)
-    return f" The forwards are not equal: {own:.2f} of Saber, {told} {name}."
+    return f" The NFE differs: Saber {own:.2f}, {name} {told}."
 
 
 def _premise_claim(m: Measured) -> str:
@@ -122,28 +122,28 @@ def _premise_claim(m: Measured) -> str:
     growth, (low, high) = m.growth
     found = "reproduced" if low > 0 else "not reproduced" if high < 0 else "unclear"
     return (
-        "- Candidates grow more confident as context grows, which acceleration rests "
-        f"on: in a step that leaves it undecided a blank's candidate gains "
+        "- Candidates grow more confident as context grows (the premise of "
+        "acceleration): the candidate of a blank that stays undecided in a step gains "
         f"{growth:+.4f} of probability ({low:+.4f} to {high:+.4f}): **{found}** with "
         "one token a step."
     )
 
 
 def _speed_claim(main: Judged, controls: Sequence[float]) -> str:
-    """What is said of the time, beside rules that only noise can make faster."""
+    """A sentence on the speed-up; only noise makes the control rules faster."""
     total, low, high = main.speed_up
     if main.num_calls < 2:
         return (
             f"- Speed-up: published {_SPEED_UP:.1f} times, measured {total:.2f} in a "
             "single call: **unclear**, for one call has no range."
         )
-    why = f"The forwards fell {main.nfe_gain:.2f} times, the time {total:.2f} times."
+    why = f"Forwards fell by a factor of {main.nfe_gain:.2f}, time by {total:.2f}."
     nothing = max([1.0, *controls])
     if nothing > 1:
         why += (
-            " A rule that takes the very forwards of one token a step was up to "
-            f"{nothing:.2f} times as fast in the same calls: no speed-up up to that is "
-            "told from noise."
+            " A rule with exactly the forwards of one token a step was up to "
+            f"{nothing:.2f} times as fast in the same calls, so no speed-up up to that "
+            "can be told from noise."
         )
     return _gain_claim(
         "Speed-up",
@@ -157,35 +157,35 @@ def _speed_claim(main: Judged, controls: Sequence[float]) -> str:
 
 
 def _backtracking(m: Measured) -> str:
-    """Whether there is anything that backtracking could find."""
+    """A paragraph on whether committed tokens lose confidence at all."""
     place = DEPTHS.index(DEPTH)
     shares = {
         kind: falls["ever"][place] for kind, falls in m.falls.items() if falls["num"]
     }
     told = " and ".join(f"{share:.2%} in {kind}" for kind, share in shares.items())
     text = (
-        "Of the tokens that one-token decoding commits, those that ever lose more "
-        f"than {DEPTH} of probability are {told} answers."
+        f"Of the tokens that one-token decoding commits, {told} answers ever lose more "
+        f"than {DEPTH} of probability."
     )
     if max(shares.values()) < _FEW:
         return text + (
             " Backtracking takes at least one token back in every step that commits "
-            "two; so few losses leave it to choose among differences near 0."
+            "two. With so few losses it chooses among differences near 0."
         )
     if m.gap is None:
         return text
     difference, (low, high) = m.gap
     text += (
-        f" Per answer, wrong ones have {change(difference, (low, high))} points more "
-        "of them than right ones: "
+        " Per answer, their share in wrong answers less that in correct ones is "
+        f"{change(difference, (low, high))} points: "
     )
     if low > 0:
         return text + "a loss is a sign of an error, as backtracking assumes."
     return text + (
-        "how many lose is no sign of an error here (which tokens of an answer are the "
-        "wrong ones was not looked at). What backtracking gains over Saber without it "
-        "must then come from deciding fewer tokens a step, or from which of the "
-        "committed tokens lose most."
+        "losses are no sign of an error here (which tokens of an answer are wrong was "
+        "not examined). What backtracking gains over Saber without it must then come "
+        "from deciding fewer tokens a step, or from which of the committed tokens lose "
+        "most."
     )
 
 
@@ -220,8 +220,8 @@ def _accuracy_claim(
         why = "The whole interval lies above 0."
     if found != "reproduced" and 1 - other < 2 * claimed:
         why += (
-            f" What Saber is compared with has {other:.1%} right, so that at most "
-            f"{100 * (1 - other):.1f} points could be gained."
+            f" The other has {other:.1%} correct, so at most {100 * (1 - other):.1f} "
+            "points can be gained."
         )
     return (
         f"- {name}: published {100 * claimed:+.1f} points, measured "

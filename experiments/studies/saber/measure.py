@@ -1,4 +1,4 @@
-"""Samplers on a task for the report on Saber (arXiv:2510.18165): run and compared."""
+"""Runs and compares samplers for the report on Saber (arXiv:2510.18165)."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ DEPTH = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is compared, and on how much.
+    """The samplers that are compared, and the number of examples.
 
     Attributes:
       baseline: the spec that others are compared with, and that is watched.
@@ -37,11 +37,11 @@ class Setting:
       others: of them, the rules over whose mean a gain is claimed.
       ablations: specs that are compared with saber.
       sweep: specs of one program; they share calls.
-      num_examples: asked of every sampler.
+      num_examples: per sampler.
       num_watched: of them, how many are watched step by step.
       num_cases: answers that are printed of either kind.
       seed: of the random keys.
-      plan: how examples are asked.
+      plan: batches, lengths and temperature.
     """
 
     baseline: str
@@ -58,7 +58,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A sampler beside the one that it is compared with, on the same examples.
+    """A sampler compared with another one on the same examples.
 
     Attributes:
       spec: its short spec.
@@ -84,7 +84,7 @@ class Judged:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """All that the report says of one task.
+    """All results of one task.
 
     Attributes:
       task: its name.
@@ -96,14 +96,14 @@ class Measured:
       sweep: compared with the baseline.
       others: the rules over whose mean a gain is claimed.
       over_others: saber's accuracy minus that mean.
-      num_fixed: examples that are right only with backtracking.
-      num_broken: examples that are right only without.
+      num_fixed: examples that are correct only with backtracking.
+      num_broken: examples that are correct only without it.
       cases: printed examples: title and text.
       rise: see `analysis.rise`.
       slope: see `analysis.slope`.
       growth: see `analysis.growth`.
       drift: see `analysis.drift`.
-      falls: see `analysis.falls`, of right and of wrong answers.
+      falls: see `analysis.falls`, of correct and of wrong answers.
       gap: see `analysis.gap`, of losses above DEPTH.
     """
 
@@ -151,7 +151,7 @@ def measure(
     about: Mapping[str, Any],
     on_records: Callable[[list[dict[str, Any]]], object] = lambda records: None,
 ) -> Measured:
-    """Asks all samplers what a directory does not hold yet, and compares them.
+    """Runs all samplers, as far as the directory has no records, and compares them.
 
     Args:
       denoiser: the model.
@@ -214,7 +214,7 @@ def measure(
         growth=analysis.growth(watched),
         drift=analysis.drift(watched),
         falls={
-            "right": analysis.falls(watched, is_correct, DEPTHS),
+            "correct": analysis.falls(watched, is_correct, DEPTHS),
             "wrong": analysis.falls(watched, ~is_correct, DEPTHS),
         },
         gap=analysis.gap(watched, is_correct, DEPTH),
@@ -286,9 +286,9 @@ def compare(
 
 
 def alike(judged: Sequence[Judged]) -> list[float]:
-    """Speed-ups of rules that take the very forwards of the first.
+    """Speed-ups of rules with exactly the forwards of the first.
 
-    What they are beside 1 is noise of the machine, and the cost of the rules.
+    Their distance from 1 is the noise of the machine and the cost of the rules.
     """
     base = judged[0].summary
     return [
@@ -299,7 +299,7 @@ def alike(judged: Sequence[Judged]) -> list[float]:
 
 
 def find(judged: Sequence[Judged], spec: str) -> Judged | None:
-    """The one of a spec in any spelling, if it is there."""
+    """The result of a spec, in any spelling; None if there is none."""
     name = samplers.short_spec(spec)
     return next((j for j in judged if j.spec == name), None)
 

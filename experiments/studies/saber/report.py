@@ -40,10 +40,10 @@ def write(
         f"    {command}",
         "",
         "Saber (arXiv:2510.18165), greedy. Intervals are 95 %: Wilson's for "
-        "accuracies; for differences of two samplers what the percentile bootstrap "
-        "over examples and Tango's score interval hold together; the bootstrap for "
-        "all else. p is McNemar's exact test on the same examples, not corrected for "
-        "the number of comparisons.",
+        "accuracies; for differences of two samplers the smallest one that holds both "
+        "the percentile bootstrap's over examples and Tango's score interval; the "
+        "bootstrap's for everything else. p is McNemar's exact test on the same "
+        "examples, not corrected for the number of comparisons.",
         "",
         *(f"- {line}" for line in about),
         "",
@@ -55,9 +55,9 @@ def write(
         "",
         "Above: means and 95 % intervals over generations. Below: mean and 10 to 90 % "
         "quantiles over tokens, and the share of tokens whose confidence is lower than "
-        "at their commit, with its 95 % interval over generations. A model of masked "
-        "diffusion is trained on masked tokens alone: what it says of one that it sees "
-        "is what Saber reads, but nothing made it a probability.",
+        "at their commit, with its 95 % interval over generations. A masked diffusion "
+        "model is trained on masked tokens only. Saber reads its probability of tokens "
+        "that are not masked, which no training has calibrated.",
         "",
     ]
     for m in measured:
@@ -117,15 +117,15 @@ def _premises(m: Measured) -> Iterator[str]:
     growth, (least, most) = m.growth
     moves = "rises" if low > 0 else "falls" if high < 0 else "neither rises nor falls"
     yield (
-        f"**{m.task}**: a blank that a step leaves undecided gains {growth:+.4f} of "
-        f"probability in it ({least:+.4f} to {most:+.4f}). The mean over those that "
-        f"are left {moves} along a generation (slope {slope:+.3f}, {low:+.3f} to "
+        f"**{m.task}**: a blank that stays undecided in a step gains {growth:+.4f} of "
+        f"probability ({least:+.4f} to {most:+.4f}). The mean over the undecided "
+        f"blanks {moves} along a generation (slope {slope:+.3f}, {low:+.3f} to "
         f"{high:+.3f}, from all blanks undecided to none). It is {first['mean']:.3f} "
         f"at {first['decided']:.0%} decided, {last['mean']:.3f} at "
         f"{last['decided']:.0%}, and lowest at {lowest['decided']:.0%}: "
-        f"{lowest['mean']:.3f}. The surest blanks are decided first, which lowers the "
-        "mean of those that are left, whatever context does. "
-        "Committed tokens whose confidence was later lower:"
+        f"{lowest['mean']:.3f}. The surest blanks are decided first, which by itself "
+        "lowers the mean of the others. "
+        "Share of committed tokens whose confidence was lower later:"
     )
     yield ""
     head = ["lower by more than", *("rounding" if not d else f"{d}" for d in DEPTHS)]
@@ -148,9 +148,9 @@ def _section(m: Measured) -> Iterator[str]:
     yield _table(m.compared, has_time=True)
     yield ""
     yield (
-        "The range behind a speed-up is that of single calls, in which samplers took "
-        "turns; compile time is apart. All keep the same number of rows in flight. "
-        + _noise(m.compared)
+        "The range after a speed-up is over single calls, in which samplers took "
+        "turns. Compile time is not included. All have the same number of rows in "
+        "flight. " + _noise(m.compared)
     )
     main = find(m.compared, "saber")
     if main is not None:
@@ -163,9 +163,10 @@ def _section(m: Measured) -> Iterator[str]:
         if rivals:
             best = max(rivals, key=lambda j: j.summary.is_correct.mean())
             yield ""
+            accuracy = best.summary.is_correct.mean()
             yield (
                 "Of the other rules that take no more forwards than Saber, "
-                f"`{best.spec}` has most right: {best.summary.is_correct.mean():.1%} "
+                f"`{best.spec}` has the highest accuracy: {accuracy:.1%} "
                 f"in {best.summary.nfe.mean():.2f} forwards, Saber "
                 f"{main.summary.is_correct.mean():.1%} in {nfe:.2f}."
             )
@@ -181,8 +182,8 @@ def _section(m: Measured) -> Iterator[str]:
     yield "### What backtracking fixes and breaks"
     yield ""
     yield (
-        f"{m.num_fixed} examples are right only with backtracking, {m.num_broken} only "
-        "without it."
+        f"{m.num_fixed} examples are correct only with backtracking, {m.num_broken} "
+        "only without it."
     )
     for title, text in m.cases:
         yield f"\n{title}:\n\n```text\n{text.rstrip()}\n```"
@@ -191,16 +192,16 @@ def _section(m: Measured) -> Iterator[str]:
 def _table(judged: Sequence[Judged], has_time: bool) -> str:
     head = [
         "sampler",
-        "right",
+        "correct",
         "accuracy",
         "95 % interval",
         "difference, points",
-        "only it / only other",
+        "only this / only other",
         "p",
         "NFE",
         "NFE gain",
     ]
-    rows = [head + (["ms / example", "speed-up", "compile s"] if has_time else [])]
+    rows = [head + (["ms / example", "speed-up", "compile, s"] if has_time else [])]
     for j in judged:
         result, low_high = j.summary, j.interval
         against = j.against
@@ -231,12 +232,12 @@ def _table(judged: Sequence[Judged], has_time: bool) -> str:
 
 
 def _noise(judged: Sequence[Judged]) -> str:
-    """How much speed-ups of samplers differ that take one forward a token alike."""
+    """How much speed-ups differ between samplers that take the same forwards."""
     found = alike(judged)
     if not found:
         return ""
     return (
-        "Rules that take the very forwards of the first have speed-ups from "
-        f"{min(found):.2f} to {max(found):.2f}: so much is noise of the machine and "
-        "the cost of the rules themselves."
+        "Rules with exactly the forwards of the first have speed-ups from "
+        f"{min(found):.2f} to {max(found):.2f}: this is the noise of the machine and "
+        "the cost of the rules."
     )

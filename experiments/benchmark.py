@@ -31,6 +31,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -48,12 +49,13 @@ from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser, registry
-from dlm_jax.models.family import ModelConfig, Module
+from dlm_jax.models.family import Module
+from dlm_jax.models.llada import LLaDAConfig
 from dlm_jax.tasks.base import load
 from dlm_jax.text import prompts as text_prompts
 from dlm_jax.text.prompts import pad
 from experiments import _app
-from experiments.timing import races, steps
+from experiments.timing import races, roofline, steps
 
 _CONFIG = _app.define_config("configs/benchmark.py", "Defaults.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -118,7 +120,9 @@ def main(argv: Sequence[str]) -> None:
     model, gen_lengths, workload = _subject(config)
     jax.block_until_ready(nnx.state(model))
     seconds = time.perf_counter() - start
-    shape_of_model, dtype = model.config, model.head.dtype
+    # The count of operations is written for this shape.
+    shape_of_model = cast(LLaDAConfig, model.config)
+    dtype = model.head.dtype
     shapes = [(b, g) for g in gen_lengths for b in config.batch_sizes]
     work = [workload(*shape) for shape in shapes]
     denoiser, params = as_denoiser(model)
@@ -185,7 +189,7 @@ def _costs(
     parallel: DataParallel,
     calls: Mapping[str, tuple[Sampler, Prompts, jax.Array, Options]],
     results: Sequence[races.Result],
-    shape_of_model: ModelConfig,
+    shape_of_model: roofline.Dense,
     shape: steps.Shape,
     peak: float,
 ) -> list[dict]:

@@ -28,7 +28,7 @@ from flax import nnx
 
 from dlm_jax import checkpoints, files
 from dlm_jax.checkpoints import staging
-from dlm_jax.devices.runner import make_mesh, shardings
+from dlm_jax.devices.mesh import make_mesh, shardings
 from dlm_jax.errors import InputError
 from dlm_jax.models import registry
 from experiments import _app

@@ -26,7 +26,7 @@ from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.loop import FOREVER, begin, finish, proceed
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
-from dlm_jax.errors import InputError
+from dlm_jax.devices.mesh import make_mesh, shardings
 from dlm_jax.models import ModuleDenoiser, as_denoiser, registry
 from dlm_jax.models.family import ModelConfig
 
@@ -334,37 +334,6 @@ def without_axis(shard: PyTree) -> PyTree:
 
 def _with_axis(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[None], tree)
-
-
-def make_mesh(
-    num_sharing: int, devices: Sequence[jax.Device] | None = None
-) -> jax.sharding.Mesh:
-    """A mesh with axes 'data' and 'model' over local devices.
-
-    Args:
-      num_sharing: devices that share one copy of the weights, the axis 'model'.
-      devices: what to lay out; all local ones by default.
-
-    Raises:
-      InputError: if the devices do not divide into such groups.
-    """
-    devices = tuple(devices or jax.local_devices())
-    if num_sharing < 1 or len(devices) % num_sharing:
-        raise InputError(
-            f"devices that share a model ({num_sharing}) must divide the local devices "
-            f"({len(devices)})"
-        )
-    shape = (len(devices) // num_sharing, num_sharing)
-    return jax.make_mesh(
-        *(shape, ("data", "model")),
-        axis_types=(jax.sharding.AxisType.Auto,) * 2,
-        devices=devices,
-    )
-
-
-def shardings(specs: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
-    """Where the parameters of a `partition` lie, as `checkpoints.load` takes it."""
-    return jax.tree.map(functools.partial(jax.NamedSharding, mesh), specs)
 
 
 class ModelParallel(Parallel):

@@ -23,7 +23,6 @@ from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices.runner import DataParallel, without_axis
-from dlm_jax.models.llada import LLaDAConfig
 from experiments.timing import roofline
 from experiments.timing.races import Result
 
@@ -153,7 +152,7 @@ def matmul_peak(dtype: jax.typing.DTypeLike, repeats: int = 5) -> float:
 
 def records(
     results: Sequence[Result],
-    config: LLaDAConfig,
+    config: roofline.Dense,
     shape: Shape,
     *,
     regions: Mapping[str, int],

@@ -1,6 +1,6 @@
 """How Sphinx builds this site.
 
-    sphinx-build -W --keep-going -b html docs docs/_build
+sphinx-build -W --keep-going -b html docs docs/_build
 """
 
 import pathlib

@@ -7,6 +7,8 @@ draws accuracy against forwards for every sampler of the registry.
 
 from ml_collections import ConfigDict, config_dict
 
+from dlm_jax.samplers import SAMPLERS
+
 # Few: one token a step costs as much as a whole curve of an adaptive sampler.
 _K = (1, 3, 8, 16)
 _GAMMA = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -37,6 +39,9 @@ def get_config() -> ConfigDict:
     # A sampler may stand once only: n 4 with mu 8 is on the curve above.
     curves["saber, mu at n 4"] = tuple(f"saber(n=4, mu={mu})" for mu in (2, 4, 16, 32))
     curves["saber_released, n"] = tuple(f"saber_released(n={n})" for n in (2, 4, 8))
+    # A sampler without a curve of its own is a point, at its defaults.
+    drawn = {spec.partition("(")[0] for line in curves.values() for spec in line}
+    curves |= {name: (name,) for name in SAMPLERS if name not in drawn}
     return ConfigDict(
         {
             # Each is one program, as its specs differ in traced numbers only; but for

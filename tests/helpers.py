@@ -15,20 +15,32 @@ import numpy as np
 from dlm_jax.core.canvas import Prompts
 
 DATA = Path(__file__).parent / "data"
-# The registry's, with settings under which several tokens are committed at once.
-ALL_SPECS = (
+# The cases that every sampler is tested in: a new sampler is one row here. Its settings
+# should commit several tokens at once, and its variants have rows of their own.
+TABLE = [
     "random",
-    "left_to_right",
+    "left_to_right(schedule=fixed(k=3))",
     "low_confidence",
+    "low_confidence(schedule=linear(steps=6))",
+    "low_confidence(schedule=cosine(steps=6))",
+    "entropy(schedule=dream(steps=6))",
     "margin",
-    "entropy",
     "threshold(threshold=0.3)",
     "factor(factor=2.0)",
     "factor_released(factor=2.0)",
     "entropy_bound(gamma=1.0)",
+    "entropy_bound(gamma=1.0, error_proxy='confidence')",
+    "entropy_bound(gamma=1.0, error_proxy='margin')",
     "saber",
+    "saber(mu=2, n=4)",
+    "saber(backtracking=False)",
+    "saber(acceleration=False)",
+    "saber(threshold=0.5)",
     "saber_released",
-)
+    "saber_released(n=4)",
+]
+# The first case of each.
+ALL_SPECS = tuple({spec.partition("(")[0]: spec for spec in TABLE[::-1]}.values())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,11 +29,15 @@ def _snake_case(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-def _find_samplers() -> dict[str, type[Sampler]]:
+# Where samplers are: a file in this folder is all that a new one needs.
+FOLDERS = [str(pathlib.Path(__file__).parent)]
+
+
+def find_samplers() -> dict[str, type[Sampler]]:
     """The samplers of this package by name: every class in a file of it."""
     package = __name__.rpartition(".")[0]
     found = {}
-    for info in pkgutil.iter_modules([str(pathlib.Path(__file__).parent)]):
+    for info in pkgutil.iter_modules(FOLDERS):
         name = f"{package}.{info.name}"
         if name == __name__:
             continue
@@ -44,7 +48,7 @@ def _find_samplers() -> dict[str, type[Sampler]]:
     return found
 
 
-SAMPLERS: dict[str, type[Sampler]] = _find_samplers()
+SAMPLERS: dict[str, type[Sampler]] = find_samplers()
 
 SCHEDULES: dict[str, type] = {
     "fixed": Fixed,

@@ -1,8 +1,8 @@
 """The contract that every sampler passes, minus what it declares it may do.
 
-One row of TABLE puts a new sampler through all of it. The model is a small LLaDA with
-random weights, in float64: there, summation order cannot decide which token is best.
-What a sampler decides is also checked on two models that are nearly certain, as trained
+One row of `helpers.TABLE` puts a new sampler through all of it. The model is a small
+LLaDA with random weights, in float64: there, summation order cannot decide which token
+is best. What a sampler decides is also checked on two models that are nearly certain, as trained
 ones are: the same with logits near 30, and the shipped Sudoku model.
 """
 
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import DATA, equations, infilling_of, prompts_of, stack, take_rows
+from helpers import DATA, TABLE, equations, infilling_of, prompts_of, stack, take_rows
 
 from dlm_jax import checkpoints, models, samplers, zoo
 from dlm_jax.core import loop
@@ -28,28 +28,6 @@ from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.base import load
 from dlm_jax.text.prompts import pad
 
-TABLE = [
-    "random",
-    "left_to_right(schedule=fixed(k=3))",
-    "low_confidence",
-    "low_confidence(schedule=linear(steps=6))",
-    "low_confidence(schedule=cosine(steps=6))",
-    "entropy(schedule=dream(steps=6))",
-    "margin",
-    "threshold(threshold=0.3)",
-    "factor(factor=2.0)",
-    "factor_released(factor=2.0)",
-    "entropy_bound(gamma=1.0)",
-    "entropy_bound(gamma=1.0, error_proxy='confidence')",
-    "entropy_bound(gamma=1.0, error_proxy='margin')",
-    "saber",
-    "saber(mu=2, n=4)",
-    "saber(backtracking=False)",
-    "saber(acceleration=False)",
-    "saber(threshold=0.5)",
-    "saber_released",
-    "saber_released(n=4)",
-]
 GEN_LENGTH, BLOCK_LENGTH, WIDTH = 12, 4, 26
 OPTIONS = Options(gen_length=GEN_LENGTH, block_length=BLOCK_LENGTH, has_trajectory=True)
 every_sampler = pytest.mark.parametrize("spec", TABLE)

@@ -3,15 +3,19 @@
 import dataclasses
 import itertools
 import math
+import pathlib
+import sys
 
 import flax.struct
 import jax
 import numpy as np
 import pytest
+from helpers import TABLE
 
 from dlm_jax import samplers
-from dlm_jax.core.sampler import canonical
+from dlm_jax.core.sampler import Sampler, canonical
 from dlm_jax.errors import InputError
+from dlm_jax.samplers import spec as spec_module
 from dlm_jax.samplers.schedules import Cosine, Dream, Fixed, Linear
 
 SCHEDULED = ["random", "left_to_right", "low_confidence", "margin", "entropy"]
@@ -31,6 +35,7 @@ SPECS = [
     "saber(n=3, mu=4.5, threshold=None, acceleration=False, backtracking=False)",
     "saber(n=3, mu=4.5, threshold=None, acceleration=True, backtracking=True)",
     "saber_released(n=4)",
+    *map(samplers.canonical_spec, TABLE),
 ]
 
 
@@ -48,6 +53,21 @@ def test_a_bare_name_takes_the_defaults(name):
     assert sampler == samplers.SAMPLERS[name]()
     assert samplers.parse(f"  {name}( )\n") == sampler
     assert samplers.parse(samplers.to_spec(sampler)) == sampler
+
+
+def test_a_file_is_all_that_a_new_sampler_needs(tmp_path, monkeypatch):
+    """The registry finds every class in a file of the package."""
+    written = pathlib.Path(samplers.__file__).with_name("threshold.py").read_text()
+    (tmp_path / "my_threshold.py").write_text(
+        written.replace("class Threshold", "class MyThreshold")
+    )
+    paths = [*samplers.__path__, str(tmp_path)]
+    monkeypatch.setattr(samplers, "__path__", paths)
+    monkeypatch.setattr(spec_module, "FOLDERS", paths)
+    found = spec_module.find_samplers()
+    assert set(found) == {*samplers.SAMPLERS, "my_threshold"}
+    assert issubclass(found["my_threshold"], Sampler)
+    sys.modules.pop("dlm_jax.samplers.my_threshold")
 
 
 def test_specs_cover_every_sampler():

@@ -2,8 +2,8 @@
 
 One row of `helpers.TABLE` puts a new sampler through all of it. The model is a small
 LLaDA with random weights, in float64: there, summation order cannot decide which token
-is best. What a sampler decides is also checked on two models that are nearly certain, as trained
-ones are: the same with logits near 30, and the shipped Sudoku model.
+is best. What a sampler decides is also checked on two models that are nearly certain,
+as trained ones are: the same with logits near 30, and the shipped Sudoku model.
 """
 
 import dataclasses

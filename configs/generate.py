@@ -25,6 +25,9 @@ def get_config() -> ConfigDict:
             "gen_length": 128,
             "block_length": 32,
             "temperature": 0.0,
+            "guidance": 0.0,
+            "suppress_eos": False,
+            "defer_stops": False,
             "seed": 0,
             "batch_size": 8,
         }

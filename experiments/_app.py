@@ -6,6 +6,7 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -13,13 +14,82 @@ from ml_collections import ConfigDict, config_flags
 
 from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
+from dlm_jax.text.settings import Settings
+
+# Default configs are found from any folder.
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
-def define_config(default: str, help_: str) -> flags.FlagHolder[ConfigDict]:
+def define_config(
+    default: str | pathlib.Path, help_: str
+) -> flags.FlagHolder[ConfigDict]:
     """Defines --config, the path of a config file, and --config.NAME=VALUE."""
     # Where the command line names no other file, the default is read at once.
     with _one_line():
-        return config_flags.DEFINE_config_file("config", default, help_)
+        return config_flags.DEFINE_config_file("config", str(default), help_)
+
+
+def merged(
+    config: flags.FlagHolder[ConfigDict], own: Sequence[flags.FlagHolder[Any]]
+) -> ConfigDict:
+    """The values of a config file, where no flag sets others.
+
+    Args:
+      config: of `define_config`.
+      own: flags that stand for fields of the same names; None where they are not given.
+
+    Raises:
+      InputError: if a field that has a flag is set as --config.NAME.
+    """
+    values = config.value
+    overridden = config_flags.get_override_values(flags.FLAGS["config"])
+    for flag in own:
+        if flag.name in overridden:
+            raise InputError(f"--config.{flag.name} must be set as --{flag.name}")
+    given = {flag.name: flag.value for flag in own if flag.value is not None}
+    with values.unlocked():  # A config may leave fields out.
+        values.update(given)
+    return values
+
+
+class _PathParser(flags.ArgumentParser[str]):
+    """A path; ~ is the user's home."""
+
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+def define_path(name: str, default: str | None, help_: str) -> flags.FlagHolder[Any]:
+    """Defines a flag that is a path."""
+    return flags.DEFINE(_PathParser(), name, default, help_)
+
+
+# How tokens are drawn: fields of a config that have flags of the same names.
+DRAWING = ("temperature", "guidance", "suppress_eos", "defer_stops", "seed")
+
+
+def define_drawing() -> list[flags.FlagHolder[Any]]:
+    """Defines the flags of `DRAWING`."""
+    return [
+        flags.DEFINE_float("temperature", None, "0 takes the most probable token."),
+        flags.DEFINE_float("guidance", None, "Classifier-free guidance; 0 is off."),
+        flags.DEFINE_bool("suppress_eos", None, "EOS gets probability 0."),
+        flags.DEFINE_bool("defer_stops", None, "Stop tokens are committed last."),
+        flags.DEFINE_integer("seed", None, "Of the random keys."),
+    ]
+
+
+def drawing(config: ConfigDict) -> Settings:
+    """What a config says of how tokens are drawn, but for the seed."""
+    return Settings(
+        temperature=config.temperature,
+        guidance=config.guidance,
+        suppress_eos=config.suppress_eos,
+        defer_stops=config.defer_stops,
+    )
 
 
 def define_sharing() -> flags.FlagHolder[int | None]:

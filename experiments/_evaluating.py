@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
+import dlm_jax as dlm
 from dlm_jax import tasks, zoo
 from dlm_jax.core.keys import check_seed
-from dlm_jax.devices.runner import Loaded
 from dlm_jax.evaluation import provenance
-from dlm_jax.evaluation import run as evaluation
-from dlm_jax.text.codec import Codec
+from dlm_jax.tasks.base import check_codec
 from experiments import _app
 
 
@@ -35,13 +34,16 @@ class Asked(NamedTuple):
     dtype: str | None
     devices_per_model: int | None
 
-    def load(self) -> tuple[Loaded, Codec, dict[str, Any]]:
-        """The model, the codec, and what a manifest says of the checkpoint."""
-        model, codec = evaluation.load(
-            self.task, self.checkpoint, self.dtype, self.devices_per_model
-        )
+    def load(self) -> tuple[dlm.Model, dict[str, Any]]:
+        """The model, and what a manifest says of the checkpoint.
+
+        Raises:
+          InputError: as `dlm.load`, or if the model's tokenizer is not the task's.
+        """
+        model = dlm.load(self.checkpoint, self.dtype, self.devices_per_model)
+        check_codec(self.task, model.codec)
         digest = provenance.digest(self.checkpoint)
-        return model, codec, {"checkpoint": digest, "dtype": str(model.dtype)}
+        return model, {"checkpoint": digest, "dtype": str(model.dtype)}
 
 
 def define_evaluation(
@@ -57,18 +59,18 @@ def define_evaluation(
     Returns:
       What reads them.
     """
-    config = _app.define_config(f"configs/{name}.py", help_)
+    config = _app.define_config(_app.CONFIGS / f"{name}.py", help_)
     task = flags.DEFINE_string(
         "task", "sudoku", "sudoku, maze, countdown, program, ..."
     )
-    checkpoint = flags.DEFINE_string(
+    checkpoint = _app.define_path(
         "checkpoint", None, "Hugging Face or Orbax directory; default: the zoo's."
     )
     dtype = flags.DEFINE_enum(
         "dtype", None, ["bfloat16", "float32", "float64"], "Default: as stored."
     )
     sharing = _app.define_sharing()
-    workdir = flags.DEFINE_string(
+    workdir = _app.define_path(
         "workdir", None, f"Directory of the records; default: runs/{name}/TASK."
     )
     overrides = [
@@ -88,9 +90,7 @@ def define_evaluation(
     ]
 
     def read() -> Asked:
-        asked = config.value
-        with asked.unlocked():  # A config may leave out the lengths.
-            asked.update({f.name: f.value for f in overrides if f.value is not None})
+        asked = _app.merged(config, overrides)
         check_seed(asked.example_seed, "example_seed")
         # The lengths are checked here, before the weights are loaded.
         chosen = tasks.get(task.value).with_lengths(

@@ -8,46 +8,40 @@ from typing import Any
 import numpy as np
 
 from dlm_jax import samplers
-from dlm_jax.devices.batches import Run
 from dlm_jax.evaluation import stats
 from dlm_jax.tasks import Task
 from dlm_jax.tasks.base import Example
-from dlm_jax.text.codec import Codec
-from dlm_jax.text.prompts import Encoded
+from dlm_jax.text.output import Output
 
 _WIDTH, _GAP = 100, 3
 
 
 def records(
-    codec: Codec,
     prompts: Sequence[str],
-    rows: Sequence[Encoded],
-    runs: Mapping[str, Run],
+    runs: Mapping[str, Sequence[Output]],
     ids: Sequence[int],
     **common: Any,
 ) -> Iterator[dict[str, Any]]:
     """One JSON object for each prompt and sampler; the common fields end each.
 
     Args:
-      codec: the checkpoint's tokenizer.
       prompts: as they were given.
-      rows: the prompts encoded.
-      runs: what samplers made of them, by spec.
+      runs: what they became, by the sampler's spec.
       ids: of the prompts.
       **common: fields of every record.
     """
-    for spec, run in runs.items():
+    for spec, outputs in runs.items():
         sampler = samplers.canonical_spec(spec)
-        for i, (row, answer) in enumerate(zip(rows, run.answers, strict=True)):
+        for index, prompt, output in zip(ids, prompts, outputs, strict=True):
             yield {
-                "index": ids[i],
-                "prompt": prompts[i],
+                "index": index,
+                "prompt": prompt,
                 "sampler": sampler,
-                "text": codec.decode(row, answer.tokens),
-                "tokens": codec.generated(row, answer.tokens).tolist(),
-                "nfe": answer.num_steps,
-                "is_complete": answer.is_complete,
-                "seconds": round(answer.seconds, 6),
+                "text": output.text,
+                "tokens": output.tokens.tolist(),
+                "nfe": output.nfe,
+                "is_complete": output.is_complete,
+                "seconds": round(output.seconds, 6),
                 **common,
             }
 
@@ -56,34 +50,34 @@ def texts(
     prompts: Mapping[int, str], records: Sequence[Mapping[str, Any]]
 ) -> Iterator[str]:
     """Every prompt by its id, and under it what each sampler made of it."""
+    by_prompt: dict[int, list[Mapping[str, Any]]] = {}
+    for record in records:
+        by_prompt.setdefault(record["index"], []).append(record)
     for i, prompt in prompts.items():
         yield f"[{i}] {prompt}"
-        for record in records:
-            if record["index"] == i:
-                end = "" if record["is_complete"] else ", NOT COMPLETE"
-                yield f"--- {record['sampler']}: NFE {record['nfe']}{end}"
-                yield record["text"]
+        for record in by_prompt[i]:
+            end = "" if record["is_complete"] else ", NOT COMPLETE"
+            yield f"--- {record['sampler']}: NFE {record['nfe']}{end}"
+            yield record["text"]
         yield ""
 
 
 def answers(
     task: Task,
-    codec: Codec,
     examples: Sequence[Example],
-    rows: Sequence[Encoded],
-    runs: Mapping[str, Run],
+    runs: Mapping[str, Sequence[Output]],
     num_shown: int,
 ) -> tuple[list[str], dict[str, int]]:
     """The first examples beside their answers; and how many each sampler has right."""
     lines, num_right = [], dict.fromkeys(runs, 0)
     for i, example in enumerate(examples):
         blocks = [_block(example.name, task.pretty(example.prompt), "")]
-        for spec, run in runs.items():
-            answer = codec.decode(rows[i], run.answers[i].tokens)
+        for spec, outputs in runs.items():
+            answer = outputs[i].text
             verdict = task.verdict(example, answer)
             num_right[spec] += verdict.is_correct
             mark = "right" if verdict.is_correct else f"WRONG: {verdict.reason}"
-            remark = f"NFE {run.answers[i].num_steps}, {mark}"
+            remark = f"NFE {outputs[i].nfe}, {mark}"
             blocks.append(_block(spec, task.pretty(answer), remark))
         if i < num_shown:
             lines += [*beside(blocks), ""]
@@ -106,19 +100,25 @@ def beside(blocks: Sequence[Sequence[str]]) -> Iterator[str]:
             yield (" " * _GAP).join(cell.ljust(width) for cell in cells).rstrip()
 
 
-def summary(runs: Mapping[str, Run], num_right: Mapping[str, int]) -> Iterator[str]:
+def summary(
+    runs: Mapping[str, Sequence[Output]], num_right: Mapping[str, int]
+) -> Iterator[str]:
     """A table with a row for each sampler; empty num_right leaves that column out."""
     rows = [["sampler", "right", "95 % interval"] if num_right else ["sampler"]]
     rows[0] += ["mean NFE", "seconds", "compile seconds"]
-    for spec, run in runs.items():
+    for spec, outputs in runs.items():
         rows.append([spec])
         if num_right:
-            n = len(run.answers)
+            n = len(outputs)
             is_correct = np.arange(n)[None] < num_right[spec]
             low, high = stats.accuracy_interval(is_correct)
             rows[-1] += [f"{num_right[spec]} of {n}", f"{low:.1%} - {high:.1%}"]
-        nfe = np.mean([answer.num_steps for answer in run.answers])
-        rows[-1] += [f"{nfe:.1f}", f"{run.seconds:.2f}", f"{run.compile_seconds:.2f}"]
+        nfe = np.mean([output.nfe for output in outputs])
+        seconds, compiling = (
+            sum(getattr(output, name) for output in outputs)
+            for name in ("seconds", "compile_seconds")
+        )
+        rows[-1] += [f"{nfe:.1f}", f"{seconds:.2f}", f"{compiling:.2f}"]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *cells in rows:
         aligned = (c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))

@@ -31,6 +31,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -47,20 +48,24 @@ from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
-from dlm_jax.models import as_denoiser
-from dlm_jax.models.llada import PRESETS, LLaDA, LLaDAConfig, random_preset
+from dlm_jax.models import as_denoiser, registry
+from dlm_jax.models.family import Module
+from dlm_jax.models.llada import LLaDAConfig
 from dlm_jax.tasks.base import load
 from dlm_jax.text import prompts as text_prompts
 from dlm_jax.text.prompts import pad
 from experiments import _app
-from experiments.timing import races, steps
+from experiments.timing import races, roofline, steps
 
 _CONFIG = _app.define_config("configs/benchmark.py", "Defaults.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Hugging Face or Orbax directory."
 )
 _PRESET = flags.DEFINE_enum(
-    "preset", None, sorted(PRESETS), "Random weights of this shape, no checkpoint."
+    "preset",
+    None,
+    registry.preset_names(),
+    "Random weights of this shape, no checkpoint.",
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["bfloat16", "float32"], "Default: as stored; float32 of a preset."
@@ -115,7 +120,9 @@ def main(argv: Sequence[str]) -> None:
     model, gen_lengths, workload = _subject(config)
     jax.block_until_ready(nnx.state(model))
     seconds = time.perf_counter() - start
-    shape_of_model, dtype = model.config, model.wte.dtype
+    # The count of operations is written for this shape.
+    shape_of_model = cast(LLaDAConfig, model.config)
+    dtype = model.head.dtype
     shapes = [(b, g) for g in gen_lengths for b in config.batch_sizes]
     work = [workload(*shape) for shape in shapes]
     denoiser, params = as_denoiser(model)
@@ -182,7 +189,7 @@ def _costs(
     parallel: DataParallel,
     calls: Mapping[str, tuple[Sampler, Prompts, jax.Array, Options]],
     results: Sequence[races.Result],
-    shape_of_model: LLaDAConfig,
+    shape_of_model: roofline.Dense,
     shape: steps.Shape,
     peak: float,
 ) -> list[dict]:
@@ -251,7 +258,7 @@ def _check(config: ConfigDict) -> None:
             )
 
 
-def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
+def _subject(config: ConfigDict) -> tuple[Module, Sequence[int], _Workload]:
     """The model, the lengths to be generated, and what makes rows of them."""
     preset, checkpoint, dtype = _PRESET.value, _CHECKPOINT.value, _DTYPE.value
     if preset and checkpoint:
@@ -270,7 +277,7 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
 
         return model, [task.gen_length], examples
     if preset:
-        model = random_preset(preset, dtype, config.seed)
+        model = registry.random_preset(preset, dtype, config.seed)
     else:
         model = checkpoints.load(checkpoint or zoo.path(config.zoo), dtype)
 
@@ -288,7 +295,7 @@ def _subject(config: ConfigDict) -> tuple[LLaDA, Sequence[int], _Workload]:
 
 
 def _torch_loop(
-    model: LLaDA,
+    model: Module,
     rules: Iterable[Sampler],
     work: Sequence[tuple[Prompts, Options]],
 ) -> tuple[Callable[[Options], races.Fill], int]:
@@ -300,7 +307,7 @@ def _torch_loop(
     try:
         import torch
 
-        from dlm_jax.parity import torch_llada
+        from dlm_jax.parity import torch_models
         from experiments.timing import eager
     except ModuleNotFoundError as error:
         raise InputError(f"--reference=torch needs PyTorch: {error}") from None
@@ -317,10 +324,10 @@ def _torch_loop(
                 f"--reference=torch does not fit in memory beside dlm_jax: {error}"
             ) from None
 
+    mask_id = model.config.mask_token_id
     with tempfile.TemporaryDirectory() as directory, in_memory():
         checkpoints.save_hf(model, pathlib.Path(directory) / "model")
-        twin = torch_llada.load_llada(pathlib.Path(directory) / "model")
-    mask_id = twin.config.mask_token_id
+        twin = torch_models.load(pathlib.Path(directory) / "model")
 
     def fill_of(options: Options) -> races.Fill:
         def fill(

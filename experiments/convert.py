@@ -28,9 +28,9 @@ from flax import nnx
 
 from dlm_jax import checkpoints, files
 from dlm_jax.checkpoints import staging
-from dlm_jax.devices.runner import make_mesh, shardings
+from dlm_jax.devices.mesh import make_mesh, shardings
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import PRESETS, partition, random_preset
+from dlm_jax.models import registry
 from experiments import _app
 
 _SAVERS = {"orbax": checkpoints.save_orbax, "hf": checkpoints.save_hf}
@@ -41,7 +41,10 @@ _CHECKPOINT = flags.DEFINE_string(
     "Directory to read, in Hugging Face or Orbax format.",
 )
 _PRESET = flags.DEFINE_enum(
-    "preset", None, sorted(PRESETS), "Random weights of this shape, no checkpoint."
+    "preset",
+    None,
+    registry.preset_names(),
+    "Random weights of this shape, no checkpoint.",
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Directory to write; must not exist.", required=True
@@ -72,13 +75,13 @@ def main(argv: Sequence[str]) -> None:
             raise InputError(f"format ({_FORMAT.value}) is written by one process")
         devices = jax.devices()
         config = checkpoints.read_config(source)
-        specs = partition(config, len(devices), "model")
+        specs = registry.partition(config, len(devices), "model")
         # Before they read, for some take longer than others.
         staging.meet("begun")
         placements = shardings(specs, make_mesh(len(devices), devices))
     start = time.perf_counter()
     if _PRESET.value is not None:
-        model, extra_files = random_preset(source, _DTYPE.value), ()
+        model, extra_files = registry.random_preset(source, _DTYPE.value), ()
     else:
         model = checkpoints.load(source, _DTYPE.value, placements)
         extra_files = checkpoints.companions(source)

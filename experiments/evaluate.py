@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     asked = _READ()
     config = asked.config
     todo = evaluation.lanes(config.sampler, config.seeds, is_mixed=False)
-    model, codec, about = asked.load()
+    model, about = asked.load()
 
     done: dict[tuple[str, int], list[bool]] = {}
     total = len(todo) * config.num_examples
@@ -56,8 +56,13 @@ def main(argv: Sequence[str]) -> None:
             progress.update(len(records))
 
         records = evaluation.run(
-            *(model.parallel, codec, asked.task, evaluation.Plan.of(config), todo),
-            *(config.num_examples, asked.workdir),
+            parallel=model.parallel,
+            codec=model.codec,
+            task=asked.task,
+            plan=evaluation.Plan.of(config),
+            todo=todo,
+            num_examples=config.num_examples,
+            directory=asked.workdir,
             about=about,
             on_records=show,
         )

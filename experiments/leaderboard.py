@@ -17,11 +17,13 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
+import dlm_jax as dlm
 from dlm_jax import tasks, zoo
 from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import provenance
 from dlm_jax.evaluation import run as evaluation
+from dlm_jax.tasks.base import check_codec
 from experiments import _app
 from experiments.studies.leaderboard import board
 
@@ -81,13 +83,14 @@ def _evaluate(
     specs: Sequence[str],
     setting: board.Setting,
 ) -> list[evaluation.Summary]:
-    model, codec = evaluation.load(task, path)
+    model = dlm.load(path)
+    check_codec(task, model.codec)
     plan = evaluation.Plan.of(config)
     total = len(specs) * setting.num_examples
     with tqdm(total=total, desc=task.name, disable=None) as progress:
         records = evaluation.run(
             model.parallel,
-            codec,
+            model.codec,
             task,
             plan,
             evaluation.lanes(specs, (setting.seed,), is_mixed=False),

@@ -27,13 +27,17 @@ def main(argv: Sequence[str]) -> None:
     curves = {name: tuple(specs) for name, specs in config.curves.items()}
     specs = [spec for line in curves.values() for spec in line]
     todo = evaluation.lanes(specs, (config.seed,), is_mixed=True)
-    model, codec, about = asked.load()
+    model, about = asked.load()
     total = len(specs) * config.num_examples
     with tqdm(total=total, unit="row", disable=None) as progress:
         records = evaluation.run(
-            *(model.parallel, codec, asked.task),
-            evaluation.Plan.of(config),
-            *(todo, config.num_examples, workdir),
+            parallel=model.parallel,
+            codec=model.codec,
+            task=asked.task,
+            plan=evaluation.Plan.of(config),
+            todo=todo,
+            num_examples=config.num_examples,
+            directory=workdir,
             about=about,
             on_records=lambda records: progress.update(len(records)),
         )

@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from flax import nnx
 from ml_collections import ConfigDict
 
 from dlm_jax import checkpoints, files, tasks
 from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import provenance
-from dlm_jax.models.llada import LLaDA, deepen
+from dlm_jax.models import registry
+from dlm_jax.models.family import Module
 from dlm_jax.tasks.base import Trainable
 from dlm_jax.training import loop as training
 from experiments import _app
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
             continue
         print(f"Stage {index} of {len(config.stages)}: the data ...", flush=True)
         if stage.get("is_deepened"):
-            model = deepen(model)
+            model = registry.deepen(model)
         batch_at = task.training_batches(
             data,
             batch_size=config.batch_size,
@@ -92,12 +92,12 @@ def main(argv: Sequence[str]) -> None:
     print(f"Wrote {workdir / 'model'}")
 
 
-def _start(config: ConfigDict, task: Trainable) -> tuple[LLaDA, int]:
+def _start(config: ConfigDict, task: Trainable) -> tuple[Module, int]:
     """The model to begin with, and the number of the first stage."""
     source, first = _FROM_MODEL.value, _FROM_STAGE.value
     shape = task.model_config(**config.model)
     if source is None and first is None:
-        return LLaDA(shape, rngs=nnx.Rngs(config.seed)), 1
+        return registry.init(shape, config.seed), 1
     if source is None or first is None:
         raise InputError("from_model and from_stage must be given together")
     if not 1 <= first <= len(config.stages):

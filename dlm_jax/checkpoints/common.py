@@ -1,6 +1,7 @@
 """What both formats share: parameters by their paths, dtypes, files beside them."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDA, LLaDAConfig
+from dlm_jax.models.family import ModelConfig, Module
 
 _DTYPES = ("bfloat16", "float32", "float64")
 _COMPANIONS = (
@@ -28,13 +29,13 @@ _COMPANIONS = (
 )
 
 
-def astype(model: LLaDA, dtype: jax.typing.DTypeLike) -> LLaDA:
+def astype(model: Module, dtype: jax.typing.DTypeLike) -> Module:
     """A copy of the model with its parameters in another dtype."""
     graph, state = nnx.split(model)
     return nnx.merge(graph, jax.tree.map(lambda x: x.astype(dtype), state))
 
 
-def companions(directory: str | Path) -> tuple[Path, ...]:
+def companions(directory: str | os.PathLike) -> tuple[Path, ...]:
     """The tokenizer and generation files that belong to a checkpoint, sorted."""
     directory = Path(directory)
     found = {path for pattern in _COMPANIONS for path in directory.glob(pattern)}
@@ -51,7 +52,7 @@ def unflatten_dict(flat: Mapping[str, Any]) -> dict[str, Any]:
     return flax.traverse_util.unflatten_dict(dict(flat), sep=".")
 
 
-def flatten(model: LLaDA) -> dict[str, Any]:
+def flatten(model: Module) -> dict[str, Any]:
     """The parameters of a model by their paths."""
     return flatten_dict(nnx.to_pure_dict(nnx.state(model)))
 
@@ -61,14 +62,14 @@ def shapes(flat: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {path: tuple(value.shape) for path, value in flat.items()}
 
 
-def abstract(model: type[LLaDA], config: LLaDAConfig, dtype: np.dtype) -> LLaDA:
+def abstract(module: type[Any], config: ModelConfig, dtype: np.dtype) -> Module:
     """A model without values: shapes and dtypes only."""
     return nnx.eval_shape(
-        lambda: model(config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
+        lambda: module(config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
     )
 
 
-def merge(abstract: LLaDA, params: Mapping[str, jax.Array]) -> LLaDA:
+def merge(abstract: Module, params: Mapping[str, jax.Array]) -> Module:
     """A model of `abstract` with values, by their paths."""
     graph, state = nnx.split(abstract)
     nnx.replace_by_pure_dict(state, unflatten_dict(params))
@@ -82,7 +83,7 @@ def broadcast(shardings: PyTree, flat: Mapping[str, Any]) -> dict[str, Any]:
     return flatten_dict(jax.tree.broadcast(shardings, unflatten_dict(flat)))
 
 
-def dtype_of(model: LLaDA) -> np.dtype:
+def dtype_of(model: Module) -> np.dtype:
     """The one dtype of all parameters.
 
     Raises:
@@ -95,7 +96,7 @@ def dtype_of(model: LLaDA) -> np.dtype:
     return dtypes.pop()
 
 
-def hf_config(model: LLaDA) -> dict[str, Any]:
+def hf_config(model: Module) -> dict[str, Any]:
     """What config.json holds of a model."""
     return {**model.config.to_hf(), "torch_dtype": str(dtype_of(model))}
 

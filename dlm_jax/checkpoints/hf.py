@@ -8,6 +8,7 @@ written last, so that an incomplete copy does not load. Either may hold tokenize
 """
 
 import functools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,17 +23,18 @@ from dlm_jax.checkpoints import common, hf_format
 from dlm_jax.checkpoints.hf_format import CheckpointError
 from dlm_jax.checkpoints.orbax import PARAMS, load_orbax
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDA, LLaDAConfig
+from dlm_jax.models import registry
+from dlm_jax.models.family import ModelConfig, Module
 
 # XLA adopts a host buffer without copying it only at this alignment, in bytes.
 _ALIGNMENT = 64
 
 
 def load(
-    directory: str | Path,
+    directory: str | os.PathLike,
     dtype: jax.typing.DTypeLike | None = None,
     shardings: PyTree = None,
-) -> LLaDA:
+) -> Module:
     """Loads a checkpoint in either format.
 
     Args:
@@ -55,7 +57,7 @@ def load(
     return load_hf(directory, dtype, shardings)
 
 
-def read_config(directory: str | Path) -> LLaDAConfig:
+def read_config(directory: str | os.PathLike) -> ModelConfig:
     """The shape of a checkpoint's model.
 
     Raises:
@@ -65,10 +67,10 @@ def read_config(directory: str | Path) -> LLaDAConfig:
 
 
 def load_hf(
-    directory: str | Path,
+    directory: str | os.PathLike,
     dtype: jax.typing.DTypeLike | None = None,
     shardings: PyTree = None,
-) -> LLaDA:
+) -> Module:
     """Loads a Hugging Face directory; arguments and errors are those of `load`.
 
     Reads a slab of one tensor at a time straight into the stacked parameter, so that
@@ -77,13 +79,13 @@ def load_hf(
     shapes and dtypes have been found right.
     """
     directory = Path(directory)
-    format_, config = hf_format.read_config(directory)
+    family, config = hf_format.read_config(directory)
     found = hf_format.survey(directory)
     stored = [hf_format.DTYPES.get(tensor.dtype) for tensor in found.tensors.values()]
     dtype = common.choose_dtype(dtype, stored)
-    abstract = common.abstract(format_.model, config, dtype)
+    abstract = common.abstract(family.module, config, dtype)
     specs = common.flatten(abstract)
-    slots = hf_format.slots(format_, common.shapes(specs))
+    slots = hf_format.slots(family.weights, common.shapes(specs))
     problems = hf_format.compare(slots, found)
     if problems:
         raise CheckpointError(directory, problems)
@@ -125,8 +127,8 @@ def _read_part(
 
 
 def save_hf(
-    model: LLaDA,
-    directory: str | Path,
+    model: Module,
+    directory: str | os.PathLike,
     extra_files: Iterable[str | Path] = (),
     max_shard_bytes: int = 2**29,
 ) -> None:
@@ -147,9 +149,7 @@ def save_hf(
     if dtype not in hf_format.DTYPES.values():
         raise InputError(f"dtype ({dtype}) must be bfloat16 or float32")
     config = common.hf_config(model)
-    slots = hf_format.slots(
-        hf_format.FORMATS[config["model_type"]], common.shapes(params)
-    )
+    slots = hf_format.slots(registry.of(model).weights, common.shapes(params))
     shards = hf_format.split(slots, dtype.itemsize, max_shard_bytes)
     num_bytes = sum(param.nbytes for param in params.values())
     weight_map = {}

@@ -1,8 +1,8 @@
 """Hugging Face checkpoint files: which tensor is which parameter, read and written.
 
 Layers are stacked in memory ([n_layers, in, out]) and apart in the files, one (out, in)
-matrix per layer. `FORMATS` says which tensor is which, for both directions. Files and
-numpy only: `checkpoints` makes modules of it.
+matrix per layer. A family's `weights` say which tensor is which, for both directions.
+Files and numpy only: `checkpoints` makes modules of it.
 """
 
 import dataclasses
@@ -16,7 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDA, LLaDAConfig
+from dlm_jax.models import registry
+from dlm_jax.models.family import Family, ModelConfig, Weight
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -50,55 +51,6 @@ class CheckpointError(InputError):
     def __init__(self, directory: Path, problems: Sequence[str]):
         super().__init__(f"{directory}: " + "; ".join(problems))
         self.problems = tuple(problems)
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """Where a parameter lies in Hugging Face files.
-
-    Attributes:
-      name: tensor name; with `{layer}` in it, the parameter is a stack of such tensors.
-      is_transposed: the file holds (out, in), the module [in, out].
-    """
-
-    name: str
-    is_transposed: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """A model type: its classes, and its parameters by path in the module."""
-
-    config: type[LLaDAConfig]
-    model: type[LLaDA]
-    weights: Mapping[str, Weight]
-
-
-_LLADA_NORMS = ("attn_norm", "ff_norm")
-_LLADA_MATRICES = (
-    *("q_proj", "k_proj", "v_proj", "attn_out"),
-    *("ff_proj", "up_proj", "ff_out"),
-)
-
-# The keys are the values of config.json's model_type.
-FORMATS: Mapping[str, Format] = {
-    "llada": Format(
-        config=LLaDAConfig,
-        model=LLaDA,
-        weights={
-            "wte": Weight("model.transformer.wte.weight"),
-            "ln_f": Weight("model.transformer.ln_f.weight"),
-            "ff_out": Weight("model.transformer.ff_out.weight"),
-            **{
-                f"blocks.{name}": Weight(
-                    f"model.transformer.blocks.{{layer}}.{name}.weight",
-                    is_transposed=name in _LLADA_MATRICES,
-                )
-                for name in _LLADA_NORMS + _LLADA_MATRICES
-            },
-        },
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,12 +110,12 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def read_config(directory: Path) -> tuple[Format, LLaDAConfig]:
-    """Reads config.json and finds the format of its model_type.
+def read_config(directory: Path) -> tuple[Family, ModelConfig]:
+    """Reads config.json and finds the family of its model.
 
     Raises:
-      InputError: for a model type or an option that is not implemented, or an adapter
-        beside the model.
+      InputError: for an architecture or an option that is not implemented, or an
+        adapter beside the model.
     """
     # First, for where only an adapter was saved there is no config.
     found = {path.name for name in _ADAPTERS for path in directory.glob(name)}
@@ -176,24 +128,25 @@ def read_config(directory: Path) -> tuple[Format, LLaDAConfig]:
             ],
         )
     values = read_json(directory, CONFIG)
-    model_type = values.get("model_type")
-    if model_type not in FORMATS:
-        raise CheckpointError(
-            directory,
-            [f"{CONFIG}: model_type ({model_type!r}) must be one of {list(FORMATS)}"],
-        )
-    format_ = FORMATS[model_type]
     try:
-        return format_, format_.config.from_hf(values)
+        family = registry.find(values)
+        return family, family.config.from_hf(values)
     except InputError as error:
         raise CheckpointError(directory, [str(error)]) from None
 
 
-def slots(format_: Format, shapes: Mapping[str, tuple[int, ...]]) -> list[Slot]:
-    """All tensors of a model whose parameters have these shapes, by path."""
+def slots(
+    weights: Mapping[str, Weight], shapes: Mapping[str, tuple[int, ...]]
+) -> list[Slot]:
+    """All tensors of a model.
+
+    Args:
+      weights: where each parameter lies, by its path; see `Family.weights`.
+      shapes: of the parameters that the model has.
+    """
     found = []
     for path, shape in shapes.items():
-        weight = format_.weights[path]
+        weight = weights[path]
         is_stacked = "{layer}" in weight.name
         own = shape[1:] if is_stacked else shape
         own = own[::-1] if weight.is_transposed else own

@@ -1,18 +1,21 @@
-"""Checkpoints in Orbax format, whole or with shardings."""
+"""Checkpoints in Orbax format, whole or with shardings.
 
+Orbax is imported by what uses it: it takes a while.
+"""
+
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import PyTree
 
 from dlm_jax.checkpoints import common, hf_format
 from dlm_jax.checkpoints.hf_format import CheckpointError
 from dlm_jax.checkpoints.staging import staged
-from dlm_jax.models.llada import LLaDA
+from dlm_jax.models.family import Module
 
 PARAMS = "params"
 _INVENTORY = "files.json"
@@ -20,7 +23,7 @@ _CHUNK_BYTES = 2**25
 
 
 def save_orbax(
-    model: LLaDA, directory: str | Path, extra_files: Iterable[str | Path] = ()
+    model: Module, directory: str | os.PathLike, extra_files: Iterable[str | Path] = ()
 ) -> None:
     """Writes a model in Orbax format; arguments and errors are those of `save_hf`.
 
@@ -30,6 +33,8 @@ def save_orbax(
     Parameters are written uncompressed, in chunks of at most 32 MiB and one file each:
     Orbax's defaults (one database, compressed) hold them in memory almost twice.
     """
+    import orbax.checkpoint as ocp
+
     config = common.hf_config(model)
     params = nnx.to_pure_dict(nnx.state(model))
     save_args = jax.tree.map(
@@ -52,18 +57,20 @@ def save_orbax(
 
 
 def load_orbax(
-    directory: str | Path,
+    directory: str | os.PathLike,
     dtype: jax.typing.DTypeLike | None = None,
     shardings: PyTree = None,
-) -> LLaDA:
+) -> Module:
     """Loads an Orbax directory; arguments and errors are those of `load`.
 
     For each device the chunks that its part of a sharded parameter touches are read,
     whole, so that one at a border is read more than once. Processes do not wait for
     each other, so that one whose reading fails leaves none behind.
     """
+    import orbax.checkpoint as ocp
+
     directory = Path(directory)
-    format_, config = hf_format.read_config(directory)
+    family, config = hf_format.read_config(directory)
     _check_inventory(directory)
     path = directory.absolute() / PARAMS
     # By default Orbax ends with a collective over all processes. But nothing is written
@@ -80,7 +87,7 @@ def load_orbax(
         dtype = common.choose_dtype(
             dtype, [np.dtype(item.dtype) for item in stored.values()]
         )
-        abstract = common.abstract(format_.model, config, dtype)
+        abstract = common.abstract(family.module, config, dtype)
         specs = common.flatten(abstract)
         expected, found = common.shapes(specs), common.shapes(stored)
         problems = [

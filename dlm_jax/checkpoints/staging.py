@@ -1,6 +1,7 @@
 """What several processes need to write a checkpoint together."""
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -13,7 +14,7 @@ from dlm_jax.errors import InputError
 
 
 @contextlib.contextmanager
-def staged(path: str | pathlib.Path, num_bytes: int = 0) -> Iterator[pathlib.Path]:
+def staged(path: str | os.PathLike, num_bytes: int = 0) -> Iterator[pathlib.Path]:
     """A directory that all processes fill, see `files.staged`.
 
     They enter and leave it together, and see the same file system.

@@ -1,57 +1,62 @@
-"""A run of any number of prompts through a sampler."""
+"""Any number of prompts through a sampler, handed over as they are done."""
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float, Int
 
+from dlm_jax.core.canvas import Generation
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler, canonical
 from dlm_jax.devices.runner import Parallel
 from dlm_jax.errors import InputError
+from dlm_jax.text.codec import Codec
+from dlm_jax.text.output import Output, read_output
 from dlm_jax.text.prompts import Encoded, groups
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """One prompt with its blanks filled.
+class Done(NamedTuple):
+    """Rows that are handed over together.
 
     Attributes:
-      tokens: int32 [n]; without padding.
-      num_steps: NFE, forwards that the row took part in.
-      is_complete: no blank is left.
-      seconds: its share, by forwards, of the wall time between the last time that rows
-        were handed over and its own, compiling excluded: those of a call add up.
-      compile_seconds: its call's, by the call's rows.
+      indices: int [m]; which prompts.
+      filled: their rows, padded, on the host.
+      seconds: float [m]; each row's share, by forwards, of the wall time since rows
+        were last handed over, compiling excluded.
+      compile_seconds: of the call, divided by its rows.
     """
 
-    tokens: Int32[np.ndarray, "n"]
-    num_steps: int
-    is_complete: bool
-    seconds: float
+    indices: Int[np.ndarray, "m"]
+    filled: Generation
+    seconds: Float[np.ndarray, "m"]
     compile_seconds: float
 
+    def outputs(self, codec: Codec, rows: Sequence[Encoded]) -> dict[int, Output]:
+        """The rows as text, by prompt.
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """All prompts with their blanks filled by one sampler.
+        Args:
+          codec: of the model.
+          rows: all prompts of the run.
+        """
+        return {
+            int(index): read_output(
+                codec=codec,
+                encoded=rows[index],
+                filled=self.filled,
+                row=row,
+                seconds=float(self.seconds[row]),
+                compile_seconds=self.compile_seconds,
+            )
+            for row, index in enumerate(self.indices)
+        }
 
-    Attributes:
-      answers: in the order of the prompts.
-      seconds: wall time of all calls, compiling excluded.
-      compile_seconds: wall time of compiling.
-    """
 
-    answers: list[Answer]
-    seconds: float
-    compile_seconds: float
-
-
-def fill(
+def stream(
     parallel: Parallel,
     sampler: Sampler,
     rows: Sequence[Encoded],
@@ -60,13 +65,12 @@ def fill(
     batch_size: int,
     queue_length: int | None = None,
     ids: Sequence[int] | None = None,
-    on_answers: Callable[[dict[int, Answer]], object] = lambda answers: None,
     period: float = 5.0,
-) -> Run:
+) -> Iterator[Done]:
     """Generates for any number of prompts.
 
     A prompt's random draws depend on the seed and on its id, not on what else is in
-    flight.
+    flight. Arguments are checked at once; generation begins with the first `next`.
 
     Args:
       parallel: the model.
@@ -78,10 +82,10 @@ def fill(
       queue_length: rows of one call, of which all but batch_size wait; 8 * batch_size
         by default. The longer, the less time slots stand idle at a call's end.
       ids: of the prompts; their places by default.
-      on_answers: called with new answers by the prompts' places, each once, while
-        others are still in flight.
-      period: about how many seconds pass between two times that answers are handed
-        over.
+      period: about how many seconds pass between two times that rows are handed over.
+
+    Returns:
+      Every prompt once, short ones first, while others are still in flight.
 
     Raises:
       InputError: naming the argument that does not fit.
@@ -97,45 +101,35 @@ def fill(
     options = dataclasses.replace(options, num_slots=parallel.num_slots(batch_size))
     sampler = canonical(sampler, (len(rows),))
     key_ids = np.arange(len(rows)) if ids is None else np.asarray(ids)
-    answers: dict[int, Answer] = {}
-    total = compile_total = 0.0
+    if rows:
+        row_keys(seed, key_ids)  # Checks the seed.
     # Fewer prompts than a call holds need no rows to fill it up.
-    size = min(queue_length, len(rows))
-    for group in groups(rows, size, parallel.denoiser.max_length):
-        places = np.maximum(group.ids, 0)
-        rules = jax.tree.map(lambda x, i=places: x[i], sampler)
-        keys = row_keys(seed, key_ids[places])
-        arguments = rules, group.prompts, keys, options
-        compile_seconds = parallel.compile(*arguments)
-        compile_total += compile_seconds
-        num_real = int((group.ids >= 0).sum())
-        stream = parallel.stream(*arguments, period)
-        seconds = 0.0
-        while True:
-            start = time.perf_counter()
-            handed = next(stream, None)
-            elapsed = time.perf_counter() - start
-            total += elapsed
-            if handed is None:
-                break
-            seconds += elapsed
-            at, filled = handed
-            real = [i for i, place in enumerate(at) if group.ids[place] >= 0]
-            num_forwards = sum(int(filled.num_steps[i]) for i in real)
-            new = {}
-            for i in real:
-                index = int(group.ids[at[i]])
-                share = int(filled.num_steps[i]) / max(num_forwards, 1)
-                new[index] = Answer(
-                    tokens=np.asarray(filled.tokens[i, : rows[index].tokens.size]),
-                    num_steps=int(filled.num_steps[i]),
-                    is_complete=bool(filled.is_complete[i]),
-                    seconds=seconds * share,
-                    compile_seconds=compile_seconds / num_real,
-                )
-            if num_forwards:
-                seconds = 0.0
-            if new:
-                answers |= new
-                on_answers(new)
-    return Run([answers[i] for i in range(len(rows))], total, compile_total)
+    size = max(min(queue_length, len(rows)), 1)
+
+    def generate() -> Iterator[Done]:
+        for group in groups(rows, size, parallel.denoiser.max_length):
+            places = np.maximum(group.ids, 0)
+            rules = jax.tree.map(lambda x, i=places: x[i], sampler)
+            arguments = rules, group.prompts, row_keys(seed, key_ids[places]), options
+            num_real = int((group.ids >= 0).sum())
+            compile_seconds = parallel.compile(*arguments) / num_real
+            handed_over = parallel.stream(*arguments, period)
+            seconds = 0.0
+            while True:
+                start = time.perf_counter()
+                new = next(handed_over, None)
+                seconds += time.perf_counter() - start
+                if new is None:
+                    break
+                at, filled = new
+                real = np.flatnonzero(group.ids[at] >= 0)
+                filled = jax.tree.map(lambda x, real=real: x[real], filled)
+                nfe = np.asarray(filled.num_steps, float)
+                if real.size:
+                    indices = group.ids[at[real]]
+                    shares = seconds * nfe / max(nfe.sum(), 1)
+                    yield Done(indices, filled, shares, compile_seconds)
+                if nfe.sum():
+                    seconds = 0.0
+
+    return generate()

@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import functools
 import math
-import pathlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -26,21 +26,21 @@ from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.loop import FOREVER, begin, finish, proceed
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
-from dlm_jax.errors import InputError
-from dlm_jax.models import ModuleDenoiser, as_denoiser
-from dlm_jax.models.llada import LLaDAConfig, partition
+from dlm_jax.devices.mesh import make_mesh, shardings
+from dlm_jax.models import ModuleDenoiser, as_denoiser, registry
+from dlm_jax.models.family import ModelConfig
 
 
 class Loaded(NamedTuple):
     """A checkpoint on its devices."""
 
     parallel: "Parallel"
-    config: LLaDAConfig
+    config: ModelConfig
     dtype: np.dtype
 
 
 def load(
-    checkpoint: str | pathlib.Path,
+    checkpoint: str | os.PathLike,
     dtype: jax.typing.DTypeLike | None = None,
     num_sharing: int | None = None,
 ) -> Loaded:
@@ -61,11 +61,11 @@ def load(
         parallel: Parallel = DataParallel(denoiser, params, frees_params=True)
     else:
         config = checkpoints.read_config(checkpoint)
-        specs = partition(config, num_sharing, "model")
+        specs = registry.partition(config, num_sharing, "model")
         mesh = make_mesh(num_sharing)
         model = checkpoints.load(checkpoint, dtype, shardings(specs, mesh))
         parallel = ModelParallel(*as_denoiser(model), specs, mesh)
-    return Loaded(parallel, model.config, np.dtype(model.wte.dtype))
+    return Loaded(parallel, model.config, np.dtype(model.head.dtype))
 
 
 class Parallel(abc.ABC):
@@ -336,37 +336,6 @@ def _with_axis(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[None], tree)
 
 
-def make_mesh(
-    num_sharing: int, devices: Sequence[jax.Device] | None = None
-) -> jax.sharding.Mesh:
-    """A mesh with axes 'data' and 'model' over local devices.
-
-    Args:
-      num_sharing: devices that share one copy of the weights, the axis 'model'.
-      devices: what to lay out; all local ones by default.
-
-    Raises:
-      InputError: if the devices do not divide into such groups.
-    """
-    devices = tuple(devices or jax.local_devices())
-    if num_sharing < 1 or len(devices) % num_sharing:
-        raise InputError(
-            f"devices that share a model ({num_sharing}) must divide the local devices "
-            f"({len(devices)})"
-        )
-    shape = (len(devices) // num_sharing, num_sharing)
-    return jax.make_mesh(
-        *(shape, ("data", "model")),
-        axis_types=(jax.sharding.AxisType.Auto,) * 2,
-        devices=devices,
-    )
-
-
-def shardings(specs: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
-    """Where the parameters of a `partition` lie, as `checkpoints.load` takes it."""
-    return jax.tree.map(functools.partial(jax.NamedSharding, mesh), specs)
-
-
 class ModelParallel(Parallel):
     """Rows over groups of devices that share the weights (`jax.shard_map`).
 
@@ -385,7 +354,7 @@ class ModelParallel(Parallel):
         Args:
           denoiser: the model, whole.
           params: its parameters, whole or sharded.
-          specs: a `jax.P` for each, such as `llada.partition` gives.
+          specs: a `jax.P` for each, such as `registry.partition` gives.
           mesh: with axes 'data' and 'model', see `make_mesh`.
         """
         super().__init__()

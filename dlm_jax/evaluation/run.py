@@ -22,12 +22,12 @@ from dlm_jax import samplers
 from dlm_jax.core.keys import check_seed
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices import batches
-from dlm_jax.devices.runner import Loaded, Parallel
-from dlm_jax.devices.runner import load as load_parallel
+from dlm_jax.devices.runner import Parallel
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation.records import Key, Log, Manifest
-from dlm_jax.tasks.base import Example, Task, load_codec
+from dlm_jax.tasks.base import Example, Task
 from dlm_jax.text.codec import Codec
+from dlm_jax.text.output import Output
 from dlm_jax.text.prompts import Encoded
 
 
@@ -91,27 +91,6 @@ def lanes(specs: Sequence[str], seeds: Sequence[int], is_mixed: bool) -> list[La
     return [Lane(tuple(group), s) for group in by_program.values() for s in seeds]
 
 
-def load(
-    task: Task,
-    checkpoint: str | pathlib.Path,
-    dtype: jax.typing.DTypeLike | None = None,
-    num_sharing: int | None = None,
-) -> tuple[Loaded, Codec]:
-    """Loads a model that is to be asked a task onto all local devices; its tokenizer.
-
-    Args:
-      task: what it is to be asked.
-      checkpoint: Hugging Face or Orbax directory.
-      dtype: of the parameters.
-      num_sharing: devices that share the weights, see `runner.load`.
-
-    Raises:
-      InputError: as `runner.load`, or as `load_codec`.
-    """
-    model = load_parallel(checkpoint, dtype, num_sharing)
-    return model, load_codec(task, checkpoint, model.config)
-
-
 def run(
     parallel: Parallel,
     codec: Codec,
@@ -142,8 +121,8 @@ def run(
 
     Returns:
       The records of todo, lane by lane: `sampler`, `seed`, `index`, `name`,
-      `is_correct`, `reason`, `nfe`, `num_tokens` (at blanks, up to EOS), `is_complete`,
-      `text`; `seconds` and `compile_seconds`, the row's shares, see `batches.Answer`;
+      `is_correct`, `reason`, `nfe`, `num_tokens` (written, up to EOS), `is_complete`,
+      `text`; `seconds` and `compile_seconds`, the row's shares, see `Output`;
       `place` in the call, and the call's rows; `run`, its place in the manifest's runs.
 
     Raises:
@@ -192,13 +171,14 @@ def run(
             for is_asked, key in zip(is_open, call, strict=True)
         ]
 
-        def keep(answers: Mapping[int, batches.Answer]) -> None:
-            given = [place for place in answers if is_open[place]]
+        def keep(outputs: Mapping[int, Output]) -> None:
+            given = [place for place in outputs if is_open[place]]
             if not given:
                 return
             found = _judge(
-                *(task, codec, [examples[call[place].index] for place in given]),
-                *([chosen[place] for place in given], [answers[p] for p in given]),
+                task,
+                [examples[call[place].index] for place in given],
+                [outputs[place] for place in given],
             )
             number = manifest.begin()
             new = [
@@ -210,18 +190,19 @@ def run(
             log.append(new)
             on_records(new)
 
-        batches.fill(
-            parallel,
-            _stacked([rules[key.sampler] for key in call]),
-            chosen,
-            options,
-            lane.seed,
-            plan.batch_size,
-            plan.queue_length,
+        for done in batches.stream(
+            parallel=parallel,
+            sampler=_stacked([rules[key.sampler] for key in call]),
+            rows=chosen,
+            options=options,
+            seed=lane.seed,
+            batch_size=plan.batch_size,
+            queue_length=plan.queue_length,
             ids=[key.index for key in call],
-            on_answers=keep,
-        )
+        ):
+            keep(done.outputs(codec, chosen))
 
+    # Lanes take turns, call by call.
     keys = [_keys(lane, num_examples) for lane in todo]
     for own in keys:
         if known := log.find(own):
@@ -235,14 +216,10 @@ def run(
 
 
 def _judge(
-    task: Task,
-    codec: Codec,
-    examples: Sequence[Example],
-    rows: Sequence[Encoded],
-    answers: Sequence[batches.Answer],
+    task: Task, examples: Sequence[Example], outputs: Sequence[Output]
 ) -> list[dict[str, Any]]:
-    """What records say of answers."""
-    texts = [codec.decode(row, a.tokens) for row, a in zip(rows, answers, strict=True)]
+    """What records say of outputs."""
+    texts = [output.text for output in outputs]
     # Judging may wait for a process that runs the answer.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         verdicts = list(pool.map(task.verdict, examples, texts))
@@ -251,16 +228,14 @@ def _judge(
             "name": example.name,
             "is_correct": bool(verdict.is_correct),
             "reason": verdict.reason,
-            "nfe": answer.num_steps,
-            "num_tokens": int(codec.generated(row, answer.tokens).size),
-            "is_complete": answer.is_complete,
-            "text": text,
-            "seconds": answer.seconds,
-            "compile_seconds": answer.compile_seconds,
+            "nfe": output.nfe,
+            "num_tokens": output.num_tokens,
+            "is_complete": output.is_complete,
+            "text": output.text,
+            "seconds": output.seconds,
+            "compile_seconds": output.compile_seconds,
         }
-        for example, row, answer, text, verdict in zip(
-            examples, rows, answers, texts, verdicts, strict=True
-        )
+        for example, output, verdict in zip(examples, outputs, verdicts, strict=True)
     ]
 
 

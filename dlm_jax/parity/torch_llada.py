@@ -164,6 +164,8 @@ def load_llada(directory: str | pathlib.Path) -> TorchLLaDA:
     """
     directory = pathlib.Path(directory)
     _, config = hf_format.read_config(directory)
+    if not isinstance(config, LLaDAConfig):
+        raise InputError(f"checkpoint ({directory}) must be of LLaDAModelLM")
     # Weights that are replaced need neither memory nor time to be drawn.
     with torch.device("meta"):
         model = TorchLLaDA(config)

@@ -22,7 +22,8 @@ from dlm_jax.core.canvas import ABSENT
 from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDA, LLaDAConfig
+from dlm_jax.models import registry
+from dlm_jax.models.family import ModelConfig, Module
 from dlm_jax.text.codec import Codec, character_tokenizer
 from dlm_jax.text.prompts import Encoded
 
@@ -191,8 +192,8 @@ class Trainable(Task):
         """The tokenizer of transformers; `save_pretrained` writes its files."""
 
     @abc.abstractmethod
-    def model_config(self, **shape: int) -> LLaDAConfig:
-        """A LLaDA for this task.
+    def model_config(self, **shape: int) -> ModelConfig:
+        """The shape of a model for this task, see `registry.small`.
 
         Args:
           shape: d_model, n_heads, n_layers and mlp_hidden_size.
@@ -237,27 +238,23 @@ class CharacterTask(Trainable):
         bos, eos, *_, mask = self.vocabulary
         return character_tokenizer(self.vocabulary, bos=bos, eos=eos, mask=mask)
 
-    def model_config(self, **shape: int) -> LLaDAConfig:
+    def model_config(self, **shape: int) -> ModelConfig:
         head_dim = shape["d_model"] // shape["n_heads"]
-        return LLaDAConfig(
+        return registry.small(
             **shape,
-            n_kv_heads=shape["n_heads"],
             vocab_size=len(self.vocabulary),
             embedding_size=self.embedding_size,
             max_sequence_length=self.max_sequence_length,
             # Frequency i is theta^(-2i / head_dim): the second is 2 pi / period.
             rope_theta=(self.period / (2 * math.pi)) ** (head_dim / 2),
-            rms_norm_eps=1e-5,
-            weight_tying=False,
             mask_token_id=len(self.vocabulary) - 1,
             eos_token_id=1,
-            pad_token_id=1,
         )
 
 
 def load(
     task: Task, checkpoint: str | pathlib.Path, dtype: str | None = None
-) -> tuple[LLaDA, Codec]:
+) -> tuple[Module, Codec]:
     """Loads a model that is to be asked a task, and its tokenizer.
 
     Raises:
@@ -268,7 +265,7 @@ def load(
 
 
 def load_codec(
-    task: Task, checkpoint: str | pathlib.Path, config: LLaDAConfig
+    task: Task, checkpoint: str | pathlib.Path, config: ModelConfig
 ) -> Codec:
     """Loads the tokenizer of a model that is to be asked a task.
 

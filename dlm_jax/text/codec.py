@@ -4,18 +4,19 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32
 
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.models import registry
+from dlm_jax.models.family import ModelConfig
 from dlm_jax.text.prompts import Encoded
 
-# Ends a turn in LLaDA's chat template.
-_END_OF_TURN = "<|eot_id|>"
+# A conversation: messages with the texts `role` and `content`.
+Messages = Sequence[Mapping[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Codec:
       tokenizer: a tokenizer of transformers.
       mask_id: the token that stands at blanks.
       stop_ids: tokens that end a generated text: the EOS of the model's config and of
-        the tokenizer, those of generation_config.json, and the end of a turn if the
-        vocabulary has it.
+        the tokenizer, those of generation_config.json, and the ends of a turn in the
+        family's chat templates, if the vocabulary has them.
       max_length: longest canvas the model takes, blanks included.
     """
 
@@ -37,7 +38,7 @@ class Codec:
     max_length: int
 
     @classmethod
-    def load(cls, directory: str | os.PathLike, config: LLaDAConfig) -> "Codec":
+    def load(cls, directory: str | os.PathLike, config: ModelConfig) -> "Codec":
         """Loads the tokenizer in a checkpoint's directory; nothing is downloaded.
 
         Args:
@@ -51,7 +52,7 @@ class Codec:
         if not path.is_file():
             raise InputError(f"checkpoint ({directory}) holds no tokenizer.json")
         # Here because it takes seconds. AutoTokenizer would import torch as well, and
-        # ask at the terminal whether to run the code that LLaDA's config.json names.
+        # ask at the terminal whether to run the code that a config.json names.
         from transformers import PreTrainedTokenizerFast
 
         try:
@@ -64,7 +65,7 @@ class Codec:
 
     @classmethod
     def of(
-        cls, tokenizer: Any, config: LLaDAConfig, more_stop_ids: Sequence[int] = ()
+        cls, tokenizer: Any, config: ModelConfig, more_stop_ids: Sequence[int] = ()
     ) -> "Codec":
         """Joins a tokenizer and the model that was trained with it.
 
@@ -85,7 +86,8 @@ class Codec:
             )
         stop_ids = {
             *(config.eos_token_id, tokenizer.eos_token_id),
-            *(vocabulary.get(_END_OF_TURN), *more_stop_ids),
+            *(vocabulary.get(token) for token in registry.of(config).end_of_turn),
+            *more_stop_ids,
         }
         return cls(
             tokenizer=tokenizer,
@@ -121,36 +123,74 @@ class Codec:
           InputError: naming the prompt that is empty, too long, holds a mask token or
             a character that the tokenizer does not know.
         """
-        return [
-            self._continued(index, self._tokens(index, text), gen_length)
-            for index, text in enumerate(texts)
-        ]
+        return self.encode_prompts(texts, gen_length, is_chat=False)
 
-    def encode_chat(self, messages: Sequence[str], gen_length: int) -> list[Encoded]:
-        """Encodes user messages that are to be answered, with the chat template.
+    def encode_chat(
+        self, messages: Sequence[str | Messages], gen_length: int
+    ) -> list[Encoded]:
+        """Encodes conversations that are to be answered, with the chat template.
 
         Args:
-          messages: one conversation of one turn each.
+          messages: conversations; a text is one of one turn, the user's.
           gen_length: blanks for each answer.
 
         Raises:
           InputError: as `encode`, or if the tokenizer has no chat template.
         """
+        return self.encode_prompts(messages, gen_length, is_chat=True)
+
+    def encode_prompts(
+        self, prompts: Sequence[str | Messages], gen_length: int, is_chat: bool
+    ) -> list[Encoded]:
+        """Encodes texts and conversations that are to be continued.
+
+        Args:
+          prompts: texts, or conversations, which are written in the chat template.
+          gen_length: blanks after each.
+          is_chat: write a text as a user's message too.
+
+        Raises:
+          InputError: as `encode` and `encode_chat`.
+        """
+        encoded = []
+        for index, prompt in enumerate(prompts):
+            if isinstance(prompt, str) and not is_chat:
+                tokens = self._tokens(index, prompt)
+            else:
+                # The template writes the special tokens itself.
+                text = self._in_template(index, prompt)
+                tokens = self._tokens(index, text, add_special_tokens=False)
+            encoded.append(self._continued(index, tokens, gen_length))
+        return encoded
+
+    def _in_template(self, index: int, prompt: str | Messages) -> str:
+        """A conversation in the chat template, up to where the answer begins."""
         if not self.has_chat_template:
             raise InputError("the checkpoint's tokenizer has no chat template")
-        encoded = []
-        for index, message in enumerate(messages):
-            if not message.strip():
-                raise InputError(f"prompt {index} is empty")
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        for message in prompt:
+            is_message = isinstance(message, Mapping) and all(
+                isinstance(message.get(name), str) for name in ("role", "content")
+            )
+            if not is_message:
+                raise InputError(
+                    f"prompt {index}: a message ({message!r}) must be a mapping with "
+                    "the texts role and content"
+                )
+        if not any(message["content"].strip() for message in prompt):
+            raise InputError(f"prompt {index} is empty")
+        try:
             text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": message}],
+                [dict(message) for message in prompt],
                 add_generation_prompt=True,
                 tokenize=False,
             )
-            # The template writes the special tokens itself.
-            tokens = self._tokens(index, text, add_special_tokens=False)
-            encoded.append(self._continued(index, tokens, gen_length))
-        return encoded
+        except Exception as error:  # whatever the checkpoint's template raises
+            raise InputError(
+                f"prompt {index}: the chat template refuses it: {error}"
+            ) from None
+        return text
 
     def encode_infill(self, texts: Sequence[str]) -> list[Encoded]:
         """Encodes texts whose blanks are to be filled.
@@ -253,7 +293,7 @@ class Codec:
         )
 
 
-def _generation_eos(directory: pathlib.Path, config: LLaDAConfig) -> tuple[int, ...]:
+def _generation_eos(directory: pathlib.Path, config: ModelConfig) -> tuple[int, ...]:
     """The EOS ids of a checkpoint's generation_config.json: none, one or several.
 
     Raises:

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, PyTree
 
@@ -43,40 +42,64 @@ def record(params: PyTree, **values: Any) -> dict[str, Any]:
         raise InputError(f"made_by must be JSON: {error}") from None
 
 
-def save(
-    manager: ocp.CheckpointManager, step: int, state: PyTree, made: dict[str, Any]
-) -> None:
-    """Writes a checkpoint of a state with the record of its run."""
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(made)
-        ),
-    )
+class Checkpoints:
+    """The newest two checkpoints of a run, each a state with the record of the run.
 
-
-def restore(
-    manager: ocp.CheckpointManager, state: _State, made: dict[str, Any]
-) -> _State:
-    """Reads the newest checkpoint.
+    A context manager: leaving it waits for what is being written.
 
     Args:
-      manager: of the run's checkpoints; there must be one.
-      state: gives structure, shapes and shardings.
-      made: the record of the run that goes on.
-
-    Raises:
-      InputError: naming the first key in which the records differ.
+      directory: where they lie; is made.
     """
-    step = manager.latest_step()
-    saved = manager.restore(
-        step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
-    )
-    _check_equal("", made, saved["config"], str(manager.directory.parent))
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    return manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    )["state"]
+
+    def __init__(self, directory: pathlib.Path):
+        # Here because it takes a while, and only training needs it.
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        self._manager = ocp.CheckpointManager(
+            directory, options=ocp.CheckpointManagerOptions(max_to_keep=2)
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        self._manager.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._manager.__exit__(*error)
+
+    def save(self, step: int, state: PyTree, made: dict[str, Any]) -> None:
+        """Writes a checkpoint of a state with the record of its run."""
+        args = self._ocp.args
+        self._manager.save(
+            step,
+            args=args.Composite(
+                state=args.StandardSave(state), config=args.JsonSave(made)
+            ),
+        )
+
+    def restore(self, state: _State, made: dict[str, Any]) -> _State:
+        """Reads the newest checkpoint.
+
+        Args:
+          state: gives structure, shapes and shardings.
+          made: the record of the run that goes on.
+
+        Returns:
+          What was saved, or `state` itself if nothing was.
+
+        Raises:
+          InputError: naming the first key in which the records differ.
+        """
+        manager, args = self._manager, self._ocp.args
+        step = manager.latest_step()
+        if step is None:
+            return state
+        saved = manager.restore(step, args=args.Composite(config=args.JsonRestore()))
+        _check_equal("", made, saved["config"], str(manager.directory.parent))
+        abstract = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, state)
+        return manager.restore(
+            step, args=args.Composite(state=args.StandardRestore(abstract))
+        )["state"]
 
 
 def _check_equal(name: str, value: Any, saved: Any, where: str) -> None:

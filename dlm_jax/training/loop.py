@@ -14,7 +14,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from tqdm import tqdm
@@ -180,16 +179,16 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
             schedule,
             b2=config.beta2,
             weight_decay=config.weight_decay,
-            # Norm weights are vectors, stacked over layers: named, not told by rank.
-            mask=lambda params: jax.tree.map_with_path(
-                lambda path, _: (
-                    "norm" not in jax.tree_util.keystr(path)
-                    and "ln_f" not in jax.tree_util.keystr(path)
-                ),
-                params,
-            ),
+            mask=lambda params: jax.tree.map_with_path(_is_matrix, params),
         ),
     )
+
+
+def _is_matrix(path: tuple[Any, ...], weight: Array) -> bool:
+    """Whether a parameter is a matrix, or a stack of them over layers."""
+    # A stack of vectors has a matrix's rank: it is told by its name.
+    name = jax.tree_util.keystr(path)
+    return weight.ndim > 1 and "norm" not in name and "bias" not in name
 
 
 def make_train_step(
@@ -294,11 +293,8 @@ def train(
     train_step = jax.jit(
         make_train_step(graphdef, mask_id, optimizer, config), donate_argnums=0
     )
-    with ocp.CheckpointManager(
-        workdir / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2)
-    ) as manager:
-        if manager.latest_step() is not None:
-            state = training_files.restore(manager, state, record)
+    with training_files.Checkpoints(workdir / "checkpoints") as saved:
+        state = saved.restore(state, record)
         first = int(state.step)
         if stop_at is not None and first > stop_at:
             raise InputError(
@@ -316,5 +312,5 @@ def train(
             if (step + 1) % config.log_every == 0 or step + 1 == last:
                 bar.set_postfix(curve.write(step + 1))
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == last:
-                training_files.save(manager, int(state.step), state, record)
+                saved.save(int(state.step), state, record)
     return nnx.merge(graphdef, state.ema)

@@ -1,4 +1,4 @@
-"""Small trained checkpoints in LLaDA's Hugging Face format, with their model cards."""
+"""Small trained checkpoints in Hugging Face format, with their model cards."""
 
 import pathlib
 

@@ -1,14 +1,43 @@
 """The cost of a forward, and the shortest time that a machine could take.
 
-Counts, not measurements: the operations and bytes of a LLaDA forward, and the time in
-which a machine's published peaks allow them. Benchmarks divide by these counts, and
-plans for machines that are not available use them.
+Counts, not measurements: the operations and bytes of a forward, and the time in which
+a machine's published peaks allow them. Benchmarks divide by these counts, and plans for
+machines that are not available use them.
 """
 
 import dataclasses
+from typing import Protocol
 
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDAConfig, partition
+from dlm_jax.models import registry
+from dlm_jax.models.family import ModelConfig
+
+
+class Dense(ModelConfig, Protocol):
+    """The shape of a model whose forward can be counted: no experts, a gated MLP.
+
+    Attributes:
+      d_model: width of the residual stream, and of all query heads.
+      head_dim: width of a head.
+      n_kv_heads: heads of keys and values.
+      mlp_hidden_size: units of the MLP.
+      weight_tying: whether the head is the embedding.
+    """
+
+    @property
+    def d_model(self) -> int: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def n_kv_heads(self) -> int: ...
+
+    @property
+    def mlp_hidden_size(self) -> int: ...
+
+    @property
+    def weight_tying(self) -> bool: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +114,14 @@ class Forward:
     sum_bytes: float
 
 
-def block_parameters(config: LLaDAConfig) -> int:
+def block_parameters(config: Dense) -> int:
     """Parameters in the matrices of all blocks; every token uses all of them."""
     width, kv = config.d_model, config.n_kv_heads * config.head_dim
     attention = 2 * width * width + 2 * width * kv
     return config.n_layers * (attention + 3 * width * config.mlp_hidden_size)
 
 
-def num_parameters(config: LLaDAConfig) -> int:
+def num_parameters(config: Dense) -> int:
     """All parameters of a model."""
     tables = 1 if config.weight_tying else 2
     embeddings = tables * config.embedding_size * config.d_model
@@ -104,7 +133,7 @@ def num_parameters(config: LLaDAConfig) -> int:
 
 
 def forward(
-    config: LLaDAConfig,
+    config: Dense,
     batch_size: int,
     length: int,
     region: int,
@@ -166,7 +195,7 @@ class Estimate:
 
 
 def estimate(
-    config: LLaDAConfig,
+    config: Dense,
     machine: Machine,
     num_sharing: int,
     batch_size: int,
@@ -178,7 +207,7 @@ def estimate(
     Raises:
       InputError: if the model or the machine does not divide, or it does not fit.
     """
-    partition(config, num_sharing, "model")
+    registry.partition(config, num_sharing, "model")
     if machine.num_devices % num_sharing:
         raise InputError(
             f"num_sharing ({num_sharing}) must divide the devices of {machine.name} "

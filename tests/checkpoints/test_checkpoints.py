@@ -254,8 +254,10 @@ def test_parameters_are_placed_as_asked(tmp_path, model, orbax_directory, load):
     mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     split = NamedSharding(mesh, PartitionSpec(None, None, "model"))
     whole = NamedSharding(mesh, PartitionSpec())
-    blocks = {name: split for name in hf_format._LLADA_MATRICES}
-    blocks |= dict.fromkeys(hf_format._LLADA_NORMS, whole)
+    blocks = {
+        name: split if value.ndim == 3 else whole
+        for name, value in nnx.to_pure_dict(nnx.state(model.blocks)).items()
+    }
     shardings = {"wte": whole, "ln_f": whole, "ff_out": whole, "blocks": blocks}
     directory = orbax_directory
     if load == "hf":

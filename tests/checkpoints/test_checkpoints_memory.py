@@ -12,6 +12,7 @@ from helpers import finish, free_port, start_script
 from safetensors.numpy import save_file
 
 from dlm_jax.checkpoints import hf_format
+from dlm_jax.models import registry
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
 
 _CONFIG = LLaDAConfig(
@@ -38,9 +39,8 @@ def big_checkpoint(tmp_path_factory):
     """Six shards of random bfloat16; every layer's tensors lie in several of them."""
     model = nnx.eval_shape(lambda: LLaDA(_CONFIG, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
     params = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model)), sep=".")
-    slots = hf_format.slots(
-        hf_format.FORMATS["llada"], {path: spec.shape for path, spec in params.items()}
-    )
+    shapes = {path: spec.shape for path, spec in params.items()}
+    slots = hf_format.slots(registry.of(_CONFIG).weights, shapes)
     directory = tmp_path_factory.mktemp("big") / "hf"
     directory.mkdir()
     rng = np.random.default_rng(0)

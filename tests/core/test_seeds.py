@@ -8,7 +8,7 @@ from dlm_jax import tasks
 from dlm_jax.core.keys import check_seed, row_keys
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import run as evaluation
-from dlm_jax.models.llada import random_preset
+from dlm_jax.models.registry import random_preset
 from dlm_jax.training import loop as training
 from experiments.timing import steps
 

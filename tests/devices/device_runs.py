@@ -179,16 +179,20 @@ def fill_calls(num_rows, batch_size):
             prompts.tokens, prompts.is_blank, prompts.is_valid, strict=True
         )
     ]
-    found = batches.fill(
-        runner,
-        samplers.parse("random"),
-        rows,
-        Options(8, temperature=1.0),
-        0,
-        batch_size,
+    found = {}
+    for done in batches.stream(
+        parallel=runner,
+        sampler=samplers.parse("random"),
+        rows=rows,
+        options=Options(8, temperature=1.0),
+        seed=0,
+        batch_size=batch_size,
         period=float("inf"),
-    )
-    return [answer.tokens.tolist() for answer in found.answers], calls
+    ):
+        for row, index in enumerate(done.indices):
+            tokens = done.filled.tokens[row, : rows[index].tokens.size]
+            found[int(index)] = tokens.tolist()
+    return [found[i] for i in range(len(rows))], calls
 
 
 def placements(runner, *arguments):

@@ -1,5 +1,7 @@
 """Groups of few shapes, and runs of prompts through a sampler."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -91,7 +93,7 @@ def test_sizes_must_fit(sizes, message):
     parallel = DataParallel(denoiser, jax.numpy.zeros((MAX_LENGTH, VOCAB_SIZE)))
     sampler, options = samplers.parse("threshold"), Options(gen_length=1)
     with pytest.raises(InputError, match=message):
-        batches.fill(parallel, sampler, rows_of([3], 1), options, 0, *sizes)
+        batches.stream(parallel, sampler, rows_of([3], 1), options, 0, *sizes)
 
 
 @pytest.mark.parametrize(("block_length", "expected"), [(None, 7), (4, 8), (7, 7)])
@@ -100,44 +102,47 @@ def test_gen_length_holds_the_fullest_row(block_length, expected):
     assert gen_length(rows, block_length) == expected
 
 
-def test_fill_gives_what_each_prompt_alone_gives():
+def test_a_stream_gives_what_each_prompt_alone_gives():
     rows = rows_of([40, 5, 12], num_blanks=4)
     denoiser = TableDenoiser(mask_id=MASK_ID, max_length=MAX_LENGTH)
     table = jax.random.normal(jax.random.key(0), (MAX_LENGTH, VOCAB_SIZE))
     options = Options(gen_length=4, temperature=1.0)
     sampler = samplers.parse("low_confidence")
-    parallel, done = DataParallel(denoiser, table), []
-    run = batches.fill(
-        parallel,
-        sampler,
-        rows,
-        options,
-        7,
-        2,
-        queue_length=2,
-        ids=[5, 0, 8],
-        on_answers=lambda answers: done.append(sorted(answers)),
-        period=0.0,
+    parallel = DataParallel(denoiser, table)
+    start = time.perf_counter()
+    done = list(
+        batches.stream(
+            parallel=parallel,
+            sampler=sampler,
+            rows=rows,
+            options=options,
+            seed=7,
+            batch_size=2,
+            queue_length=2,
+            ids=[5, 0, 8],
+            period=0.0,
+        )
     )
+    elapsed = time.perf_counter() - start
     # The longest has a call of its own.
-    assert done == [[1, 2], [0]]
-    assert run.seconds > 0 and run.compile_seconds > 0
-    total, compiling = (
-        sum(getattr(answer, name) for answer in run.answers)
-        for name in ("seconds", "compile_seconds")
-    )
+    assert [sorted(some.indices) for some in done] == [[1, 2], [0]]
+    total = sum(some.seconds.sum() for some in done)
+    compiling = sum(some.compile_seconds * some.indices.size for some in done)
     # What the stream does after its last rows belongs to none.
-    assert 0.5 * run.seconds < total <= run.seconds
-    assert compiling == pytest.approx(run.compile_seconds)
-    for i, (row, answer) in enumerate(zip(rows, run.answers, strict=True)):
-        alone = pad([row], length=row.tokens.size)
-        keys = row_keys(7, np.array([5, 0, 8])[[i]])
-        expected = generate(denoiser, table, sampler, alone, keys, options)
-        np.testing.assert_array_equal(answer.tokens, expected.tokens[0])
-        assert not (answer.tokens == MASK_ID).any()
-        assert answer.num_steps == 4
-        assert answer.is_complete
-        assert answer.seconds > 0
+    assert 0.5 * elapsed < total + compiling <= elapsed
+    assert total > 0 and compiling > 0
+    for some in done:
+        for row, i in enumerate(some.indices):
+            size = rows[i].tokens.size
+            alone = pad([rows[i]], length=size)
+            keys = row_keys(7, np.array([5, 0, 8])[[i]])
+            expected = generate(denoiser, table, sampler, alone, keys, options)
+            tokens = some.filled.tokens[row, :size]
+            np.testing.assert_array_equal(tokens, expected.tokens[0])
+            assert not (tokens == MASK_ID).any()
+            assert some.filled.num_steps[row] == 4
+            assert some.filled.is_complete[row]
+            assert some.seconds[row] > 0
 
 
 def test_same_shapes_compile_once():
@@ -146,7 +151,7 @@ def test_same_shapes_compile_once():
     parallel = DataParallel(denoiser, table)
     options = Options(gen_length=2)
     for spec in ("threshold(threshold=0.5)", "threshold(threshold=0.7)"):
-        batches.fill(
-            parallel, samplers.parse(spec), rows_of([3, 4, 5], 2), options, 0, 2
-        )
+        sampler = samplers.parse(spec)
+        done = batches.stream(parallel, sampler, rows_of([3, 4, 5], 2), options, 0, 2)
+        assert sum(some.indices.size for some in done) == 3
     assert len(denoiser.traces) == 1

@@ -77,9 +77,7 @@ def test_script_prints_the_tables_and_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("script", ["evaluate", "sweep"])
-@pytest.mark.parametrize(
-    "flag", ["--block_length=24", "--config.block_length=24", "--gen_length=100"]
-)
+@pytest.mark.parametrize("flag", ["--block_length=24", "--gen_length=100"])
 def test_scripts_refuse_lengths_before_the_weights_are_loaded(
     tmp_path, run_script, script, flag
 ):

@@ -57,7 +57,7 @@ def test_puzzles_are_shown_beside_each_sampler_s_answer(
     status, out, _ = run_script(
         "generate",
         f"--checkpoint={sudoku_model}",
-        "--config.num_examples=2",
+        "--num_examples=2",
         "--sampler=threshold(threshold=0.0)",
         "--sampler=left_to_right",
         f"--output={output}",
@@ -179,7 +179,7 @@ def test_infill_keeps_the_text(run_script, chat_model, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--sampler=sober"], "sampler (sober) must be one of random, "),
+        (["--sampler=sober"], "sampler (sober) must be one of entropy, "),
         (["--sampler=saber(k=2)"], "saber has no field k; it takes n, "),
         (
             ["--gen_length=10", "--block_length=4"],
@@ -249,7 +249,7 @@ def test_command_line_answers_bad_input_without_a_traceback(tmp_path):
         command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2]
     )
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: sampler (sober) must be one of random, ")
+    assert result.stderr.startswith("error: sampler (sober) must be one of entropy, ")
     assert result.stderr.count("\n") == 1
 
 

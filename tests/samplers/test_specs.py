@@ -108,7 +108,7 @@ def test_spec_of_a_sampler_with_arrays_reads_back():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("sabre", "sampler (sabre) must be one of random, left_to_right, low_conf"),
+        ("sabre", "sampler (sabre) must be one of entropy, entropy_bound, fac"),
         ("sabre(n=2)", "sampler (sabre) must be one of"),
         ("samplers.saber(n=2)", "sampler (samplers.saber) must be one of"),
         ("linear(steps=4)", "sampler (linear) must be one of"),

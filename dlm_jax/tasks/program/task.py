@@ -23,7 +23,8 @@ import numpy as np
 
 from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
-from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.models import registry
+from dlm_jax.models.family import ModelConfig
 from dlm_jax.sandbox import sandbox
 from dlm_jax.tasks.base import BatchAt, Example, Trainable, Verdict, split_of
 from dlm_jax.tasks.program import drawing
@@ -183,19 +184,15 @@ class Program(Trainable):
             clean_up_tokenization_spaces=False,
         )
 
-    def model_config(self, **shape: int) -> LLaDAConfig:
-        return LLaDAConfig(
+    def model_config(self, **shape: int) -> ModelConfig:
+        return registry.small(
             **shape,
-            n_kv_heads=shape["n_heads"],
             vocab_size=len(VOCABULARY),
             embedding_size=-(-len(VOCABULARY) // 16) * 16,
             max_sequence_length=128,
             rope_theta=1000.0,
-            rms_norm_eps=1e-5,
-            weight_tying=False,
             mask_token_id=MASK_ID,
             eos_token_id=EOS_ID,
-            pad_token_id=EOS_ID,
         )
 
     def training_batches(

@@ -1,0 +1,345 @@
+"""The front door: a checkpoint that writes text with any sampler."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Unpack, cast, overload
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from dlm_jax import samplers
+from dlm_jax.core import loop
+from dlm_jax.core.canvas import Generation, Prompts
+from dlm_jax.core.checks import prepare
+from dlm_jax.core.denoiser import Denoiser
+from dlm_jax.core.keys import row_keys
+from dlm_jax.core.options import Options
+from dlm_jax.core.sampler import Sampler
+from dlm_jax.devices import batches
+from dlm_jax.devices.runner import Loaded
+from dlm_jax.devices.runner import load as load_on_devices
+from dlm_jax.errors import InputError
+from dlm_jax.text import prompts as prompts_
+from dlm_jax.text.codec import Codec, Messages
+from dlm_jax.text.output import Output
+from dlm_jax.text.prompts import Encoded
+from dlm_jax.text.settings import Settings, options_of
+
+Prompt = str | Messages
+
+
+def load(
+    checkpoint: str | os.PathLike,
+    dtype: jax.typing.DTypeLike | None = None,
+    devices_per_model: int | None = None,
+) -> "Model":
+    """Loads a checkpoint onto all local devices; nothing is downloaded.
+
+    Args:
+      checkpoint: directory in Hugging Face format, or one that `experiments.convert`
+        wrote, with its tokenizer.
+      dtype: bfloat16, float32 or float64 (needs JAX_ENABLE_X64) of the weights; as
+        stored by default.
+      devices_per_model: devices that share one copy of the weights; by default every
+        device has all of them.
+
+    Raises:
+      InputError: naming what is missing, damaged or not supported.
+    """
+    from dlm_jax import checkpoints
+
+    if not pathlib.Path(checkpoint).is_dir():
+        raise InputError(f"checkpoint ({checkpoint}) is not a directory")
+    # The tokenizer first: it is read in no time, weights may take minutes.
+    codec = Codec.load(checkpoint, checkpoints.read_config(checkpoint))
+    loaded = load_on_devices(checkpoint, dtype, devices_per_model)
+    return Model(loaded, codec, checkpoint)
+
+
+class Model:
+    """A checkpoint on the devices of this machine, with its tokenizer.
+
+    Attributes:
+      config: the shape of the model.
+      codec: text to tokens and back.
+      parallel: what runs batches on the devices.
+      dtype: of the weights.
+      checkpoint: the directory it was loaded from.
+    """
+
+    def __init__(self, loaded: Loaded, codec: Codec, checkpoint: str | os.PathLike):
+        """Joins weights that lie on devices with their tokenizer.
+
+        Args:
+          loaded: what `devices.runner.load` gives.
+          codec: of the same checkpoint.
+          checkpoint: its directory.
+        """
+        self.parallel, self.config, self.dtype = loaded
+        self.codec = codec
+        self.checkpoint = pathlib.Path(checkpoint)
+
+    def __repr__(self) -> str:
+        return f"Model({str(self.checkpoint)!r}, dtype={self.dtype})"
+
+    @property
+    def mask_text(self) -> str:
+        """What marks a blank in a text to be infilled."""
+        return self.codec.mask_text
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a continuation."""
+        return self.codec.stop_ids
+
+    @overload
+    def generate(
+        self,
+        prompts: Prompt,
+        sampler: Sampler | str,
+        *,
+        gen_length: int = ...,
+        chat: bool | None = ...,
+        **settings: Unpack[Settings],
+    ) -> Output: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampler: Sampler | str,
+        *,
+        gen_length: int = ...,
+        chat: bool | None = ...,
+        **settings: Unpack[Settings],
+    ) -> list[Output]: ...
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampler: Sampler | str,
+        *,
+        gen_length: int = 128,
+        chat: bool | None = None,
+        **settings: Unpack[Settings],
+    ) -> Output | list[Output]:
+        """Continues a prompt, or several.
+
+        Args:
+          prompts: a text, or a conversation as a list of messages
+            (`[{"role": "user", "content": "..."}]`); or a list of such prompts.
+          sampler: a sampler or its spec, such as "saber(n=2, mu=8)".
+          gen_length: tokens to generate after each prompt.
+          chat: write texts as a user's message in the chat template; by default if the
+            checkpoint has one. Conversations are always written in it.
+          **settings: see `Settings`.
+
+        Returns:
+          What the prompt became; a list for a list of prompts, in their order.
+
+        Raises:
+          InputError: naming the argument or the prompt that does not fit.
+        """
+        is_one = _is_one(prompts)
+        several = cast(Sequence[Prompt], [prompts] if is_one else prompts)
+        rows, options = self._continued(several, gen_length, chat, settings)
+        outputs = self._run(rows, sampler, options, settings)
+        return outputs[0] if is_one else outputs
+
+    @overload
+    def infill(
+        self, texts: str, sampler: Sampler | str, **settings: Unpack[Settings]
+    ) -> Output: ...
+
+    @overload
+    def infill(
+        self, texts: Sequence[str], sampler: Sampler | str, **settings: Unpack[Settings]
+    ) -> list[Output]: ...
+
+    def infill(
+        self,
+        texts: str | Sequence[str],
+        sampler: Sampler | str,
+        **settings: Unpack[Settings],
+    ) -> Output | list[Output]:
+        """Fills the blanks of a text, or of several.
+
+        Args:
+          texts: with `mask_text` once for every missing token.
+          sampler: a sampler or its spec.
+          **settings: see `Settings`.
+
+        Returns:
+          An `Output`; a list of them for a list of texts, in their order.
+
+        Raises:
+          InputError: naming the argument or the text that does not fit.
+        """
+        is_one = isinstance(texts, str)
+        rows, options = self._infilled([texts] if is_one else texts, settings)
+        outputs = self._run(rows, sampler, options, settings)
+        return outputs[0] if is_one else outputs
+
+    def stream(
+        self,
+        prompts: Sequence[Prompt],
+        sampler: Sampler | str,
+        *,
+        gen_length: int = 128,
+        chat: bool | None = None,
+        **settings: Unpack[Settings],
+    ) -> Iterator[tuple[int, Output]]:
+        """Continues prompts and hands each over when it is done.
+
+        Arguments are checked at once; generation begins with the first `next`.
+
+        Args:
+          prompts: as a list of `generate`.
+          sampler: a sampler or its spec.
+          gen_length: tokens to generate after each prompt.
+          chat: see `generate`.
+          **settings: see `Settings`.
+
+        Returns:
+          Pairs of a prompt's place and what it became, every prompt once.
+
+        Raises:
+          InputError: naming the argument or the prompt that does not fit.
+        """
+        if _is_one(prompts):
+            raise InputError("prompts must be a list of prompts to stream")
+        rows, options = self._continued(prompts, gen_length, chat, settings)
+        return self.stream_rows(rows, sampler, options, settings)
+
+    def stream_rows(
+        self,
+        rows: Sequence[Encoded],
+        sampler: Sampler | str,
+        options: Options,
+        settings: Settings | None = None,
+        ids: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, Output]]:
+        """Fills rows that are encoded already, and hands each over when it is done.
+
+        Args:
+          rows: of `codec`.
+          sampler: a sampler or its spec.
+          options: how to generate; `num_slots` is set from the batch size.
+          settings: `seed`, `batch_size` and `queue_length` are read.
+          ids: what the rows' random draws depend on; their places by default.
+
+        Raises:
+          InputError: naming the argument that does not fit.
+        """
+        settings = settings or {}
+        rule = samplers.parse(sampler) if isinstance(sampler, str) else sampler
+        handed_over = batches.stream(
+            parallel=self.parallel,
+            sampler=rule,
+            rows=rows,
+            options=options,
+            seed=settings.get("seed", 0),
+            batch_size=settings.get("batch_size", 8),
+            queue_length=settings.get("queue_length"),
+            ids=ids,
+        )
+        if rows:
+            # With one row: what fits it fits all, but for their own numbers of blanks.
+            one = prompts_.pad(rows[:1], rows[0].tokens.size)
+            prepare(self.parallel.denoiser, rule, one, options)
+
+        # A text ends where its row does.
+        codec = dataclasses.replace(self.codec, stop_ids=options.stop_ids)
+
+        def outputs() -> Iterator[tuple[int, Output]]:
+            for done in handed_over:
+                yield from done.outputs(codec, rows).items()
+
+        return outputs()
+
+    def _run(
+        self,
+        rows: Sequence[Encoded],
+        sampler: Sampler | str,
+        options: Options,
+        settings: Settings,
+    ) -> list[Output]:
+        """What rows became, in their order."""
+        outputs = dict(self.stream_rows(rows, sampler, options, settings))
+        return [outputs[i] for i in range(len(rows))]
+
+    def _continued(
+        self,
+        prompts: Sequence[Prompt],
+        gen_length: int,
+        chat: bool | None,
+        settings: Settings,
+    ) -> tuple[list[Encoded], Options]:
+        """Rows of prompts to continue, and how to fill them."""
+        is_chat = self.codec.has_chat_template if chat is None else chat
+        rows = self.codec.encode_prompts(prompts, gen_length, is_chat)
+        return rows, self.options(gen_length, settings)
+
+    def _infilled(
+        self, texts: Sequence[str], settings: Settings
+    ) -> tuple[list[Encoded], Options]:
+        """Rows of texts to infill, and how to fill them."""
+        rows = self.codec.encode_infill(texts)
+        block_length = settings.get("block_length")
+        gen_length = prompts_.gen_length(rows, block_length) if rows else 1
+        return rows, self.options(gen_length, settings)
+
+    def options(self, gen_length: int, settings: Settings) -> Options:
+        """The `Options` that settings mean.
+
+        Args:
+          gen_length: most blanks of a row.
+          settings: see `Settings`.
+
+        Raises:
+          InputError: for a keyword that is no setting.
+        """
+        return options_of(settings, gen_length, self.config.eos_token_id, self.stop_ids)
+
+
+def sample(
+    denoiser: Denoiser,
+    params: PyTree,
+    sampler: Sampler | str,
+    prompts: Prompts,
+    options: Options,
+    seed: int = 0,
+) -> Generation:
+    """Fills the blanks of a batch of arrays on one device, with any model.
+
+    The door for models that are not in dlm_jax, and for tokens without text.
+
+    Args:
+      denoiser: the model as pure functions, see `Denoiser`; of a Flax module
+        `as_denoiser` makes one.
+      params: its parameters.
+      sampler: a sampler or its spec; a numeric field may be an array, one value per
+        row.
+      prompts: the batch.
+      options: lengths, temperature, guidance, stops.
+      seed: of the random draws, an integer from 0 to 2^32 - 1.
+
+    Returns:
+      The filled rows.
+
+    Raises:
+      InputError: naming the argument that does not fit.
+    """
+    rule = samplers.parse(sampler) if isinstance(sampler, str) else sampler
+    keys = row_keys(seed, np.arange(len(prompts.tokens)))
+    return loop.generate(denoiser, params, rule, prompts, keys, options)
+
+
+def _is_one(prompts: Any) -> bool:
+    """Whether it is a text or a conversation, and not a list of them."""
+    if isinstance(prompts, str):
+        return True
+    return bool(len(prompts)) and isinstance(prompts[0], Mapping)

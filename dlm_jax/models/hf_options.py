@@ -1,0 +1,80 @@
+"""Options of a config.json that change what a model computes, for all families."""
+
+import reprlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# How words begin in the names of options that change what a model computes: of other
+# architectures, of quantized weights, of adapters. The released class stores any field,
+# so that such an option reaches a config.json without an error.
+_CHANGING = (
+    *("adapter", "cap", "causal", "compress", "expert", "lora", "moe", "mrope"),
+    *("peft", "pruned", "qk", "quant", "rope", "sliding", "softcap", "sparse"),
+    *("window", "yarn"),
+)
+# The same of factors, which change nothing at 1.
+_FACTORS = ("multiplier", "rotary", "scal")
+# Read by `read_rope`.
+_ROPE = ("rope_parameters", "rope_scaling")
+
+
+def read_rope(config: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """The base of the rotary embedding, and the fields that change the embedding.
+
+    Transformers 5 writes `rope_parameters`, before it was `rope_scaling`: a dict with
+    the type of the embedding, which must be the default, and from version 5 on with its
+    base.
+
+    Args:
+      config: contents of a config.json.
+
+    Returns:
+      `rope_theta`, None if there is none, and a text for each field that is refused.
+    """
+    theta = config.get("rope_theta")
+    refused = []
+    for name in _ROPE:
+        value = config.get(name)
+        if not value:
+            continue
+        found = value if isinstance(value, Mapping) else {"rope_type": value}
+        if theta is None:
+            theta = found.get("rope_theta")
+        neutral = {
+            "rope_type": "default",
+            "type": "default",
+            "rope_theta": theta,
+            "partial_rotary_factor": 1,
+        }
+        if any(key not in neutral or x != neutral[key] for key, x in found.items()):
+            supported = {"rope_type": "default", "rope_theta": theta}
+            refused.append(f"{name}={value!r} (supported: {supported!r})")
+    return theta, refused
+
+
+def changing(config: Mapping[str, Any], own: Collection[str]) -> list[str]:
+    """A text for each option that a family does not know and that changes its models.
+
+    Args:
+      config: contents of a config.json.
+      own: names of options that the family knows, which are not looked at.
+    """
+    refused = []
+    is_sliding = config.get("use_sliding_window") is not False
+    for name, value in config.items():
+        words = name.lower().split("_")
+        # What begins with an underscore is transformers' own bookkeeping.
+        is_known = name in own or name in _ROPE or not words[0]
+        if is_known or ("window" in words and not is_sliding):
+            continue
+        if any(word.startswith(_FACTORS) for word in words):
+            is_one = type(value) in (int, float) and value == 1
+            is_neutral = value is None or value is False or is_one
+        elif name == "layer_types":
+            is_neutral = not value or {*map(str, value)} == {"full_attention"}
+        else:
+            is_neutral = not value or not any(w.startswith(_CHANGING) for w in words)
+        if not is_neutral:
+            # Such values may be long.
+            refused.append(f"{name}={reprlib.repr(value)} (supported: left out)")
+    return refused

@@ -18,6 +18,7 @@ from dlm_jax.text.settings import Settings
 
 # Default configs are found from any folder.
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+STUDIES = pathlib.Path(__file__).parent / "studies"
 
 
 def define_config(
@@ -62,9 +63,11 @@ class _PathParser(flags.ArgumentParser[str]):
         return "path"
 
 
-def define_path(name: str, default: str | None, help_: str) -> flags.FlagHolder[Any]:
+def define_path(
+    name: str, default: str | None, help_: str, required: bool = False
+) -> flags.FlagHolder[Any]:
     """Defines a flag that is a path."""
-    return flags.DEFINE(_PathParser(), name, default, help_)
+    return flags.DEFINE(_PathParser(), name, default, help_, required=required)
 
 
 # How tokens are drawn: fields of a config that have flags of the same names.

@@ -43,16 +43,16 @@ def define_report(
       `quick` what differs in a quick report, unless the command line sets it.
     """
     directory = f"experiments/studies/{stem}"
-    config = _app.define_config(f"{directory}/config.py", help_)
+    config = _app.define_config(_app.STUDIES / stem / "config.py", help_)
     is_quick = flags.DEFINE_bool("quick", False, "Fewer examples.")
     names = flags.DEFINE_list("tasks", None, "Default: the config's.")
-    root = flags.DEFINE_string(
+    root = _app.define_path(
         "checkpoints", None, "Directory with one for each task; default: the zoo's."
     )
-    workdir = flags.DEFINE_string(
+    workdir = _app.define_path(
         "workdir", None, f"Of the records; default: runs/{name}, of --quick .._quick."
     )
-    output = flags.DEFINE_string(
+    output = _app.define_path(
         "output",
         None,
         "The report; is replaced, with the figures beside it. Default: "

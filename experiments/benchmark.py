@@ -57,10 +57,8 @@ from dlm_jax.text.prompts import pad
 from experiments import _app
 from experiments.timing import races, roofline, steps
 
-_CONFIG = _app.define_config("configs/benchmark.py", "Defaults.")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Hugging Face or Orbax directory."
-)
+_CONFIG = _app.define_config(_app.CONFIGS / "benchmark.py", "Defaults.")
+_CHECKPOINT = _app.define_path("checkpoint", None, "Hugging Face or Orbax directory.")
 _PRESET = flags.DEFINE_enum(
     "preset",
     None,
@@ -77,8 +75,8 @@ _REFERENCE = flags.DEFINE_enum(
     "What dlm_jax is raced against, in batches: eager PyTorch, dlm_jax's step driven "
     "from Python, dlm_jax without its queue; or nothing.",
 )
-_OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write; must not exist.")
-_PROFILE = flags.DEFINE_string(
+_OUTPUT = _app.define_path("output", None, "JSONL file to write; must not exist.")
+_PROFILE = _app.define_path(
     "profile", None, "Directory for a trace of each sampler and shape; must not exist."
 )
 _GEN_LENGTHS = flags.DEFINE_multi_integer(
@@ -106,8 +104,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     # A program that is read back from the cache would cost no compile time.
     jax.config.update("jax_enable_compilation_cache", False)
-    config = _CONFIG.value
-    config.update({f.name: f.value for f in _OVERRIDES if f.value is not None})
+    config = _app.merged(_CONFIG, _OVERRIDES)
     _check(config)
     rules = samplers.parse_all(config.samplers)
     _leave_room_for_torch()

@@ -28,9 +28,9 @@ from dlm_jax.parity import replay, traces
 from experiments import _app
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("traces", None, "Directory of RUN.json and RUN.npz.", required=True)
+_app.define_path("traces", None, "Directory of RUN.json and RUN.npz.", required=True)
 flags.DEFINE_list("samplers", [], "Only traces of these samplers; all by default.")
-flags.DEFINE_string(
+_app.define_path(
     "checkpoint_root",
     None,
     "What the traces' checkpoint paths are relative to; DIR's parent by default.",

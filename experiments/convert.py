@@ -35,7 +35,7 @@ from experiments import _app
 
 _SAVERS = {"orbax": checkpoints.save_orbax, "hf": checkpoints.save_hf}
 
-_CHECKPOINT = flags.DEFINE_string(
+_CHECKPOINT = _app.define_path(
     "checkpoint",
     None,
     "Directory to read, in Hugging Face or Orbax format.",
@@ -46,7 +46,7 @@ _PRESET = flags.DEFINE_enum(
     registry.preset_names(),
     "Random weights of this shape, no checkpoint.",
 )
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = _app.define_path(
     "output", None, "Directory to write; must not exist.", required=True
 )
 _FORMAT = flags.DEFINE_enum("format", "orbax", list(_SAVERS), "Format to write.")

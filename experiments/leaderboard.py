@@ -27,13 +27,12 @@ from dlm_jax.tasks.base import check_codec
 from experiments import _app
 from experiments.studies.leaderboard import board
 
-_CONFIG = _app.define_config(
-    "experiments/studies/leaderboard/config.py", "The frozen setting."
-)
+_STUDY = _app.STUDIES / "leaderboard"
+_CONFIG = _app.define_config(_STUDY / "config.py", "The frozen setting.")
 _SAMPLER = flags.DEFINE_multi_string("sampler", None, "Default: those of the config.")
 _TASK = flags.DEFINE_multi_string("task", None, "Default: those of the config.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/leaderboard", "Of the records.")
-_OUT = flags.DEFINE_string("out", "experiments/studies/leaderboard", "Of the table.")
+_WORKDIR = _app.define_path("workdir", "runs/leaderboard", "Of the records.")
+_OUT = _app.define_path("out", str(_STUDY), "Of the table.")
 _COMMAND = "python -m experiments.leaderboard --sampler='SPEC'"
 
 

@@ -7,12 +7,10 @@ takes answers.jsonl.00000-of-00004 and so on, and writes answers.jsonl.
 
 from collections.abc import Sequence
 
-from absl import flags
-
 from dlm_jax.devices import hosts
 from experiments import _app
 
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = _app.define_path(
     "output", None, "What the processes were given as --output.", required=True
 )
 

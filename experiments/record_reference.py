@@ -35,7 +35,9 @@ _FLAGS = {
     "output": "Directory that the traces are written to.",
 }
 for _name, _help in _FLAGS.items():
-    flags.DEFINE_string(_name, None, _help, required=True)
+    is_path = _name in ("checkpoint", "prompts_file", "output")
+    define = _app.define_path if is_path else flags.DEFINE_string
+    define(_name, None, _help, required=True)
 flags.DEFINE_string(
     "model",
     "dlm_jax.parity.torch_llada:load_transformers",

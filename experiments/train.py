@@ -30,11 +30,13 @@ from dlm_jax.tasks.base import Trainable
 from dlm_jax.training import loop as training
 from experiments import _app
 
-_CONFIG = _app.define_config("configs/train_sudoku.py", "What to train, and on what.")
-_WORKDIR = flags.DEFINE_string(
+_CONFIG = _app.define_config(
+    _app.CONFIGS / "train_sudoku.py", "What to train, and on what."
+)
+_WORKDIR = _app.define_path(
     "workdir", None, "Directory of data, checkpoints, curve, result; default runs/TASK."
 )
-_FROM_MODEL = flags.DEFINE_string(
+_FROM_MODEL = _app.define_path(
     "from_model", None, "What the stages before --from_stage made."
 )
 _FROM_STAGE = flags.DEFINE_integer(

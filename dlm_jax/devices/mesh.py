@@ -29,7 +29,8 @@ def make_mesh(
         )
     shape = (len(devices) // num_sharing, num_sharing)
     return jax.make_mesh(
-        *(shape, ("data", "model")),
+        shape,
+        ("data", "model"),
         axis_types=(jax.sharding.AxisType.Auto,) * 2,
         devices=devices,
     )

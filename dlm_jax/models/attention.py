@@ -108,7 +108,9 @@ def flash(
     block = _block_size(math.gcd(query.shape[2], key.shape[2]))
     blocks = {field.name for field in dataclasses.fields(kernel.BlockSizes)}
     out = kernel.flash_attention(
-        *(query, key, value),
+        query,
+        key,
+        value,
         segment_ids=segments,
         sm_scale=query.shape[-1] ** -0.5,
         block_sizes=kernel.BlockSizes(

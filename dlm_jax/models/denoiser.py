@@ -41,7 +41,10 @@ class ModuleDenoiser:
         """Runs the module on a batched view; see `core.denoiser.Denoiser`."""
         model = nnx.merge(self.graphdef, params)
         hidden = model.hidden(
-            *(view.tokens, view.positions, view.visibility, region),
+            tokens=view.tokens,
+            positions=view.positions,
+            visibility=view.visibility,
+            region=region,
             model_axis=self.model_axis,
         )
         return hidden, cache

@@ -33,7 +33,13 @@ def leading(positions: Int[Array, "l"], is_taken: Bool[Array, "l"]) -> Bool[Arra
 def top_k(
     score: Num[Array, "l"], is_eligible: Bool[Array, "l"], k: int | Int[Array, ""]
 ) -> Bool[Array, "l"]:
-    """The k eligible positions of highest score, or all if there are fewer."""
+    """The k eligible positions of highest score, or all if there are fewer.
+
+    >>> score = jnp.array([0.2, 0.9, 0.9, 0.5])
+    >>> is_eligible = jnp.array([True, True, False, True])
+    >>> top_k(score, is_eligible, 2).tolist()
+    [False, True, False, True]
+    """
     positions, is_ranked = order(score, is_eligible)
     return leading(positions, is_ranked & (jnp.arange(score.shape[0]) < k))
 
@@ -57,7 +63,14 @@ def above(
     is_eligible: Bool[Array, "l"],
     threshold: float | Num[Array, ""],
 ) -> Bool[Array, "l"]:
-    """Eligible positions with score >= threshold, else the best one."""
+    """Eligible positions with score >= threshold, else the best one.
+
+    >>> score, is_eligible = jnp.array([0.2, 0.9, 0.7]), jnp.array([True, True, True])
+    >>> above(score, is_eligible, 0.6).tolist()
+    [False, True, True]
+    >>> above(score, is_eligible, 0.95).tolist()
+    [False, True, False]
+    """
     passed = is_eligible & (score >= threshold)
     return jnp.where(jnp.any(passed), passed, best(score, is_eligible))
 
@@ -117,6 +130,13 @@ def entropy_bound(
       entropy: H of every position, nats, >= 0.
       is_eligible: positions that may be taken.
       gamma: the bound, nats.
+
+    >>> entropy = jnp.array([0.3, 0.02, 0.01, 2.0])
+    >>> everywhere = jnp.ones(4, bool)
+    >>> entropy_bound(-entropy, entropy, everywhere, 0.05).tolist()
+    [True, True, True, False]
+    >>> entropy_bound(-entropy, entropy, everywhere, 0.0).tolist()
+    [False, False, True, False]
     """
     positions, is_ranked = order(score, is_eligible)
     ranked = jnp.where(is_ranked, entropy[positions], jnp.inf)

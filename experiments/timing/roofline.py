@@ -1,8 +1,8 @@
 """The cost of a forward, and the shortest time that a machine could take.
 
-Counts, not measurements: the operations and bytes of a forward, and the time in which
-a machine's published peaks allow them. Benchmarks divide by these counts, and plans for
-machines that are not available use them.
+Counts, not measurements: the operations and bytes of a forward, and the time in
+which a machine's published peaks allow them. Benchmarks divide by these counts, and
+plans for machines that are not available use them.
 """
 
 import dataclasses

@@ -17,10 +17,8 @@ __all__ = [
 ]
 
 _NORMS = ("attn_norm", "ff_norm")
-_MATRICES = (
-    *("q_proj", "k_proj", "v_proj", "attn_out"),
-    *("ff_proj", "up_proj", "ff_out"),
-)
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "attn_out")
+_MATRICES = (*_ATTENTION, "ff_proj", "up_proj", "ff_out")
 
 FAMILY = Family(
     architecture=ARCHITECTURE,

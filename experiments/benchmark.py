@@ -107,10 +107,7 @@ def main(argv: Sequence[str]) -> None:
     config = _app.merged(_CONFIG, _OVERRIDES)
     _check(config)
     rules = samplers.parse_all(config.samplers)
-    if _REFERENCE.value == "torch":
-        # JAX's first use of a GPU would otherwise take three quarters of it, and leave
-        # PyTorch too little for the weights.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    _leave_room_for_torch()
 
     # The model and the rows.
     start = time.perf_counter()
@@ -118,8 +115,7 @@ def main(argv: Sequence[str]) -> None:
     jax.block_until_ready(nnx.state(model))
     seconds = time.perf_counter() - start
     # The count of operations is written for this shape.
-    shape_of_model = cast(LLaDAConfig, model.config)
-    dtype = model.head.dtype
+    shape_of_model, dtype = cast(LLaDAConfig, model.config), model.head.dtype
     shapes = [(b, g) for g in gen_lengths for b in config.batch_sizes]
     work = [workload(*shape) for shape in shapes]
     denoiser, params = as_denoiser(model)
@@ -222,6 +218,12 @@ def _print(records: Sequence[dict], seconds: float, peak: float) -> None:
     print(f"Matrix products reach {peak / 1e12:.3f} TFLOP/s here.")
     for record in records if _PROFILE.value else ():
         print(f"{record['trace']} is the trace of {record['sampler']}.")
+
+
+def _leave_room_for_torch() -> None:
+    """Stops JAX's first use of a GPU from taking three quarters of its memory."""
+    if _REFERENCE.value == "torch":
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def _check(config: ConfigDict) -> None:

@@ -197,8 +197,8 @@ COLUMNS = (
     ("batch", "batch_size", "d"),
     ("forward, ms", "forward_ms", ".2f"),
     ("step, ms", "step_ms", ".2f"),
-    ("overhead over the forward", "beyond_forward", ".1%"),
-    ("share of matmul peak", "of_peak", ".0%"),
+    ("step beyond the forward", "beyond_forward", ".1%"),
+    ("share of the matmul peak", "of_peak", ".0%"),
     ("loop memory, MB", "megabytes", ".0f"),
     ("compile, s", "compile_seconds", ".1f"),
 )

@@ -1,6 +1,6 @@
 """Fills two Sudoku puzzles with two samplers and prints what each needed.
 
-python docs/examples/first_steps.py
+Run it with: python docs/examples/first_steps.py
 """
 
 import dlm_jax as dlm

@@ -1,6 +1,6 @@
 """Runs the rule of my_rules.py, as an object and by its spec.
 
-python docs/examples/own_rule.py
+Run it with: python docs/examples/own_rule.py
 """
 
 import my_rules

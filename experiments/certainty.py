@@ -101,7 +101,7 @@ def _tied(result: Generation, prompts: Prompts) -> float:
         for step in range(int(result.num_steps[row])):
             is_mask = result.trajectory.canvas[row, step] == sudoku.MASK_ID
             log_prob = result.trajectory.log_prob[row, step][is_mask & is_blank]
-            num_tied += (log_prob == log_prob.max()).sum() > 1
+            num_tied += int((log_prob == log_prob.max()).sum() > 1)
             num_steps += 1
     return num_tied / num_steps
 

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 
 from dlm_jax import samplers
 from dlm_jax.core.keys import check_seed
+from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices import batches
 from dlm_jax.devices.runner import Parallel
@@ -129,19 +130,8 @@ def run(
       InputError: if the directory holds another evaluation, or an argument does not
         fit.
     """
-    for name, value in (
-        ("num_examples", num_examples),
-        ("batch_size", plan.batch_size),
-    ):
-        if value < 1:
-            raise InputError(f"{name} ({value}) must be at least 1")
-    if plan.queue_length < plan.batch_size:
-        raise InputError(
-            f"queue_length ({plan.queue_length}) must be at least batch_size "
-            f"({plan.batch_size})"
-        )
+    _check_sizes(plan, num_examples)
     examples = task.examples(plan.split, num_examples, plan.example_seed)
-    rows = task.encode(codec, examples)
     options = task.options(codec, plan.temperature)
     directory = pathlib.Path(directory)
     identity = {
@@ -156,63 +146,116 @@ def run(
         "seeds": sorted({lane.seed for lane in todo}),
         "num_examples": num_examples,
     }
-    manifest, log = Manifest(directory, identity, asked), Log(directory)
-    rules = {spec: samplers.parse(spec) for lane in todo for spec in lane.specs}
+    caller = _Caller(
+        parallel=parallel,
+        codec=codec,
+        task=task,
+        plan=plan,
+        examples=examples,
+        rows=task.encode(codec, examples),
+        options=options,
+        manifest=Manifest(directory, identity, asked),
+        log=Log(directory),
+        on_records=on_records,
+    )
 
-    def ask(lane: Lane, call: Sequence[Key]) -> None:
-        """Asks the rows of a call that have no record, and logs what they gave."""
-        is_open = [key not in log for key in call]
+    # Report what the directory holds.
+    keys = [_keys(lane, num_examples) for lane in todo]
+    for own in keys:
+        if known := caller.log.find(own):
+            on_records(known)
+
+    # Lanes take turns, call by call.
+    for turn in zip_longest(*(_calls(own, plan.queue_length) for own in keys)):
+        for lane, call in zip(todo, turn, strict=True):
+            if call is not None:
+                caller.ask(lane.seed, call)
+    return [record for own in keys for record in caller.log.find(own)]
+
+
+def _check_sizes(plan: Plan, num_examples: int) -> None:
+    """Raises InputError for a number of rows that does not fit."""
+    for name, value in (
+        ("num_examples", num_examples),
+        ("batch_size", plan.batch_size),
+    ):
+        if value < 1:
+            raise InputError(f"{name} ({value}) must be at least 1")
+    if plan.queue_length < plan.batch_size:
+        raise InputError(
+            f"queue_length ({plan.queue_length}) must be at least batch_size "
+            f"({plan.batch_size})"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Caller:
+    """What the calls of an evaluation share.
+
+    Attributes:
+      parallel: the model.
+      codec: its tokenizer.
+      task: what judges outputs.
+      plan: batch size and queue length are read.
+      examples: all of them.
+      rows: the examples, encoded.
+      options: how to generate.
+      manifest: of the directory.
+      log: of the directory.
+      on_records: called with new records.
+    """
+
+    parallel: Parallel
+    codec: Codec
+    task: Task
+    plan: Plan
+    examples: Sequence[Example]
+    rows: Sequence[Encoded]
+    options: Options
+    manifest: Manifest
+    log: Log
+    on_records: Callable[[list[dict[str, Any]]], object]
+
+    def ask(self, seed: int, call: Sequence[Key]) -> None:
+        """Fills the rows of a call that have no record, and logs what they gave."""
+        is_open = [key not in self.log for key in call]
         if not any(is_open):
             return
         # The others keep their place without a blank, which takes no forward: the call
         # has the shapes, and so the program, that it would have had at once.
-        chosen = [
-            rows[key.index] if is_asked else _without_blanks(rows[key.index])
+        rows = [
+            self.rows[key.index] if is_asked else _without_blanks(self.rows[key.index])
             for is_asked, key in zip(is_open, call, strict=True)
         ]
-
-        def keep(outputs: Mapping[int, Output]) -> None:
-            given = [place for place in outputs if is_open[place]]
-            if not given:
-                return
-            found = _judge(
-                task,
-                [examples[call[place].index] for place in given],
-                [outputs[place] for place in given],
-            )
-            number = manifest.begin()
-            new = [
-                call[place]._asdict()
-                | fields
-                | {"place": [place, len(call)], "run": number}
-                for place, fields in zip(given, found, strict=True)
-            ]
-            log.append(new)
-            on_records(new)
-
+        rules = [samplers.parse(key.sampler) for key in call]
         for done in batches.stream(
-            parallel=parallel,
-            sampler=_stacked([rules[key.sampler] for key in call]),
-            rows=chosen,
-            options=options,
-            seed=lane.seed,
-            batch_size=plan.batch_size,
-            queue_length=plan.queue_length,
+            parallel=self.parallel,
+            sampler=_stacked(rules),
+            rows=rows,
+            options=self.options,
+            seed=seed,
+            batch_size=self.plan.batch_size,
+            queue_length=self.plan.queue_length,
             ids=[key.index for key in call],
         ):
-            keep(done.outputs(codec, chosen))
+            outputs = done.outputs(self.codec, rows)
+            self.keep(call, {i: out for i, out in outputs.items() if is_open[i]})
 
-    # Lanes take turns, call by call.
-    keys = [_keys(lane, num_examples) for lane in todo]
-    for own in keys:
-        if known := log.find(own):
-            on_records(known)
-    turns = zip_longest(*(_calls(own, plan.queue_length) for own in keys))
-    for turn in turns:
-        for lane, call in zip(todo, turn, strict=True):
-            if call is not None:
-                ask(lane, call)
-    return [record for own in keys for record in log.find(own)]
+    def keep(self, call: Sequence[Key], outputs: Mapping[int, Output]) -> None:
+        """Judges and logs outputs, by their places in a call."""
+        if not outputs:
+            return
+        examples = [self.examples[call[place].index] for place in outputs]
+        judged = _judge(self.task, examples, list(outputs.values()))
+        number = self.manifest.begin()
+        new = [
+            call[place]._asdict()
+            | fields
+            | {"place": [place, len(call)], "run": number}
+            for place, fields in zip(outputs, judged, strict=True)
+        ]
+        self.log.append(new)
+        self.on_records(new)
 
 
 def _judge(

@@ -225,6 +225,26 @@ def make_train_step(
     return train_step
 
 
+def _place(
+    params: PyTree, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, jax.NamedSharding]:
+    """The first state, on every device, and where batches are split."""
+    devices = jax.make_mesh(
+        (jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    everywhere = jax.NamedSharding(devices, jax.P())
+
+    def start(params: PyTree) -> TrainState:
+        # Two copies: the step is given its input's memory, and may not get one twice.
+        ema = jax.tree.map(jnp.copy, params)
+        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+    # Parameters from a checkpoint are bound to one device, which jit does not change.
+    params = jax.device_put(params, everywhere)
+    state = jax.jit(start, out_shardings=everywhere)(params)
+    return state, jax.NamedSharding(devices, jax.P("data"))
+
+
 def train(
     model: _Model,
     batch_at: Callable[[int], tuple[HostArray, HostArray, HostArray]],
@@ -275,24 +295,13 @@ def train(
         mask_id=mask_id,
         made_by=dict(made_by or {}),
     )
+    # The first state and the compiled step.
     optimizer = make_optimizer(config)
-    devices = jax.make_mesh(
-        (jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
-    )
-    everywhere = jax.NamedSharding(devices, jax.P())
-    by_row = jax.NamedSharding(devices, jax.P("data"))
-
-    def start(params: PyTree) -> TrainState:
-        # Two copies: the step is given its input's memory, and may not get one twice.
-        ema = jax.tree.map(jnp.copy, params)
-        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
-
-    # Parameters from a checkpoint are bound to one device, which jit does not change.
-    params = jax.device_put(params, everywhere)
-    state = jax.jit(start, out_shardings=everywhere)(params)
+    state, by_row = _place(params, optimizer)
     train_step = jax.jit(
         make_train_step(graphdef, mask_id, optimizer, config), donate_argnums=0
     )
+    # From the newest checkpoint, step by step.
     with training_files.Checkpoints(workdir / "checkpoints") as saved:
         state = saved.restore(state, record)
         first = int(state.step)

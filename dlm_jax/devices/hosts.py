@@ -121,9 +121,9 @@ def start(
             _reach(place[1], int(place[2]))
     try:
         jax.distributed.initialize(
-            coordinator_address=coordinator,
-            num_processes=num_processes,
-            process_id=process_id,
+            coordinator,
+            num_processes,
+            process_id,
             # What is given is not looked up: a cluster may limit the devices, too.
             cluster_detection_method=None if is_cluster else "deactivate",
             # One that has less to do waits for the others, which otherwise would be

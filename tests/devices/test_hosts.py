@@ -321,7 +321,7 @@ def test_two_processes_of_four_devices_give_what_one_device_gives(
 
     def start(name, *flags, num_devices=4):
         flags += (f"--checkpoint={tmp_path / 'model'}", "--temperature=0.5")
-        flags += ("--config.num_examples=5", *(f"--sampler={s}" for s in specs))
+        flags += ("--num_examples=5", *(f"--sampler={s}" for s in specs))
         # In float64 no rounding can decide a near-tie.
         flags += ("--dtype=float64", f"--output={tmp_path / name}")
         return start_script("generate", flags, num_devices, JAX_ENABLE_X64="true")

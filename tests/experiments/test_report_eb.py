@@ -89,7 +89,7 @@ def test_pairings_are_differences_on_the_same_examples():
         ((900, 900, 900), (50.0, 21.0, 25.0), 1000, "not reproduced", "has 2.38"),
         ((900, 880, 850), (50.0, 10.0, 10.0), 1000, "not reproduced", "-2.0 points"),
         ((45, 44, 43), (50.0, 10.0, 10.0), 50, "unclear", "neither excludes"),
-        ((50, 50, 50), (50.0, 10.0, 10.0), 1000, "unclear", "5.0% right"),
+        ((50, 50, 50), (50.0, 10.0, 10.0), 1000, "unclear", "5.0% correct"),
         ((900, 890, 850), (50.0, 10.0, 10.0), 1000, "reproduced", "smaller loss"),
     ],
 )
@@ -261,7 +261,7 @@ def get_config():
 @pytest.mark.parametrize(
     ("curves", "compared", "message"),
     [
-        (CURVES, (), "compared must name a sampler"),
+        (CURVES, (), "compared must name at least one sampler"),
         ({"bound": BOUNDS}, COMPARED, "curves must have entropy_bound and another"),
         ({"one": (BASE,)}, COMPARED, "curves must have entropy_bound and another"),
         ({**CURVES, "own": ("entropy",)}, COMPARED, "margin is compared, so it must"),

@@ -166,7 +166,7 @@ def test_text_tokens_and_grid_are_one(made):
     text = sudoku.to_text(puzzle)
     assert len(text) == sudoku.NUM_TOKENS
     np.testing.assert_array_equal(sudoku.parse(text), puzzle)
-    np.testing.assert_array_equal(sudoku.parse(replace(".", "0")), puzzle)
+    np.testing.assert_array_equal(sudoku.parse(text.replace(".", "0")), puzzle)
     tokens = sudoku.encode(puzzle[None])
     spelled = "".join(sudoku.VOCABULARY[token] for token in tokens[0])
     assert spelled.replace("<|mdm_mask|>", ".") == text

@@ -73,6 +73,24 @@ def test_commits_keep_to_open_positions_of_the_row():
     assert not result.trajectory.commit[0][:, [0, 1, 2, 9, 10, 11]].any()
 
 
+def test_a_prompt_is_not_written_though_it_is_predicted():
+    class Everywhere(Everything):
+        """Asks for every position, and commits all of them."""
+
+        def region(self, canvas):
+            return jnp.arange(canvas.tokens.shape[0], dtype=jnp.int32)
+
+    prompts = prompts_of([3], 6, width=12, vocab_size=9)
+    options = Options(gen_length=6, block_length=2, has_trajectory=True)
+    result = run(Everywhere(), prompts, options)
+    np.testing.assert_array_equal(result.tokens[0, :3], prompts.tokens[0, :3])
+    assert (result.commit_step[0] == [-1] * 3 + [2, 2, 2, 2, 2, 2] + [-1] * 3).all()
+    commit = result.trajectory.commit[0]
+    # Earlier blocks are open, so that they may be written again; later ones are not.
+    np.testing.assert_array_equal(commit[0].nonzero()[0], [3, 4])
+    np.testing.assert_array_equal(commit[1].nonzero()[0], [3, 4, 5, 6])
+
+
 def test_a_reviser_with_the_default_region_writes_no_mask():
     """Of earlier blocks it has no prediction: what stands there stays."""
     prompts = prompts_of([1], 8, vocab_size=9)

@@ -336,6 +336,38 @@ def test_view_can_show_more_than_the_canvas(guidance):
     assert (result.tokens[0, 2:] == 6).all()
 
 
+def test_guidance_does_not_hide_what_a_view_appends():
+    """Both forwards then give the same, and guidance changes nothing."""
+
+    class Middle(TableDenoiser):
+        """Favours the token that stands in the last column of the view."""
+
+        def denoise(self, params, view, region, cache):
+            return params[region] + jax.nn.one_hot(view.tokens[:, -1:], VOCAB), cache
+
+    class Longer(samplers.LowConfidence):
+        """Shows token 6 behind the canvas."""
+
+        def view(self, canvas):
+            view = super().view(canvas)
+            tokens = jnp.append(view.tokens, 6)
+            visibility = jnp.append(view.visibility, jnp.array([[True]]), axis=1)
+            return View(tokens, jnp.append(view.positions, 0), visibility)
+
+    def confidence(guidance):
+        result = loop.generate(
+            Middle(mask_id=MASK),
+            table(8),
+            Longer(),
+            prompts_of([2], 6, vocab_size=9),
+            row_keys(0, np.arange(1)),
+            Options(gen_length=6, guidance=guidance),
+        )
+        return np.asarray(result.confidence)
+
+    np.testing.assert_allclose(confidence(1.0), confidence(0.0), rtol=1e-5)
+
+
 def test_cache_is_carried_from_forward_to_forward():
     class Counting(TableDenoiser):
         """Its cache counts forwards and favours the token of that number."""

@@ -130,7 +130,17 @@ def test_a_position_without_a_prediction_is_not_eligible():
             first = jnp.argmax(canvas.is_eligible)
             return first[None].astype(jnp.int32)
 
-    result = run(FirstOfBlock(), prompts_of([2], 6, vocab_size=9), Options(6))
+    class LastOfBlock(samplers.LeftToRight):
+        """Asks for the last, where its order would take the first."""
+
+        def region(self, canvas):
+            last = canvas.is_eligible.shape[0] - 1 - jnp.argmax(canvas.is_eligible[::-1])
+            return last[None].astype(jnp.int32)
+
+    prompts = prompts_of([2], 6, vocab_size=9)
+    result = run(LastOfBlock(), prompts, Options(6))
+    np.testing.assert_array_equal(result.commit_step[0, 2:], np.arange(6)[::-1])
+    result = run(FirstOfBlock(), prompts, Options(6))
     np.testing.assert_array_equal(result.commit_step[0, 2:], np.arange(6))
     best = table(8)[:, :MASK].argmax(axis=1)
     np.testing.assert_array_equal(result.tokens[0, 2:], best[2:])

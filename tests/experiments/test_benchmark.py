@@ -68,8 +68,8 @@ def test_eager_loop_fills_as_ours_does(spec, block_length, checkpoint, parallel)
 def test_saber_on_the_shipped_model_fills_as_pytorch_in_float64(dtype, least):
     """In float32 too: it compares 1 - p, which keeps its digits near p = 1.
 
-    What is left in float32 is rounding of the forwards. Comparing p, 12 of 16 rows are
-    the same.
+    What is left in float32 is rounding of the forwards. With probabilities as they were
+    computed before, 12 of 16 rows were the same.
     """
     torch = pytest.importorskip("torch")
     from dlm_jax.parity import torch_llada

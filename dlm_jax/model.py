@@ -235,7 +235,7 @@ class Model:
           InputError: naming the argument that does not fit.
         """
         settings = settings or {}
-        rule = samplers.parse(sampler) if isinstance(sampler, str) else sampler
+        rule = _rule(sampler)
         handed_over = batches.stream(
             parallel=self.parallel,
             sampler=rule,
@@ -279,9 +279,9 @@ class Model:
         settings: Settings,
     ) -> tuple[list[Encoded], Options]:
         """Rows of prompts to continue, and how to fill them."""
+        options = self.options(gen_length, settings)
         is_chat = self.codec.has_chat_template if chat is None else chat
-        rows = self.codec.encode_prompts(prompts, gen_length, is_chat)
-        return rows, self.options(gen_length, settings)
+        return self.codec.encode_prompts(prompts, gen_length, is_chat), options
 
     def _infilled(
         self, texts: Sequence[str], settings: Settings
@@ -333,9 +333,25 @@ def sample(
     Raises:
       InputError: naming the argument that does not fit.
     """
-    rule = samplers.parse(sampler) if isinstance(sampler, str) else sampler
+    rule = _rule(sampler)
     keys = row_keys(seed, np.arange(len(prompts.tokens)))
     return loop.generate(denoiser, params, rule, prompts, keys, options)
+
+
+def _rule(sampler: Any) -> Sampler:
+    """A sampler as an object.
+
+    Raises:
+      InputError: if it is neither a sampler nor a spec.
+    """
+    if isinstance(sampler, str):
+        return samplers.parse(sampler)
+    if isinstance(sampler, type) and issubclass(sampler, Sampler):
+        name = sampler.__name__
+        raise InputError(f"sampler ({name}) must be an object: write {name}()")
+    if not isinstance(sampler, Sampler):
+        raise InputError(f"sampler ({sampler!r}) must be a Sampler or a spec")
+    return sampler
 
 
 def _is_one(prompts: Any) -> bool:

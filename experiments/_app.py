@@ -157,6 +157,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             return 1
         return 0
 
+    # --help lists the flags that a script shares with others, not only its own.
+    for module, own in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("experiments."):
+            for flag in own:
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=_parse_flags)
 
 

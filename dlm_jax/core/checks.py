@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Array, Key
 
-from dlm_jax.core.canvas import Prompts
+from dlm_jax.core.canvas import Prediction, Prompts
 from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.noise import NOISE_TILE
 from dlm_jax.core.options import Options
@@ -21,6 +21,7 @@ def prepare(
     Raises:
       InputError: naming the argument that does not fit.
     """
+    _check_needs(sampler)
     b, length = np.shape(prompts.tokens)
     block_length = options.block_length
     if block_length is None:
@@ -92,6 +93,19 @@ def prepare(
     sampler = canonical(sampler, (b,))
     sampler.check(options.gen_length, block_length)
     return sampler, prompts, canonical(options)
+
+
+def _check_needs(sampler: Sampler) -> None:
+    """Raises InputError if a sampler lists a statistic that there is not."""
+    always = ("token", "log_prob", "is_known")
+    fields = [f.name for f in dataclasses.fields(Prediction)]
+    known = [name for name in fields if name not in always]
+    needs = sampler.needs
+    if not isinstance(needs, tuple) or not set(needs) <= set(known):
+        raise InputError(
+            f"{type(sampler).__name__}: needs ({needs!r}) must be a tuple of "
+            + ", ".join(map(repr, known))
+        )
 
 
 def check_keys(keys: Key[Array, "..."], num_rows: int) -> None:

@@ -11,10 +11,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from dlm_jax.core.canvas import Canvas, Missing, Prediction, Prompts, Trajectory, View
+from dlm_jax.core.canvas import (
+    Canvas,
+    Decision,
+    Missing,
+    Prediction,
+    Prompts,
+    Trajectory,
+    View,
+)
 from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
+from dlm_jax.errors import InputError
 
 
 @flax.struct.dataclass
@@ -178,7 +187,13 @@ def advance(
     # The sampler's decision.
     has_nan = jnp.any(canvas.is_eligible & jnp.isnan(prediction.log_prob))
     canvas = _let_deferred_wait(options, canvas, prediction)
-    state, decision = sampler.step(key, row.state, canvas, prediction)
+    returned = sampler.step(key, row.state, canvas, prediction)
+    is_pair = isinstance(returned, tuple) and len(returned) == 2
+    if not is_pair or not isinstance(returned[1], Decision):
+        raise InputError(
+            f"{type(sampler).__name__}.step must return its state and a Decision"
+        )
+    state, decision = returned
     # Keeps the carry's dtypes, whether the sampler's arithmetic was float32 or wider.
     state = jax.tree.map(lambda new, old: new.astype(old.dtype), state, row.state)
 

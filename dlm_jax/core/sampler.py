@@ -1,6 +1,7 @@
 """The base classes of samplers and schedules, and checks of their numbers."""
 
 import dataclasses
+import inspect
 import typing
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
@@ -105,6 +106,13 @@ class Sampler(Rule):
     may_rewrite: ClassVar[bool] = False
     may_remask: ClassVar[bool] = False
     may_remask_fresh: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        annotation = str(inspect.get_annotations(cls).get("needs", "ClassVar"))
+        if "ClassVar" not in annotation:
+            # It would be a field, and a number of the rule.
+            raise InputError(f"{cls.__name__}: needs must be written without a type")
+        super().__init_subclass__()
 
     def init(self, canvas: Canvas) -> PyTree:
         """State before the first step; () by default."""

@@ -43,9 +43,7 @@ def load_pyplot() -> Any:
     try:
         import matplotlib
     except ModuleNotFoundError:
-        raise InputError(
-            "figures need matplotlib: pip install 'dlm_jax[eval]'"
-        ) from None
+        raise InputError("figures need matplotlib: pip install -e '.[eval]'") from None
     matplotlib.use("agg")
     from matplotlib import pyplot
 

@@ -96,6 +96,13 @@ def _import_rule(module: str, name: str) -> type[Sampler]:
     """
     try:
         found = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        own = error.name is not None and module.startswith(error.name)
+        reason = "is not in this folder or on PYTHONPATH" if own else str(error)
+        raise InputError(
+            f"sampler ({module}:{name}): the module {module} "
+            + (reason if own else f"does not import: {reason}")
+        ) from None
     except Exception as error:  # whatever somebody else's module raises
         raise InputError(
             f"sampler ({module}:{name}): the module {module} does not import: "
@@ -174,8 +181,12 @@ def _build(
         try:
             values[name] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError):
+            written = ast.unparse(keyword.value)
+            advice = ""
+            if isinstance(keyword.value, ast.Name):
+                advice = f"; if it is a text, in quotes: {name}='{written}'"
             raise InputError(
-                f"{shown}: {name} ({ast.unparse(keyword.value)}) must be a literal"
+                f"{shown}: {name} ({written}) must be a literal{advice}"
             ) from None
     built = cls(**values)
     canonical(built, name=shown)

@@ -51,6 +51,8 @@ class Codec:
         path = pathlib.Path(directory) / "tokenizer.json"
         if not path.is_file():
             raise InputError(f"checkpoint ({directory}) holds no tokenizer.json")
+        # Nothing here needs PyTorch: transformers need not tell that it is not there.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         # Here because it takes seconds. AutoTokenizer would import torch as well, and
         # ask at the terminal whether to run the code that a config.json names.
         from transformers import PreTrainedTokenizerFast

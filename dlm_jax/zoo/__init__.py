@@ -15,5 +15,7 @@ def path(name: str) -> pathlib.Path:
     """
     known = sorted(config.parent.name for config in _ROOT.glob("*/config.json"))
     if name not in known:
-        raise InputError(f"zoo has no model {name}; it has {', '.join(known)}")
+        raise InputError(
+            f"zoo has no model {name}; it has {', '.join(known)}; give a checkpoint"
+        )
     return _ROOT / name

@@ -134,7 +134,9 @@ def test_a_position_without_a_prediction_is_not_eligible():
         """Asks for the last, where its order would take the first."""
 
         def region(self, canvas):
-            last = canvas.is_eligible.shape[0] - 1 - jnp.argmax(canvas.is_eligible[::-1])
+            last = (
+                canvas.is_eligible.shape[0] - 1 - jnp.argmax(canvas.is_eligible[::-1])
+            )
             return last[None].astype(jnp.int32)
 
     prompts = prompts_of([2], 6, vocab_size=9)

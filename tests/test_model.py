@@ -212,7 +212,10 @@ def test_deferred_stops_come_last(model):
         (lambda m: m.stream("Hi", "saber"), "prompts must be a list"),
         (lambda m: m.stream(["Hi"], "saber", temperature=-1.0), "temperature"),
         (lambda m: m.infill("Hi", "saber"), "prompt 0 has no blank"),
-        (lambda m: m.generate("Hi", "no_such:Rule"), "no_such does not import"),
+        (lambda m: m.generate("Hi", "no_such:Rule"), "no_such is not in this folder"),
+        (lambda m: m.generate("Hi", dlm.Saber), r"\(Saber\) must be an object: write"),
+        (lambda m: m.generate("Hi", 3), r"sampler \(3\) must be a Sampler or a spec"),
+        (lambda m: m.generate("H" * 600, "saber", gen_len=4), "gen_len must be among"),
     ],
 )
 def test_bad_arguments_are_named_at_once(model, call, message):

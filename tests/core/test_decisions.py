@@ -199,6 +199,39 @@ def test_a_statistic_that_is_not_in_needs_is_named(use):
         run(Greedy(), prompts_of([2], 4, vocab_size=9), Options(4))
 
 
+def test_a_rule_that_is_written_wrong_is_told_so():
+    class Misspelled(samplers.LeftToRight):
+        needs = ("entropi",)
+
+    class OneName(samplers.LeftToRight):
+        needs = "entropy"
+
+    class NoState(Sampler):
+        def step(self, key, state, canvas, prediction):
+            return canvas.is_eligible
+
+    class NoDecision(Sampler):
+        def step(self, key, state, canvas, prediction):
+            return state, canvas.is_eligible
+
+    prompts = prompts_of([2], 4, vocab_size=9)
+    for sampler, message in (
+        (
+            Misspelled(),
+            r"Misspelled: needs \(\('entropi',\)\) must be a tuple of 'best_",
+        ),
+        (OneName(), r"OneName: needs \('entropy'\) must be a tuple of"),
+        (NoState(), r"NoState.step must return its state and a Decision"),
+        (NoDecision(), r"NoDecision.step must return its state and a Decision"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(sampler, prompts, Options(4))
+    with pytest.raises(InputError, match="Typed: needs must be written without a type"):
+
+        class Typed(Sampler):
+            needs: tuple = ("entropy",)
+
+
 def test_missing_statistics_are_part_of_the_structure():
     missing = Missing("entropy")
     prediction = Prediction(jnp.zeros(2, int), jnp.zeros(2), entropy=missing)

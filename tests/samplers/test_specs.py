@@ -128,6 +128,10 @@ def test_spec_of_a_sampler_with_arrays_reads_back():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        (
+            "entropy_bound(error_proxy=margin)",
+            "must be a literal; if it is a text, in quotes: error_proxy='margin'",
+        ),
         ("sabre", "sampler (sabre) must be one of entropy, entropy_bound, fac"),
         ("sabre(n=2)", "sampler (sabre) must be one of"),
         ("samplers.saber(n=2)", "sampler (samplers.saber) must be one of"),

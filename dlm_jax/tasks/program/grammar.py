@@ -9,8 +9,8 @@ two independent readings of the same steps.
 import dataclasses
 from typing import Any
 
-from dlm_jax.tasks.program import numbers, strings
-from dlm_jax.tasks.program.numbers import BOUNDS, DIGITS, FEW, LETTERS, Kind
+from dlm_jax.tasks.program import arithmetic, strings
+from dlm_jax.tasks.program.arithmetic import BOUNDS, DIGITS, FEW, LETTERS, Kind
 
 # The types of values, and what a specification calls them.
 TYPES = {"list": "a list", "str": "a string", "int": "an integer"}
@@ -50,7 +50,7 @@ Step = Op | Choice
 Steps = tuple[Step, ...]
 
 
-KINDS: dict[str, Kind] = numbers.KINDS | strings.KINDS
+KINDS: dict[str, Kind] = arithmetic.KINDS | strings.KINDS
 
 # What a choice may depend on. The target says nothing here: it is a truth value.
 TESTS: dict[str, Kind] = {

@@ -1,6 +1,6 @@
 """Operations of the grammar on strings, and from numbers to strings."""
 
-from dlm_jax.tasks.program.numbers import FACTORS, LETTERS, Kind
+from dlm_jax.tasks.program.arithmetic import FACTORS, LETTERS, Kind
 
 
 def _reverse_text(text: str) -> str:

@@ -82,9 +82,9 @@ MUTATIONS = (
     ),
     Mutation(
         "full precision for bfloat16 only",
-        LOOP,
-        "head.dtype.itemsize >= 4",
-        "head.dtype.itemsize < 4",
+        "dlm_jax/core/denoiser.py",
+        ".dtype.itemsize >= 4",
+        ".dtype.itemsize < 4",
         ("tests/core/test_generate.py",),
     ),
     # A row.

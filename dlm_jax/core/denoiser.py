@@ -1,7 +1,9 @@
 """The interface between the loop and a model."""
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
+import jax
 from jaxtyping import Array, Float, Int, PyTree
 
 from dlm_jax.core.canvas import View
@@ -55,3 +57,21 @@ class Denoiser(Protocol):
     def head(self, params: PyTree) -> Float[Array, "v d"]:
         """The language-model head; logits are hidden @ head.T."""
         ...
+
+
+def full_precision(
+    denoiser: Denoiser, params: PyTree, precision: str = "highest"
+) -> AbstractContextManager:
+    """A context in which a model's matrix products have their full precision.
+
+    Every call of `denoise`, and of products with the head, stands in it. By default a
+    GPU would use TF32 for float32 models, and a TPU bfloat16.
+
+    Args:
+      denoiser: the model.
+      params: its parameters.
+      precision: of models in float32 or wider, see `Options`. Products in bfloat16 are
+        exact as they are; asking for more would slow them down.
+    """
+    is_wide = denoiser.head(params).dtype.itemsize >= 4
+    return jax.default_matmul_precision(precision if is_wide else "default")

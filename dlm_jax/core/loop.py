@@ -16,7 +16,7 @@ from dlm_jax.core import row
 from dlm_jax.core import slots as queue
 from dlm_jax.core.canvas import Generation, HostArray, Prompts
 from dlm_jax.core.checks import check_keys, check_tokens, prepare
-from dlm_jax.core.denoiser import Denoiser
+from dlm_jax.core.denoiser import Denoiser, full_precision
 from dlm_jax.core.options import Options
 from dlm_jax.core.predict import predict
 from dlm_jax.core.row import Row
@@ -195,9 +195,7 @@ def iteration(
             (hidden_prompt, region),
         )
     head = denoiser.head(params)
-    # bfloat16 products are exact as they are; asking for more would slow them down.
-    precision = options.precision if head.dtype.itemsize >= 4 else "default"
-    with jax.default_matmul_precision(precision):
+    with full_precision(denoiser, params, options.precision):
         hidden, cache = denoiser.denoise(params, shown, shown_region, cache)
     hidden = hidden.reshape(-1, *region.shape, hidden.shape[-1])
     length = rows.tokens.shape[1]
@@ -212,7 +210,7 @@ def iteration(
             sampler, rows.state, canvas, region, token_ids, logits
         )
 
-    with jax.default_matmul_precision(precision):
+    with full_precision(denoiser, params, options.precision):
         regional = predict(
             hidden,
             head,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dlm_jax.core.canvas import Canvas, Decision, Prediction, View
-from dlm_jax.core.denoiser import Denoiser
+from dlm_jax.core.denoiser import Denoiser, full_precision
 from dlm_jax.core.sampler import Sampler
 
 
@@ -40,8 +40,7 @@ def logits_at(
     # What is compared with other code is computed as exactly as the dtype allows.
     head = denoiser.head(params)
     wide = jnp.promote_types(head.dtype, jnp.float32)
-    precision = "highest" if head.dtype.itemsize >= 4 else "default"
-    with jax.default_matmul_precision(precision):
+    with full_precision(denoiser, params):
         hidden, _ = denoiser.denoise(params, view, region, cache)
         logits = jnp.matmul(hidden[:, 0], head.T, preferred_element_type=wide)
     return logits[1] + (guidance + 1) * (logits[0] - logits[1])

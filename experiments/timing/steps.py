@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from dlm_jax.core import row
 from dlm_jax.core.canvas import Prompts, View
 from dlm_jax.core.checks import prepare
-from dlm_jax.core.denoiser import Denoiser
+from dlm_jax.core.denoiser import Denoiser, full_precision
 from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
@@ -88,7 +88,8 @@ def forward_timer(parallel: DataParallel, shape: Shape) -> Callable[[], float]:
 
         def forward(_: Array, tokens: Array) -> Array:
             shown = dataclasses.replace(view, tokens=tokens)
-            hidden, _ = denoiser.denoise(params, shown, region, cache)
+            with full_precision(denoiser, params):  # As the loop's forward has.
+                hidden, _ = denoiser.denoise(params, shown, region, cache)
             # Adds nothing, but depends on the forward and is needed by the next.
             return tokens + jnp.any(jnp.isnan(hidden)).astype(jnp.int32)
 

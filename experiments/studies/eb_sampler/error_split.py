@@ -34,7 +34,7 @@ from dlm_jax.core.canvas import (
     View,
 )
 from dlm_jax.core.checks import prepare
-from dlm_jax.core.denoiser import Denoiser
+from dlm_jax.core.denoiser import Denoiser, full_precision
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.loop import sample
 from dlm_jax.core.options import Options
@@ -265,13 +265,14 @@ def _forward(
     )
     cache = denoiser.init_cache(params, *tokens.shape)
     view = View(tokens, columns, is_valid[:, None])
-    hidden, _ = denoiser.denoise(params, view, region, cache)
-    logits = jnp.einsum(
-        "bgd,vd->bgv",
-        hidden,
-        denoiser.head(params),
-        preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
-    )
+    with full_precision(denoiser, params):
+        hidden, _ = denoiser.denoise(params, view, region, cache)
+        logits = jnp.einsum(
+            "bgd,vd->bgv",
+            hidden,
+            denoiser.head(params),
+            preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
+        )
     return jax.nn.log_softmax(logits.at[..., denoiser.mask_id].set(-jnp.inf))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dlm_jax.core.canvas import View
-from dlm_jax.core.denoiser import Denoiser
+from dlm_jax.core.denoiser import Denoiser, full_precision
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.loop import generate
 from dlm_jax.core.options import Options
@@ -127,20 +127,21 @@ def _confidence(
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
     view = View(tokens, positions, is_valid[:, None])
     cache = denoiser.init_cache(params, b, length)
-    hidden, _ = denoiser.denoise(params, view, blanks, cache)
     held = jnp.take_along_axis(tokens, blanks, axis=1)
-    prediction = predict(
-        hidden[None],
-        denoiser.head(params),
-        held,
-        ("held_log_prob",),
-        mask_id=denoiser.mask_id,
-        keys=row_keys(0, np.arange(b)),
-        positions=blanks,
-        suppressed_ids=options.suppressed_ids,
-        deferred_ids=options.deferred_ids,
-        vocab_slice=options.vocab_slice,
-    )
+    with full_precision(denoiser, params):
+        hidden, _ = denoiser.denoise(params, view, blanks, cache)
+        prediction = predict(
+            hidden[None],
+            denoiser.head(params),
+            held,
+            ("held_log_prob",),
+            mask_id=denoiser.mask_id,
+            keys=row_keys(0, np.arange(b)),
+            positions=blanks,
+            suppressed_ids=options.suppressed_ids,
+            deferred_ids=options.deferred_ids,
+            vocab_slice=options.vocab_slice,
+        )
     is_mask = held == denoiser.mask_id
     return jnp.exp(jnp.where(is_mask, prediction.log_prob, prediction.held_log_prob))
 

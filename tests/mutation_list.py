@@ -276,10 +276,10 @@ MUTATIONS = (
         T_PREDICT,
     ),
     Mutation(
-        "ties for the best count once",
+        "the best token's mass counts twice",
         SUMMARY,
-        "others + (jnp.sum(is_best, axis=-1) - 1)",
-        "others",
+        "jnp.where(is_best, -jnp.inf, counted) - highest[..., None]",
+        "counted - highest[..., None]",
         T_PREDICT,
     ),
     Mutation(

@@ -85,16 +85,17 @@ def _mass(counted: Float[Array, "b r s"], has_moment: bool) -> Summary:
     """`max`, `rest` and, if asked for, `moment`."""
     # Not -inf, where all are excluded: differences of maxima have to be finite.
     highest = jnp.maximum(jnp.max(counted, axis=-1), LOWEST)
-    shifted = counted - highest[..., None]
-    mass = jnp.exp(shifted)
     # The mass of all tokens but one of the best, whose own mass is 1. A sum with
-    # that 1 in it would lose what lies below float32's resolution there.
-    is_best = counted == highest[..., None]
-    # A best token adds 0, or NaN if its logit is infinite.
-    others = jnp.sum(jnp.where(is_best, shifted, mass), axis=-1)
-    found = {"max": highest, "rest": others + (jnp.sum(is_best, axis=-1) - 1)}
+    # that 1 in it would lose what lies below float32's resolution there. The best is
+    # taken out of the logits: taken out of the masses it would cost two more arrays.
+    is_best = jnp.arange(counted.shape[-1]) == jnp.argmax(counted, axis=-1)[..., None]
+    shifted = jnp.where(is_best, -jnp.inf, counted) - highest[..., None]
+    mass = jnp.exp(shifted)
+    # Where all are excluded there is no best token, and where it is infinite all is NaN.
+    rest = jnp.sum(mass, axis=-1) - (highest == LOWEST) + 0 * highest
+    found = {"max": highest, "rest": rest}
     if has_moment:
-        # A mass of 0 may meet a logit of -inf.
+        # A mass of 0 may meet a logit of -inf; the best token's moment is 0.
         moment = jnp.where(mass == 0, 0, mass * shifted)
         found["moment"] = jnp.sum(moment, axis=-1)
     return found

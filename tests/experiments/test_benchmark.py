@@ -214,7 +214,10 @@ def test_too_little_memory_for_torch_is_one_line(run_script, monkeypatch):
         "--num_pairs=1",
     )
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert "--reference=torch does not fit in memory beside dlm_jax: CUDA out of mem" in err
+    assert (
+        "--reference=torch does not fit in memory beside dlm_jax: CUDA out of mem"
+        in err
+    )
 
 
 @pytest.mark.parametrize(

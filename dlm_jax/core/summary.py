@@ -91,7 +91,7 @@ def _mass(counted: Float[Array, "b r s"], has_moment: bool) -> Summary:
     is_best = jnp.arange(counted.shape[-1]) == jnp.argmax(counted, axis=-1)[..., None]
     shifted = jnp.where(is_best, -jnp.inf, counted) - highest[..., None]
     mass = jnp.exp(shifted)
-    # Where all are excluded there is no best token, and where it is infinite all is NaN.
+    # Where all are excluded there is no best token; if it is infinite, all is NaN.
     rest = jnp.sum(mass, axis=-1) - (highest == LOWEST) + 0 * highest
     found = {"max": highest, "rest": rest}
     if has_moment:

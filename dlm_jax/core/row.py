@@ -173,6 +173,30 @@ def _let_deferred_wait(
     return dataclasses.replace(canvas, is_eligible=is_eligible)
 
 
+def _decide(
+    sampler: Sampler,
+    key: Key[Array, ""],
+    row: Row,
+    canvas: Canvas,
+    prediction: Prediction,
+) -> tuple[PyTree, Decision]:
+    """The sampler's next state and its decision.
+
+    Raises:
+      InputError: if its step returns something else.
+    """
+    returned = sampler.step(key, row.state, canvas, prediction)
+    is_pair = isinstance(returned, tuple) and len(returned) == 2
+    if not is_pair or not isinstance(returned[1], Decision):
+        raise InputError(
+            f"{type(sampler).__name__}.step must return its state and a Decision"
+        )
+    state, decision = returned
+    # Keeps the carry's dtypes, whether the sampler's arithmetic was float32 or wider.
+    state = jax.tree.map(lambda new, old: new.astype(old.dtype), state, row.state)
+    return state, decision
+
+
 def advance(
     denoiser: Denoiser,
     options: Options,
@@ -187,15 +211,7 @@ def advance(
     # The sampler's decision.
     has_nan = jnp.any(canvas.is_eligible & jnp.isnan(prediction.log_prob))
     canvas = _let_deferred_wait(options, canvas, prediction)
-    returned = sampler.step(key, row.state, canvas, prediction)
-    is_pair = isinstance(returned, tuple) and len(returned) == 2
-    if not is_pair or not isinstance(returned[1], Decision):
-        raise InputError(
-            f"{type(sampler).__name__}.step must return its state and a Decision"
-        )
-    state, decision = returned
-    # Keeps the carry's dtypes, whether the sampler's arithmetic was float32 or wider.
-    state = jax.tree.map(lambda new, old: new.astype(old.dtype), state, row.state)
+    state, decision = _decide(sampler, key, row, canvas, prediction)
 
     # The part of the decision that is allowed. Commits may rewrite decided positions.
     is_free = canvas.is_open & prediction.is_known & ~has_nan

@@ -255,8 +255,7 @@ ALL_AT_ONCE = (
 )
 
 
-@pytest.mark.parametrize("num_deferred", [1, 2])
-@pytest.mark.parametrize("temperature", [0.0, 0.5])
+@pytest.mark.parametrize(("temperature", "num_deferred"), [(0.0, 1), (0.5, 2)])
 @pytest.mark.parametrize("spec", ALL_AT_ONCE)
 def test_a_deferred_token_waits_for_all_others(spec, temperature, num_deferred):
     """Under rules that would commit everything in one step; EB once took it first."""

@@ -28,6 +28,7 @@ from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.base import load
 from dlm_jax.text.prompts import pad
 from experiments import _app
+from experiments.timing.ties import num_equal, tied
 
 _SAMPLER = flags.DEFINE_multi_string(
     "sampler", ["saber", "low_confidence", "entropy_bound", "threshold"], "Specs."
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
         theirs = eager.fill(twin, rule, prompts, sudoku.MASK_ID)
         found = [(x.tokens, x.num_steps) for x in (narrow, wide)]
         counts = [
-            _num_equal(*pair)
+            num_equal(*pair)
             for pair in (
                 (found[0], found[1]),
                 (found[0], theirs),
@@ -74,7 +75,9 @@ def main(argv: Sequence[str]) -> None:
             )
         ]
         shares = [f"{count} of {_NUM.value}" for count in counts]
-        table.append([f"`{spec}`", f"{_tied(narrow, prompts):.1%}", *shares])
+        table.append(
+            [f"`{spec}`", f"{tied(narrow, prompts, sudoku.MASK_ID):.1%}", *shares]
+        )
     print(markdown(table))
 
 
@@ -91,25 +94,6 @@ def _fill(rule: Any, prompts: Prompts, dtype: str) -> Generation:
         options=Options(most, has_trajectory=True),
     )
     return jax.device_get(result)
-
-
-def _tied(result: Generation, prompts: Prompts) -> float:
-    """Share of steps in which the greatest log-probability stands at two blanks."""
-    assert result.trajectory is not None
-    num_tied = num_steps = 0
-    for row, is_blank in enumerate(np.asarray(prompts.is_blank)):
-        for step in range(int(result.num_steps[row])):
-            is_mask = result.trajectory.canvas[row, step] == sudoku.MASK_ID
-            log_prob = result.trajectory.log_prob[row, step][is_mask & is_blank]
-            num_tied += int((log_prob == log_prob.max()).sum() > 1)
-            num_steps += 1
-    return num_tied / num_steps
-
-
-def _num_equal(left: tuple[Any, Any], right: tuple[Any, Any]) -> int:
-    """Rows with the same tokens and the same number of forwards."""
-    is_equal = (np.asarray(left[0]) == np.asarray(right[0])).all(axis=1)
-    return int((is_equal & (np.asarray(left[1]) == np.asarray(right[1]))).sum())
 
 
 if __name__ == "__main__":

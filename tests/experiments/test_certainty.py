@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dlm_jax.core.canvas import Generation, Prompts, Trajectory
+from experiments.timing.ties import tied
 
 
 def test_script_prints_a_row_per_sampler(run_script):
@@ -19,9 +20,7 @@ def test_script_prints_a_row_per_sampler(run_script):
 
 
 def test_ties_are_counted_among_the_blanks_that_are_left():
-    from experiments import certainty
-
-    mask = certainty.sudoku.MASK_ID
+    mask = 9
     canvas = np.array([[[5, mask, mask, mask], [5, mask, mask, 1], [5, 2, mask, 1]]])
     log_prob = np.array([[[0.0, -1, -1, -2], [-1.0, -1, -2, 0], [0, 0, -3, 0]]])
     is_blank = np.array([[False, True, True, True]])
@@ -38,4 +37,4 @@ def test_ties_are_counted_among_the_blanks_that_are_left():
     )
     prompts = Prompts(canvas[:, 0], is_blank, np.ones_like(is_blank))
     # A tie for the best in the first step only: decided positions do not count.
-    assert certainty._tied(result, prompts) == pytest.approx(1 / 3)
+    assert tied(result, prompts, mask) == pytest.approx(1 / 3)

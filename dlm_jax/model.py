@@ -51,8 +51,6 @@ def load(
     """
     from dlm_jax import checkpoints
 
-    if not pathlib.Path(checkpoint).is_dir():
-        raise InputError(f"checkpoint ({checkpoint}) is not a directory")
     # The tokenizer first: it is read in no time, weights may take minutes.
     codec = Codec.load(checkpoint, checkpoints.read_config(checkpoint))
     loaded = load_on_devices(checkpoint, dtype, devices_per_model)

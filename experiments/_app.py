@@ -121,7 +121,9 @@ def define_hosts() -> Callable[[], hosts.Host]:
 
     def start() -> hosts.Host:
         return hosts.start(
-            *(coordinator.value, num_processes.value, process_id.value),
+            coordinator.value,
+            num_processes.value,
+            process_id.value,
             is_cluster=is_cluster.value,
         )
 

@@ -82,7 +82,9 @@ def test_the_snippet_of_the_front_page_prints_what_the_script_prints(
         f"--checkpoint={checkpoint}",
         f"--prompt={QUESTION}",
         "--sampler=entropy_bound(gamma=0.1)",
-        *("--gen_length=128", "--block_length=32", "--dtype=float32"),
+        "--gen_length=128",
+        "--block_length=32",
+        "--dtype=float32",
         f"--output={tmp_path / 'answers.jsonl'}",
     )
     assert status == 0 and out.text and out.text in printed
@@ -247,7 +249,9 @@ def test_a_rule_of_ones_own_is_an_object_and_a_spec(model, rules, run_script, tm
     status, out, _ = run_script(
         "evaluate",
         "--task=sudoku",
-        *("--num_examples=2", "--batch_size=2", "--queue_length=2"),
+        "--num_examples=2",
+        "--batch_size=2",
+        "--queue_length=2",
         f"--sampler={rules}",
         f"--workdir={workdir}",
     )

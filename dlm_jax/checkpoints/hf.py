@@ -49,9 +49,7 @@ def load(
       CheckpointError: naming everything that is missing, left over, damaged or wrong.
       InputError: for a dtype that models do not take.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise InputError(f"checkpoint ({directory}) is not a directory")
+    directory = _existing(directory)
     if (directory / PARAMS).is_dir():
         return load_orbax(directory, dtype, shardings)
     return load_hf(directory, dtype, shardings)
@@ -61,9 +59,22 @@ def read_config(directory: str | os.PathLike) -> ModelConfig:
     """The shape of a checkpoint's model.
 
     Raises:
-      CheckpointError: if it is missing, damaged or not supported.
+      InputError: if the directory does not exist.
+      CheckpointError: if the config is missing, damaged or not supported.
     """
-    return hf_format.read_config(Path(directory))[1]
+    return hf_format.read_config(_existing(directory))[1]
+
+
+def _existing(directory: str | os.PathLike) -> Path:
+    """The path of a checkpoint's directory.
+
+    Raises:
+      InputError: if it does not exist.
+    """
+    path = Path(directory)
+    if not path.is_dir():
+        raise InputError(f"checkpoint ({directory}) is not a directory")
+    return path
 
 
 def load_hf(

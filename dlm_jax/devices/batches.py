@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dlm_jax.core.canvas import Generation
-from dlm_jax.core.keys import row_keys
+from dlm_jax.core.keys import check_seed, row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler, canonical
 from dlm_jax.devices.runner import Parallel
@@ -101,8 +101,7 @@ def stream(
     options = dataclasses.replace(options, num_slots=parallel.num_slots(batch_size))
     sampler = canonical(sampler, (len(rows),))
     key_ids = np.arange(len(rows)) if ids is None else np.asarray(ids)
-    if rows:
-        row_keys(seed, key_ids)  # Checks the seed.
+    check_seed(seed)
     # Fewer prompts than a call holds need no rows to fill it up.
     size = max(min(queue_length, len(rows)), 1)
 

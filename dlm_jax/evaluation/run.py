@@ -227,10 +227,11 @@ class _Caller:
             self.rows[key.index] if is_asked else _without_blanks(self.rows[key.index])
             for is_asked, key in zip(is_open, call, strict=True)
         ]
-        rules = [samplers.parse(key.sampler) for key in call]
+        specs = {key.sampler for key in call}
+        rules = {spec: samplers.parse(spec) for spec in specs}
         for done in batches.stream(
             parallel=self.parallel,
-            sampler=_stacked(rules),
+            sampler=_stacked([rules[key.sampler] for key in call]),
             rows=rows,
             options=self.options,
             seed=seed,

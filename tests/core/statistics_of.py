@@ -87,11 +87,13 @@ def reference(logits, held, mask_id, suppressed=(), deferred=()):
     }
 
 
-def assert_close(ours, expected, rtol=2e-5, atol=2e-5):
-    assert set(ours) == set(expected)
-    np.testing.assert_array_equal(ours["token"], expected["token"])
+def assert_close(actual, expected, rtol=2e-5, atol=2e-5):
+    assert set(actual) == set(expected)
+    np.testing.assert_array_equal(actual["token"], expected["token"])
     for name in expected:
-        np.testing.assert_allclose(ours[name], expected[name], rtol, atol, err_msg=name)
+        np.testing.assert_allclose(
+            actual[name], expected[name], rtol, atol, err_msg=name
+        )
 
 
 def inputs(vocab_size, d=8, scale=1.5, g=1, seed=0):

@@ -92,7 +92,7 @@ def test_a_prompt_is_not_written_though_it_is_predicted():
 
 
 def test_a_reviser_with_the_default_region_writes_no_mask():
-    """Of earlier blocks it has no prediction: what stands there stays."""
+    """It has no prediction for earlier blocks, so their tokens stay."""
     prompts = prompts_of([1], 8, vocab_size=9)
     options = Options(gen_length=8, block_length=2, has_trajectory=True)
     result = run(Reviser(), prompts, options)

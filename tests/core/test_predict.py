@@ -27,39 +27,39 @@ def test_statistics_equal_full_logits_at_every_slice(vocab_size, slices):
     logits = hidden[0].astype(np.float64) @ head.astype(np.float64).T
     expected = reference(logits, held, mask_id)
     for vocab_slice in slices:
-        ours = predicted(hidden, head, held, mask_id=mask_id, vocab_slice=vocab_slice)
-        assert_close(ours, expected)
+        actual = predicted(hidden, head, held, mask_id=mask_id, vocab_slice=vocab_slice)
+        assert_close(actual, expected)
 
 
 def test_float64_is_kept():
     hidden, head, held = inputs(2500)
     logits = hidden[0].astype(np.float64) @ head.astype(np.float64).T
     with jax.enable_x64(True):
-        ours = predicted(
+        actual = predicted(
             hidden.astype(np.float64),
             head.astype(np.float64),
             held,
             mask_id=7,
             vocab_slice=1024,
         )
-    assert_close(ours, reference(logits, held, 7), rtol=1e-12, atol=1e-12)
+    assert_close(actual, reference(logits, held, 7), rtol=1e-12, atol=1e-12)
 
 
 def test_low_precision_models_get_float32_statistics():
     hidden, head, held = inputs(2500)
     hidden, head = (jnp.asarray(x, jnp.bfloat16) for x in (hidden, head))
     logits = np.asarray(hidden[0], float) @ np.asarray(head, float).T
-    ours = predicted(hidden, head, held, mask_id=7, vocab_slice=1024)
-    assert_close(ours, reference(logits, held, 7))
+    actual = predicted(hidden, head, held, mask_id=7, vocab_slice=1024)
+    assert_close(actual, reference(logits, held, 7))
 
 
 def test_only_what_is_needed_is_computed():
     hidden, head, held = inputs(50)
     everything = predicted(hidden, head, held, mask_id=7)
     for needs in ((), *((name,) for name in ALL)):
-        ours = predicted(hidden, head, held, mask_id=7, needs=needs)
-        assert set(ours) == {"token", "log_prob", *needs}
-        for name, value in ours.items():
+        actual = predicted(hidden, head, held, mask_id=7, needs=needs)
+        assert set(actual) == {"token", "log_prob", *needs}
+        for name, value in actual.items():
             np.testing.assert_allclose(value, everything[name], rtol=1e-6, atol=1e-6)
 
 
@@ -76,13 +76,13 @@ def test_ties_go_to_the_lowest_index_across_slices(data):
     logits[list(high)] = list(high.values())
     expected = reference(logits, np.array(held), mask_id)
     for vocab_slice in (1024, 16384):
-        ours = of_logits(
+        actual = of_logits(
             logits,
             held=np.full((1, 1), held),
             mask_id=mask_id,
             vocab_slice=vocab_slice,
         )
-        assert_close(ours, expected)
+        assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("temperature", [None, 5.0])
@@ -90,11 +90,11 @@ def test_mask_is_no_candidate_but_in_the_normaliser(temperature):
     temperature = None if temperature is None else jnp.float32(temperature)
     logits = np.log([0.1, 0.6, 0.3])
     for seed in range(20):
-        ours = of_logits(logits, mask_id=1, temperature=temperature, seed=seed)
-        assert ours["token"] in (0, 2)
-        assert ours["log_prob"] == pytest.approx(logits[ours["token"]], rel=1e-5)
-        assert ours["best_log_prob"] == pytest.approx(np.log(0.3), rel=1e-5)
-        assert ours["runner_up_log_prob"] == pytest.approx(np.log(0.1), rel=1e-5)
+        actual = of_logits(logits, mask_id=1, temperature=temperature, seed=seed)
+        assert actual["token"] in (0, 2)
+        assert actual["log_prob"] == pytest.approx(logits[actual["token"]], rel=1e-5)
+        assert actual["best_log_prob"] == pytest.approx(np.log(0.3), rel=1e-5)
+        assert actual["runner_up_log_prob"] == pytest.approx(np.log(0.1), rel=1e-5)
     assert temperature is None or len({int(seeded(logits, s)) for s in range(20)}) == 2
 
 
@@ -110,7 +110,7 @@ def test_suppressed_tokens_do_not_exist(vocab_slice):
     suppressed = tuple({int(held[0, 0]), *logits.argmax(-1).ravel().tolist()[:4]})
     expected = reference(logits, held, 7, suppressed=suppressed)
     assert not np.isin(expected["token"], suppressed).any()
-    ours = predicted(
+    actual = predicted(
         hidden,
         head,
         held,
@@ -118,8 +118,8 @@ def test_suppressed_tokens_do_not_exist(vocab_slice):
         suppressed_ids=suppressed,
         vocab_slice=vocab_slice,
     )
-    assert ours["held_log_prob"][0, 0] == -np.inf
-    assert_close(ours, expected)
+    assert actual["held_log_prob"][0, 0] == -np.inf
+    assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("vocab_slice", [1024, 16384])
@@ -130,33 +130,33 @@ def test_deferred_tokens_are_candidates_of_confidence_0(vocab_slice):
     second = np.argsort(-logits, axis=-1)[..., 1]
     deferred = tuple({int(best[0, 0]), int(best[1, 1]), int(second[0, 1])})
     assert (np.isin(second, deferred) & ~np.isin(best, deferred)).any()
-    ours = predicted(
+    actual = predicted(
         hidden, head, held, mask_id=7, deferred_ids=deferred, vocab_slice=vocab_slice
     )
     is_deferred = np.isin(best, deferred)
-    np.testing.assert_array_equal(ours["token"], best)
-    assert (ours["log_prob"][is_deferred] == -np.inf).all()
+    np.testing.assert_array_equal(actual["token"], best)
+    assert (actual["log_prob"][is_deferred] == -np.inf).all()
     assert is_deferred.any() and not is_deferred.all()
     expected = reference(logits, held, 7, deferred=deferred)
     # What is left beside a deferred token says nothing of the candidate.
     expected["entropy"] = np.where(is_deferred, np.inf, expected["entropy"])
-    assert_close(ours, expected)
+    assert_close(actual, expected)
 
 
 def test_deferred_token_drawn_at_a_temperature_has_confidence_0():
     logits = np.log([0.2, 0.5, 0.3, 1e-6])
     tokens = []
     for seed in range(20):
-        ours = of_logits(
+        actual = of_logits(
             logits,
             mask_id=3,
             deferred_ids=(1,),
             temperature=jnp.float32(1),
             seed=seed,
         )
-        expected = {0: np.log(0.4), 1: -np.inf, 2: np.log(0.6)}[int(ours["token"])]
-        assert ours["log_prob"] == pytest.approx(expected, rel=1e-4)
-        tokens.append(int(ours["token"]))
+        expected = {0: np.log(0.4), 1: -np.inf, 2: np.log(0.6)}[int(actual["token"])]
+        assert actual["log_prob"] == pytest.approx(expected, rel=1e-4)
+        tokens.append(int(actual["token"]))
     assert {0, 1, 2} == set(tokens)
 
 
@@ -165,7 +165,7 @@ def test_guidance_combines_the_two_halves(scale):
     hidden, head, held = inputs(1500, g=2)
     conditional, unconditional = hidden.astype(np.float64) @ head.astype(np.float64).T
     logits = unconditional + (scale + 1) * (conditional - unconditional)
-    ours = predicted(
+    actual = predicted(
         hidden,
         head,
         held,
@@ -173,14 +173,14 @@ def test_guidance_combines_the_two_halves(scale):
         guidance=jnp.float32(scale),
         vocab_slice=1024,
     )
-    assert_close(ours, reference(logits, held, 7), rtol=1e-4, atol=1e-4)
+    assert_close(actual, reference(logits, held, 7), rtol=1e-4, atol=1e-4)
 
 
 def test_adjust_sees_every_slice_once_with_its_token_ids():
     hidden, head, held = inputs(2500)
     bonus = np.sin(np.arange(2500))
     logits = hidden[0].astype(np.float64) @ head.astype(np.float64).T + bonus
-    ours = predicted(
+    actual = predicted(
         hidden,
         head,
         held,
@@ -188,4 +188,4 @@ def test_adjust_sees_every_slice_once_with_its_token_ids():
         adjust=lambda token_ids, logits: logits + jnp.sin(token_ids * 1.0),
         vocab_slice=1024,
     )
-    assert_close(ours, reference(logits, held, 7), rtol=5e-4, atol=5e-4)
+    assert_close(actual, reference(logits, held, 7), rtol=5e-4, atol=5e-4)

@@ -8,9 +8,24 @@ from typing import Any
 # architectures, of quantized weights, of adapters. The released class stores any field,
 # so that such an option reaches a config.json without an error.
 _CHANGING = (
-    *("adapter", "cap", "causal", "compress", "expert", "lora", "moe", "mrope"),
-    *("peft", "pruned", "qk", "quant", "rope", "sliding", "softcap", "sparse"),
-    *("window", "yarn"),
+    "adapter",
+    "cap",
+    "causal",
+    "compress",
+    "expert",
+    "lora",
+    "moe",
+    "mrope",
+    "peft",
+    "pruned",
+    "qk",
+    "quant",
+    "rope",
+    "sliding",
+    "softcap",
+    "sparse",
+    "window",
+    "yarn",
 )
 # The same of factors, which change nothing at 1.
 _FACTORS = ("multiplier", "rotary", "scal")

@@ -87,7 +87,8 @@ class Codec:
                 f"embedding_size ({config.embedding_size})"
             )
         stop_ids = {
-            *(config.eos_token_id, tokenizer.eos_token_id),
+            config.eos_token_id,
+            tokenizer.eos_token_id,
             *(vocabulary.get(token) for token in registry.of(config).end_of_turn),
             *more_stop_ids,
         }

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from dlm_jax.models.stack import Cache
+
 
 @runtime_checkable
 class ModelConfig(Protocol):
@@ -72,9 +74,12 @@ class Module(nnx.Module):
 
     Attributes:
       config: its shape, a `ModelConfig`.
+      is_block_causal: a position sees its own block and the ones before it, blocks
+        counted from column 0; False if every position sees all others.
     """
 
     config: Any
+    is_block_causal: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __init__(
@@ -90,24 +95,40 @@ class Module(nnx.Module):
     @abc.abstractmethod
     def hidden(
         self,
-        tokens: Int[Array, "b l"],
-        positions: Int[Array, "b l"],
-        visibility: Bool[Array, "b #l l"],
+        tokens: Int[Array, "b w"],
+        positions: Int[Array, "b w"],
+        visibility: Bool[Array, "b #w m"],
         region: Int[Array, "b r"] | None = None,
         model_axis: str | None = None,
-    ) -> Float[Array, "b r d"]:
+        cache: Cache | None = None,
+        columns: Int[Array, "b w"] | None = None,
+    ) -> tuple[Float[Array, "b r d"], Cache | None]:
         """Runs the transformer and returns the normed outputs that the head reads.
 
         Args:
-          tokens: token ids.
+          tokens: token ids of the whole row, or of a window of w of its m columns.
           positions: rotary positions.
-          visibility: True where a query (axis 1) may attend to a key (axis 2).
-          region: indices of the tokens whose output is wanted; all by default.
+          visibility: True where a query (axis 1) may attend to a key (axis 2): to one
+            of the tokens, or with a cache to one of all m columns.
+          region: indices into `tokens` of those whose output is wanted; all by default.
             Indices past the end are clipped, their output is meaningless.
           model_axis: mapped axis that the parameters are split over, as the family's
             `partition` says; None if they are whole. The output is whole on every
             device.
+          cache: of `init_cache`; keys and values of the window are written to it and
+            those of all other columns read from it. None computes without a cache.
+          columns: the window's columns, those past the end are not written; all
+            columns in order if None.
+
+        Returns:
+          The outputs, and the cache with the window's keys and values.
         """
+
+    @abc.abstractmethod
+    def init_cache(
+        self, batch_size: int, length: int, model_axis: str | None = None
+    ) -> Cache:
+        """An empty cache; the heads are this device's own with a `model_axis`."""
 
     def __call__(
         self, tokens: Int[Array, "b l"], is_valid: Bool[Array, "b l"] | None = None
@@ -124,7 +145,8 @@ class Module(nnx.Module):
         if is_valid is None:
             is_valid = jnp.ones(tokens.shape, bool)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        return self.hidden(tokens, positions, is_valid[:, None, :]) @ self.head.T
+        hidden, _ = self.hidden(tokens, positions, is_valid[:, None, :])
+        return hidden @ self.head.T
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@ Architecture and names follow the released checkpoints (arXiv:2502.09992 and the
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -14,10 +13,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from dlm_jax.errors import InputError
-from dlm_jax.models import attention, layers
+from dlm_jax.models import attention, layers, stack
 from dlm_jax.models.attention import Attention
 from dlm_jax.models.family import Module
 from dlm_jax.models.llada.config import LLaDAConfig
+from dlm_jax.models.stack import Cache
 
 
 class Blocks(nnx.Module):
@@ -61,6 +61,7 @@ class LLaDA(Module):
       ff_out: the language-model head [embedding_size, d_model]; None if tied to wte.
         Rows are tokens, so that a slice of the vocabulary is contiguous.
       attention: one of `dlm_jax.models.attention`.
+      is_unrolled: see `stack.run`; None for the backend's own way.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class LLaDA(Module):
     ):
         self.config = config
         self.attention: Attention = attention.best
+        self.is_unrolled: bool | None = None
         shape = (config.embedding_size, config.d_model)
         self.wte = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
         self.blocks = Blocks(config, dtype=dtype, rngs=rngs)
@@ -89,12 +91,14 @@ class LLaDA(Module):
 
     def hidden(
         self,
-        tokens: Int[Array, "b l"],
-        positions: Int[Array, "b l"],
-        visibility: Bool[Array, "b #l l"],
+        tokens: Int[Array, "b w"],
+        positions: Int[Array, "b w"],
+        visibility: Bool[Array, "b #w m"],
         region: Int[Array, "b r"] | None = None,
         model_axis: str | None = None,
-    ) -> Float[Array, "b r d"]:
+        cache: Cache | None = None,
+        columns: Int[Array, "b w"] | None = None,
+    ) -> tuple[Float[Array, "b r d"], Cache | None]:
         """See `Module.hidden`; model_axis is split over as `partition` says."""
         x = layers.embed(self.wte[...], tokens, model_axis)
         sin, cos = layers.rotary_angles(
@@ -102,17 +106,30 @@ class LLaDA(Module):
         )
         weights = nnx.to_pure_dict(nnx.state(self.blocks))
 
-        # A gradient computes each block again instead of keeping what is inside it,
-        # which on a CPU is faster too: memory is slower than arithmetic.
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def block(x: Array, w: dict[str, Array]) -> tuple[Array, None]:
+        def block(x: Array, w: stack.Weights, remember: stack.Remember) -> Array:
             fixed = (sin, cos, visibility, self.config, self.attention, model_axis)
-            return _block(x, w, *fixed), None
+            return _block(x, w, remember, *fixed)
 
-        x, _ = jax.lax.scan(block, x, weights)
+        x, cache = stack.run(
+            block,
+            x,
+            weights,
+            cache=cache,
+            columns=columns,
+            is_unrolled=self.is_unrolled,
+        )
         if region is not None:
             x = jnp.take_along_axis(x, region[..., None], axis=1, mode="clip")
-        return layers.rms_norm(x, self.ln_f[...], self.config.rms_norm_eps)
+        return layers.rms_norm(x, self.ln_f[...], self.config.rms_norm_eps), cache
+
+    def init_cache(
+        self, batch_size: int, length: int, model_axis: str | None = None
+    ) -> Cache:
+        """See `Module.init_cache`."""
+        num_parts = 1 if model_axis is None else jax.lax.axis_size(model_axis)
+        heads = self.config.n_kv_heads // num_parts
+        shape = (batch_size, length, heads, self.config.head_dim)
+        return stack.empty(self.config.n_layers, shape, self.wte.dtype)
 
 
 def partition(config: LLaDAConfig, num_parts: int, axis: str) -> dict[str, Any]:
@@ -178,10 +195,11 @@ def deepen(model: LLaDA) -> LLaDA:
 
 def _block(
     x: Float[Array, "b l d"],
-    w: dict[str, Array],
+    w: stack.Weights,
+    remember: stack.Remember,
     sin: Float[Array, "b l 1 k"],
     cos: Float[Array, "b l 1 k"],
-    visibility: Bool[Array, "b #l l"],
+    visibility: Bool[Array, "b #l m"],
     config: LLaDAConfig,
     attend: Attention,
     model_axis: str | None,
@@ -198,9 +216,8 @@ def _block(
         (h @ w[name]).reshape(b, length, -1, config.head_dim)
         for name in ("q_proj", "k_proj", "v_proj")
     )
-    attended = attend(
-        layers.rotate(query, sin, cos), layers.rotate(key, sin, cos), value, visibility
-    )
+    keys, values = remember(layers.rotate(key, sin, cos), value)
+    attended = attend(layers.rotate(query, sin, cos), keys, values, visibility)
     added = attended.reshape(b * length, -1) @ w["attn_out"]
     x = x + layers.sum_over(model_axis, added)
     h = layers.rms_norm(x, w["ff_norm"], config.rms_norm_eps)

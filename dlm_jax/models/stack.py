@@ -1,0 +1,128 @@
+"""Runs a model's transformer blocks over their stacked weights, with or without a cache.
+
+`jax.lax.scan` traces one block for all layers and compiles fastest. On a GPU it copies
+every layer's weights out of their stack before the matrix products read them: a
+forward of LLaDA-8B takes 22.0 ms instead of 13.5 on an H100 at 512 tokens. Static
+slices of the same stack are not copied, so there the blocks are unrolled.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# Weights of one layer, by name.
+Weights = dict[str, Array]
+# (key, value) of a window -> keys and values of all that its queries may see.
+Remember = Callable[[Array, Array], tuple[Array, Array]]
+# (x, weights of the layer, remember) -> x
+Block = Callable[[Array, Weights, Remember], Array]
+
+# Backends on which blocks are unrolled by default.
+_UNROLLED_ON = ("gpu",)
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of every layer; g key heads of size k, m columns.
+
+    One array per layer: as outputs of a scan they would be written whole at every step.
+
+    Attributes:
+      keys: [b, m, g, k] of each layer, rotated.
+      values: [b, m, g, k] of each layer.
+    """
+
+    keys: tuple[Float[Array, "b m g k"], ...]
+    values: tuple[Float[Array, "b m g k"], ...]
+
+
+def empty(
+    num_layers: int, shape: tuple[int, int, int, int], dtype: jax.typing.DTypeLike
+) -> Cache:
+    """A cache of zeros, each array of a layer of its own shape [b, m, g, k]."""
+    arrays = [jnp.zeros(shape, dtype) for _ in range(2 * num_layers)]
+    return Cache(keys=tuple(arrays[:num_layers]), values=tuple(arrays[num_layers:]))
+
+
+def run(
+    block: Block,
+    x: Float[Array, "b w d"],
+    weights: Weights,
+    *,
+    cache: Cache | None = None,
+    columns: Int[Array, "b w"] | None = None,
+    is_unrolled: bool | None = None,
+) -> tuple[Float[Array, "b w d"], Cache | None]:
+    """Runs all blocks.
+
+    Args:
+      block: one transformer block. It passes its keys and values to `remember` and
+        attends to what that returns.
+      x: embedded tokens of the window.
+      weights: of all layers, stacked along axis 0.
+      cache: keys and values of all columns; None runs without one.
+      columns: of the window in the cache; those past its end are not written. All
+        columns in order if None.
+      is_unrolled: False scans over the layers, True traces each; by default as the
+        backend needs. With a cache blocks are always unrolled.
+
+    Returns:
+      The output, and the cache with the window's keys and values.
+    """
+    if cache is None:
+        if is_unrolled is None:
+            is_unrolled = jax.default_backend() in _UNROLLED_ON
+        return _run_without_cache(block, x, weights, is_unrolled), None
+
+    kept: list[tuple[Array, Array]] = []
+    for i, old in enumerate(zip(cache.keys, cache.values, strict=True)):
+
+        def remember(key: Array, value: Array, old: Any = old) -> tuple[Array, Array]:
+            kept.append((_write(old[0], columns, key), _write(old[1], columns, value)))
+            return kept[-1]
+
+        x = block(x, _layer(weights, i), remember)
+    keys, values = zip(*kept, strict=True)
+    return x, Cache(keys, values)
+
+
+def _run_without_cache(
+    block: Block, x: Float[Array, "b w d"], weights: Weights, is_unrolled: bool
+) -> Float[Array, "b w d"]:
+    # A gradient computes each block again instead of keeping what is inside it, which
+    # on a CPU is faster too: memory is slower than arithmetic.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def step(x: Array, w: Weights) -> tuple[Array, None]:
+        return block(x, w, _forget), None
+
+    if not is_unrolled:
+        return jax.lax.scan(step, x, weights)[0]
+    for i in range(next(iter(weights.values())).shape[0]):
+        x, _ = step(x, _layer(weights, i))
+    return x
+
+
+def _layer(weights: Weights, i: int) -> Weights:
+    """The weights of one layer, as static slices."""
+    return jax.tree.map(lambda w: w[i], weights)
+
+
+def _forget(key: Array, value: Array) -> tuple[Array, Array]:
+    return key, value
+
+
+def _write(
+    cached: Float[Array, "b m g k"],
+    columns: Int[Array, "b w"] | None,
+    new: Float[Array, "b w g k"],
+) -> Float[Array, "b m g k"]:
+    """The cached values with those of the window written over them."""
+    if columns is None:
+        return new.astype(cached.dtype)
+    rows = jnp.arange(cached.shape[0])[:, None]
+    return cached.at[rows, columns].set(new.astype(cached.dtype), mode="drop")

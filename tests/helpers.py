@@ -55,10 +55,14 @@ class TableDenoiser:
     eos_id: int = 0
     max_length: int = 10_000
     model_axis: None = None
+    is_block_causal: bool = False
     traces: list = dataclasses.field(default_factory=list, hash=False, compare=False)
 
     def init_cache(self, params, batch_size, length):
         return ()
+
+    def sources(self, region):
+        return region
 
     def denoise(self, params, view, region, cache):
         self.traces.append(region.shape)

@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -62,11 +63,17 @@ class Canvas:
       is_valid: bool [l]; not padding.
       blanks: int32 [g]; positions to fill (editable) in order, l where there are
         fewer than g.
-      block: int32 []; index of the active block; blocks count blanks, not columns.
-      block_step: int32 []; forwards since the active block began.
+      block: int32 []; index of the active block, from 0 at the first blank. Blocks
+        count blanks; those of a block-causal model count columns, from column 0 of the
+        row, so that a block may hold given tokens.
+      block_start: int32 []; blanks before the active block.
+      block_column: int32 []; first column of the active block.
+      block_step: int32 []; steps since the active block began.
       block_masks: int32 []; blanks of the active block when it began.
       num_blocks: int32 []; blocks of this row.
-      step: int32 []; forwards this row has taken part in.
+      step: int32 []; steps of the sampler before this one.
+      num_forwards: int32 []; forwards of this row so far: its steps, and those after
+        which an exact cache lets the sampler decide nothing.
       block_length: blanks per block (static).
       mask_id: the mask token (static).
     """
@@ -79,12 +86,30 @@ class Canvas:
     is_valid: Bool[Array, "l"]
     blanks: Int[Array, "g"]
     block: Int[Array, ""]
+    block_start: Int[Array, ""]
+    block_column: Int[Array, ""]
     block_step: Int[Array, ""]
     block_masks: Int[Array, ""]
     num_blocks: Int[Array, ""]
     step: Int[Array, ""]
+    num_forwards: Int[Array, ""]
     block_length: int = flax.struct.field(pytree_node=False)
     mask_id: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def length(self) -> int:
+        """Columns of the row, l."""
+        return self.tokens.shape[-1]
+
+    @property
+    def block_blanks(self) -> Int[Array, "w"]:
+        """Positions of the active block's blanks, l where there are fewer than w.
+
+        w is block_length. A block that is short of blanks is followed by those of the
+        next one.
+        """
+        rank = self.block_start + jnp.arange(self.block_length)
+        return self.blanks.at[rank].get(mode="fill", fill_value=self.length)
 
 
 @flax.struct.dataclass
@@ -94,12 +119,19 @@ class View:
     Attributes:
       tokens: int32 [m].
       positions: int32 [m]; rotary positions.
-      visibility: bool [q, m], q = 1 or m; True where a query may attend to a key.
+      visibility: bool [q, m], q = 1 or m; True where a query may attend to a key. A
+        block-causal model hides later blocks besides.
+      block_length: blanks per block, what block-causal models count (static).
+      columns: int32 [w]; of the tokens, those that go through the model, while keys and
+        values of the others come from the cache; m where there are fewer than w. All
+        of them if None, as samplers leave it.
     """
 
     tokens: Int[Array, "m"]
     positions: Int[Array, "m"]
     visibility: Bool[Array, "q m"]
+    block_length: int = flax.struct.field(pytree_node=False, default=1)
+    columns: Int[Array, "w"] | None = None
 
 
 class Missing:
@@ -156,7 +188,8 @@ class Prediction:
         above 0 the drawn one. Never mask_id.
       log_prob: float [l]; the candidate's log-probability, without temperature; -inf
         where the candidate is deferred.
-      is_known: bool [l]; True where there is a prediction: in the sampler's region.
+      is_known: bool [l]; True where there is a prediction: in the sampler's region, and
+        with a cache also in the window that was computed.
       best_log_prob: float [l]; of the most probable token.
       runner_up_log_prob: float [l]; of the second most probable token.
       entropy: float [l]; nats; +inf where the candidate is deferred.
@@ -197,15 +230,21 @@ class Trajectory:
     Attributes:
       canvas: int32 [b, s + 1, l]; canvas[:, k] is what forward k saw; from the row's
         num_steps on, the final tokens.
+      kind: int32 [b, s]; the `core.cache.Kind` of each forward, -1 where there is none.
       log_prob: float [b, s, l]; of the candidates; -inf outside the region.
       commit: bool [b, s, l].
       remask: bool [b, s, l].
+      staleness: float [b, s] or None; the largest error of a candidate's
+        log-probability that the cache makes, over the positions that could be committed
+        (`Options.has_staleness`). 0 after forwards of the whole row.
     """
 
     canvas: HostArray
+    kind: HostArray
     log_prob: HostArray
     commit: HostArray
     remask: HostArray
+    staleness: HostArray | None = None
 
 
 @flax.struct.dataclass
@@ -214,11 +253,13 @@ class Generation:
 
     Attributes:
       tokens: int32 [b, l]; mask_id is left only in rows that are not complete.
-      num_steps: int32 [b]; NFE: forwards the row took part in.
+      num_steps: int32 [b]; NFE: forwards the row took part in, of any kind.
+      num_whole: int32 [b]; of those, forwards of the whole row; all without a cache.
+      num_stores: int32 [b]; of those, forwards that only wrote an exact cache.
       last_iteration: int32 [b]; forwards of the whole batch, from the first on, until
         the row was done: its wait for a slot plus its num_steps. The largest is the
         number of the loop's iterations on the row's device.
-      commit_step: int32 [b, l]; step of the commit that stood; -1 at prompt, padding
+      commit_step: int32 [b, l]; forward of the commit that stood; -1 at prompt, padding
         and what a stop filled in.
       confidence: float [b, l]; probability of the prediction's candidate at that
         commit (of another token only for samplers that write their own,
@@ -230,6 +271,8 @@ class Generation:
 
     tokens: HostArray
     num_steps: HostArray
+    num_whole: HostArray
+    num_stores: HostArray
     last_iteration: HostArray
     commit_step: HostArray
     confidence: HostArray

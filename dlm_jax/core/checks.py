@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 from jaxtyping import Array, Key
 
+from dlm_jax.core.cache import CachePlan
 from dlm_jax.core.canvas import Prediction, Prompts
 from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.noise import NOISE_TILE
@@ -22,6 +24,7 @@ def prepare(
       InputError: naming the argument that does not fit.
     """
     _check_needs(sampler)
+    _check_cache(denoiser, options)
     b, length = np.shape(prompts.tokens)
     block_length = options.block_length
     if block_length is None:
@@ -48,7 +51,7 @@ def prepare(
         value = getattr(options, name) or 0.0
         if not 0 <= value < np.inf:
             raise InputError(f"{name} ({value}) must be at least 0 and finite")
-    for name in ("max_steps", "num_slots"):
+    for name in ("max_steps", "num_slots", "num_refreshed"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"{name} ({value}) must be at least 1")
@@ -82,6 +85,7 @@ def prepare(
         if options.deferred_ids:
             # A schedule may have ended when the deferred positions are left.
             max_steps += options.gen_length
+        max_steps += options.cache.extra_forwards(length, block_length)
     options = dataclasses.replace(
         options,
         block_length=block_length,
@@ -89,10 +93,35 @@ def prepare(
         temperature=options.temperature or None,
         guidance=options.guidance or None,
         max_steps=max_steps,
+        num_refreshed=options.num_refreshed or num_refreshed(),
     )
     sampler = canonical(sampler, (b,))
     sampler.check(options.gen_length, block_length)
     return sampler, prompts, canonical(options)
+
+
+# Rows that are computed whole in one iteration beside the step of the others.
+_NUM_REFRESHED = {"cpu": 1, "gpu": 1, "tpu": 1}
+
+
+def num_refreshed() -> int:
+    """The backend's own `Options.num_refreshed`."""
+    return _NUM_REFRESHED.get(jax.default_backend(), 1)
+
+
+def _check_cache(denoiser: Denoiser, options: Options) -> None:
+    """Raises InputError for a cache that the model cannot have."""
+    plan = options.cache
+    if not isinstance(plan, CachePlan):
+        raise InputError(f"cache ({plan!r}) must be a CachePlan or a spec")
+    name = type(plan).__name__
+    if plan.needs_block_causal and not denoiser.is_block_causal:
+        raise InputError(
+            f"cache ({name}) must be of a model whose blocks do not see later ones, "
+            "and in this one every position sees all"
+        )
+    if options.has_staleness and not (plan.has_window and options.has_trajectory):
+        raise InputError("has_staleness must be used with a cache and has_trajectory")
 
 
 def _check_needs(sampler: Sampler) -> None:

@@ -36,11 +36,27 @@ class Denoiser(Protocol):
         """
         ...
 
-    def init_cache(self, params: PyTree, batch_size: int, length: int) -> PyTree:
-        """The cache before a row's first forward; () for models without one.
+    @property
+    def is_block_causal(self) -> bool:
+        """Whether a position sees its own block and earlier ones only.
 
-        The batch is the leading axis of every leaf: a slot that takes another row gets
-        its initial values again.
+        Blocks then count columns, from column 0 of the row.
+        """
+        ...
+
+    def init_cache(self, params: PyTree, batch_size: int, length: int) -> PyTree:
+        """A cache to be written to; () for models that cannot have one.
+
+        Every leaf is [batch_size, length, heads, ...]. With a `model_axis`, heads are
+        the device's own. A row's first forward writes all of it: what stood there, such
+        as the row before, is never read.
+        """
+        ...
+
+    def sources(self, region: Int[Array, "*b r"]) -> Int[Array, "*b r"]:
+        """The columns whose outputs predict the positions of a region.
+
+        Each its own in most models; the one before in others.
         """
         ...
 
@@ -49,8 +65,14 @@ class Denoiser(Protocol):
     ) -> tuple[Float[Array, "b r d"], PyTree]:
         """Runs a batched view; returns what the head reads for `region`, and the cache.
 
-        The model knows which output predicts a position (LLaDA its own, Dream the
-        one before). Indices of `region` past the end are clipped.
+        Args:
+          params: the parameters.
+          view: what is shown. If it names columns, only those go through the model, and
+            see keys and values of the others in the cache.
+          region: what outputs are wanted, as columns or, if the view names columns, as
+            indices into those. Indices past the end are clipped.
+          cache: () computes without one and returns (). Otherwise the keys and values
+            of what goes through the model are written to it.
         """
         ...
 

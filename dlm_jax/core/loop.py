@@ -10,11 +10,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from dlm_jax.core import row
+from dlm_jax.core import forward, row
 from dlm_jax.core import slots as queue
-from dlm_jax.core.canvas import Generation, HostArray, Prompts
+from dlm_jax.core.cache import CachePlan, Kind
+from dlm_jax.core.canvas import Canvas, Generation, HostArray, Prediction, Prompts, View
 from dlm_jax.core.checks import check_keys, check_tokens, prepare
 from dlm_jax.core.denoiser import Denoiser, full_precision
 from dlm_jax.core.options import Options
@@ -93,7 +94,7 @@ def begin(
     Raises:
       InputError: if there is not one key per row.
     """
-    n, length = prompts.tokens.shape
+    n = prompts.tokens.shape[0]
     check_keys(keys, n)
     b = min(options.num_slots or n, n)
     start = functools.partial(row.start, denoiser, options)
@@ -106,8 +107,16 @@ def begin(
         order=jnp.argsort(jnp.where(rows.is_done, 1, -num_blanks), stable=True),
         num_open=jnp.sum(~rows.is_done, dtype=jnp.int32),
     )
-    cache = denoiser.init_cache(params, forwards_of(options) * b, length)
-    return todo, queue.refill(queue.start(todo.jobs, rows, b, cache), todo)
+    carry = queue.refill(queue.start(todo.jobs, rows, b), todo)
+    if options.cache.has_window:
+        observe = functools.partial(row.observe, denoiser, options)
+        views = jax.vmap(lambda s, f, r: s.view(observe(f, r)))
+        shown = jax.eval_shape(
+            views, carry.jobs.sampler, carry.jobs.frames, carry.slots
+        )
+        size = forwards_of(options) * b, shown.tokens.shape[1]
+        carry = dataclasses.replace(carry, cache=denoiser.init_cache(params, *size))
+    return todo, carry
 
 
 def proceed(
@@ -122,34 +131,37 @@ def proceed(
 
     Stopping changes no result: the next call continues exactly where this one ended.
     """
-    n, length = carry.rows.tokens.shape
-    num_forwards = forwards_of(options)
-    initial = denoiser.init_cache(params, num_forwards * carry.ids.shape[0], length)
-
-    def refill(carry: Queue) -> Queue:
-        filled = queue.refill(carry, todo)
-        is_new = filled.ids != carry.ids
-        cache = queue.reset(is_new, carry.cache, initial, num_forwards)
-        return dataclasses.replace(filled, cache=cache)
+    n = carry.rows.is_done.shape[0]
 
     def is_running(carry: Queue) -> Bool[Array, ""]:
         return ~jnp.all(carry.slots.is_done) & (carry.iteration < until)
 
     def iterate(carry: Queue) -> Queue:
         slots, cache = iteration(
-            denoiser, params, options, carry.jobs, carry.slots, carry.cache
+            denoiser,
+            params,
+            options,
+            carry.jobs,
+            carry.slots,
+            carry.cache,
+            carry.iteration,
         )
+        # The cache stays out of the condition, which might copy it: a row that is new
+        # in its slot writes all of it before it reads any.
         carry = dataclasses.replace(
-            carry, slots=slots, cache=cache, iteration=carry.iteration + 1
+            carry, slots=slots, cache=(), iteration=carry.iteration + 1
         )
         is_ready = jnp.any(slots.is_done & (carry.ids < n))
-        return jax.lax.cond(is_ready, refill, lambda carry: carry, carry)
+        carry = jax.lax.cond(
+            is_ready, lambda c: queue.refill(c, todo), lambda c: c, carry
+        )
+        return dataclasses.replace(carry, cache=cache)
 
     return jax.lax.while_loop(is_running, iterate, carry)
 
 
 def forwards_of(options: Options) -> int:
-    """Forwards of a row in one iteration: one, and one more with guidance."""
+    """Views of a row: one, and one more with guidance."""
     return 1 if options.guidance is None else 2
 
 
@@ -157,7 +169,9 @@ def finish(rows: Row, ends: Int[HostArray, "... n"]) -> Generation:
     """The results of a queue's rows; rows that are not done are as they started."""
     return Generation(
         tokens=rows.tokens,
-        num_steps=rows.step,
+        num_steps=rows.num_forwards,
+        num_whole=rows.num_whole,
+        num_stores=rows.num_stores,
         last_iteration=ends,
         commit_step=rows.commit_step,
         confidence=rows.confidence,
@@ -177,45 +191,107 @@ def iteration(
     jobs: Job,
     rows: Row,
     cache: PyTree,
+    turn: Int[Array, ""] | int = 0,
 ) -> tuple[Row, PyTree]:
-    """One forward and one step of all rows in the slots."""
-    sampler, keys, frames = jobs.sampler, jobs.keys, jobs.frames
+    """One forward and one step of the rows in the slots.
+
+    Args:
+      denoiser: the model.
+      params: its parameters.
+      options: of the run.
+      jobs: what is fixed, of b rows.
+      rows: what changes.
+      cache: of the model, of all views of the rows; () without one.
+      turn: the loop's iteration, see `forward.run`.
+    """
+    # What the model is shown, and what is wanted of it.
+    sampler, frames = jobs.sampler, jobs.frames
     canvas = jax.vmap(functools.partial(row.observe, denoiser, options))(frames, rows)
-    view = jax.vmap(lambda s, c: s.view(c))(sampler, canvas)
+    kind = jax.vmap(options.cache.kind)(canvas)
     region = jax.vmap(lambda s, c: s.region(c))(sampler, canvas)
-    shown, shown_region = view, region
-    if options.guidance is not None:
-        # The second half of the batch does not see the prompt.
-        hidden_prompt = jax.vmap(functools.partial(row.hide_prompt, denoiser))(
-            frames, canvas, view
-        )
-        shown, shown_region = jax.tree.map(
-            lambda x, y: jnp.concatenate([x, y]),
-            (view, region),
-            (hidden_prompt, region),
-        )
-    head = denoiser.head(params)
+    view = _views(denoiser, options, jobs, canvas)
+
+    # The forwards, and what they predict.
     with full_precision(denoiser, params, options.precision):
-        hidden, cache = denoiser.denoise(params, shown, shown_region, cache)
-    hidden = hidden.reshape(-1, *region.shape, hidden.shape[-1])
-    length = rows.tokens.shape[1]
-    step_keys = jax.vmap(jax.random.fold_in)(keys, rows.step)
-    draw_keys, rule_keys = (
-        jax.vmap(jax.random.fold_in, (0, None))(step_keys, purpose)
-        for purpose in range(2)
+        given = forward.run(
+            denoiser,
+            params,
+            options,
+            kind,
+            canvas,
+            view,
+            region,
+            rows.is_done,
+            cache,
+            turn,
+        )
+    prediction = _predict(
+        denoiser, params, options, jobs, rows, canvas, region, given.hidden
     )
+    spread = jax.vmap(functools.partial(row.spread, canvas.length))
+    prediction = spread(region, given.is_known, prediction, rows.tokens)
+    staleness = None
+    if options.has_staleness:
+        staleness = _staleness(
+            denoiser, params, options, jobs, rows, canvas, view, region, prediction
+        )
+
+    # The steps of the rows that took part.
+    step_keys = jax.vmap(jax.random.fold_in)(jobs.keys, rows.step)
+    rule_keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, _RULE)
+    advance = jax.vmap(functools.partial(row.advance, denoiser, options))
+    advanced = advance(
+        sampler, rule_keys, frames, rows, canvas, prediction, kind, staleness
+    )
+    return queue.where(given.is_served & ~rows.is_done, advanced, rows), given.cache
+
+
+# What a step's random numbers are for.
+_DRAW, _RULE = range(2)
+
+
+def _views(denoiser: Denoiser, options: Options, jobs: Job, canvas: Canvas) -> View:
+    """What the model is shown of all rows; under guidance also without prompts."""
+    view = jax.vmap(lambda s, c: s.view(c))(jobs.sampler, canvas)
+    view = dataclasses.replace(view, block_length=options.block_length)
+    if options.guidance is None:
+        return view
+    hide = jax.vmap(functools.partial(row.hide_prompt, denoiser))
+    without_prompt = hide(jobs.frames, canvas, view)
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), view, without_prompt)
+
+
+def _predict(
+    denoiser: Denoiser,
+    params: PyTree,
+    options: Options,
+    jobs: Job,
+    rows: Row,
+    canvas: Canvas,
+    region: Int[Array, "b r"],
+    hidden: Float[Array, "g b r d"],
+    held: Int[Array, "b r"] | None = None,
+) -> Prediction:
+    """The statistics of a region; `held` are the tokens on the canvas by default."""
+    step_keys = jax.vmap(jax.random.fold_in)(jobs.keys, rows.step)
+    draw_keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, _DRAW)
+    needs = jobs.sampler.needs
+    if held is None:
+        held = jnp.take_along_axis(rows.tokens, region, axis=1, mode="clip")
+    else:
+        needs = ("held_log_prob",)
 
     def adjust(token_ids: Array, logits: Array) -> Array:
         return jax.vmap(lambda s, *row: s.adjust(*row), (0, 0, 0, 0, None, 0))(
-            sampler, rows.state, canvas, region, token_ids, logits
+            jobs.sampler, rows.state, canvas, region, token_ids, logits
         )
 
     with full_precision(denoiser, params, options.precision):
-        regional = predict(
+        return predict(
             hidden,
-            head,
-            jnp.take_along_axis(rows.tokens, region, axis=1, mode="clip"),
-            sampler.needs,
+            denoiser.head(params),
+            held,
+            needs,
             mask_id=denoiser.mask_id,
             keys=draw_keys,
             positions=region,
@@ -229,10 +305,43 @@ def iteration(
             vocab_slice=options.vocab_slice,
             vocab_axis=denoiser.model_axis,
         )
-    prediction = jax.vmap(functools.partial(row.spread, length))(
-        region, regional, rows.tokens
+
+
+def _staleness(
+    denoiser: Denoiser,
+    params: PyTree,
+    options: Options,
+    jobs: Job,
+    rows: Row,
+    canvas: Canvas,
+    view: View,
+    region: Int[Array, "b r"],
+    prediction: Prediction,
+) -> Float[Array, "b"]:
+    """The largest error of a candidate's log-probability, against a full forward."""
+    full = dataclasses.replace(options, cache=CachePlan())
+    kind = jnp.full(rows.is_done.shape, Kind.REFRESH, jnp.int32)
+    with full_precision(denoiser, params, options.precision):
+        given = forward.run(
+            denoiser,
+            params,
+            full,
+            kind,
+            canvas,
+            view,
+            region,
+            rows.is_done,
+            (),
+            jnp.int32(0),
+        )
+    candidates = jnp.take_along_axis(prediction.token, region, axis=1, mode="clip")
+    exact = _predict(
+        denoiser, params, full, jobs, rows, canvas, region, given.hidden, candidates
     )
-    advance = functools.partial(row.advance, denoiser, options)
-    return jax.vmap(advance)(
-        sampler, rule_keys, frames, rows, canvas, prediction
-    ), cache
+    cached, counts = (
+        jnp.take_along_axis(x, region, axis=1, mode="clip")
+        for x in (prediction.log_prob, canvas.is_eligible & prediction.is_known)
+    )
+    counts &= region < canvas.length
+    error = jnp.where(counts, jnp.abs(cached - exact.held_log_prob), 0)
+    return jnp.max(error, axis=1)

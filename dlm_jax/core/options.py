@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.struct
 
+from dlm_jax.core.cache import CachePlan
 from dlm_jax.core.canvas import ABSENT
 
 
@@ -23,6 +24,13 @@ class Options:
       deferred_ids: tokens that are committed last (LLaDA's `confidence_eos_eot_inf`, at
         any temperature): a position whose candidate is one of them is not eligible
         while another is, and has confidence 0 and infinite entropy.
+      early_stop: a stop ends its row at once. If not, its block is finished first, and
+        what the block holds behind the stop stays (SDAR's released loop).
+      cache: which forwards of a row compute a part of it only, see `dlm_jax.caches`;
+        every forward computes the whole row by default.
+      num_refreshed: rows that are computed whole in one iteration, beside the step of
+        the others; further ones wait. Changes no result. The backend's own if ABSENT,
+        see `checks.prepare`; without effect where there is no cache.
       num_slots: rows that are in flight at once on a device; the others wait in a
         queue, and take the place of rows that are done. All rows if ABSENT.
       max_steps: static bound on a row's forwards; the sampler's own if ABSENT.
@@ -39,6 +47,8 @@ class Options:
       vocab_slice: entries of the vocabulary whose logits are alive at once; a
         multiple of 1,024.
       has_trajectory: return every step.
+      has_staleness: compute every forward a second time without the cache, to measure
+        what it changes, see `Trajectory.staleness`.
     """
 
     gen_length: int = flax.struct.field(pytree_node=False)
@@ -48,6 +58,9 @@ class Options:
     stop_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     suppressed_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     deferred_ids: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
+    early_stop: bool = flax.struct.field(pytree_node=False, default=True)
+    cache: CachePlan = CachePlan()
+    num_refreshed: int = flax.struct.field(pytree_node=False, default=ABSENT)
     num_slots: int = flax.struct.field(pytree_node=False, default=ABSENT)
     max_steps: int = flax.struct.field(pytree_node=False, default=ABSENT)
     logits_dtype: Any = flax.struct.field(pytree_node=False, default=None)
@@ -55,3 +68,4 @@ class Options:
     precision: str = flax.struct.field(pytree_node=False, default="highest")
     vocab_slice: int = flax.struct.field(pytree_node=False, default=16384)
     has_trajectory: bool = flax.struct.field(pytree_node=False, default=False)
+    has_staleness: bool = flax.struct.field(pytree_node=False, default=False)

@@ -4,6 +4,7 @@ Everything here knows one row; `generate` maps it over the batch.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from dlm_jax.core.cache import Kind
 from dlm_jax.core.canvas import (
     Canvas,
     Decision,
@@ -34,8 +36,14 @@ class Frame:
     is_editable: Bool[Array, "l"]
     is_valid: Bool[Array, "l"]
     rank: Int[Array, "l"]  # index among the editable positions, g elsewhere
+    block_of: Int[Array, "l"]  # of the editable positions, NO_BLOCK elsewhere
     blanks: Int[Array, "g"]
     num_blocks: Int[Array, ""]
+    first_column: Int[Array, ""]  # of block 0
+
+
+# More than there are.
+NO_BLOCK = 2**30
 
 
 @flax.struct.dataclass
@@ -48,6 +56,9 @@ class Row:
     block_step: Int[Array, ""]
     block_masks: Int[Array, ""]
     step: Int[Array, ""]
+    num_forwards: Int[Array, ""]
+    num_whole: Int[Array, ""]
+    num_stores: Int[Array, ""]
     is_done: Bool[Array, ""]
     has_nan: Bool[Array, ""]
     commit_step: Int[Array, "l"]
@@ -65,14 +76,21 @@ def start(
     num_blanks = jnp.sum(is_blank, dtype=jnp.int32)
     rank = jnp.where(is_blank, jnp.cumsum(is_blank, dtype=jnp.int32) - 1, g)
     blanks = jnp.full(g, length, jnp.int32)
-    blanks = blanks.at[rank].set(jnp.arange(length, dtype=jnp.int32), mode="drop")
+    column = jnp.arange(length, dtype=jnp.int32)
+    blanks = blanks.at[rank].set(column, mode="drop")
+    # Blocks count blanks or, from column 0 of the row, columns.
+    count = column if denoiser.is_block_causal else rank
+    first = jnp.min(jnp.where(is_blank, count, length)) // options.block_length
+    block_of = count // options.block_length - first
     frame = Frame(
         can_stop=jnp.asarray(prompts.can_stop),
         is_editable=is_blank,
         is_valid=jnp.asarray(prompts.is_valid),
         rank=rank,
+        block_of=jnp.where(is_blank, block_of, NO_BLOCK),
         blanks=blanks,
-        num_blocks=jnp.maximum(-(-num_blanks // options.block_length), 1),
+        num_blocks=jnp.max(block_of, where=is_blank, initial=0) + 1,
+        first_column=first * options.block_length,
     )
     zero = jnp.int32(0)
     trajectory = None
@@ -80,17 +98,22 @@ def start(
         steps = options.max_steps
         trajectory = Trajectory(
             canvas=jnp.full((steps + 1, length), denoiser.mask_id, jnp.int32),
+            kind=jnp.full(steps, -1, jnp.int32),
             log_prob=jnp.full((steps, length), -jnp.inf),
             commit=jnp.zeros((steps, length), bool),
             remask=jnp.zeros((steps, length), bool),
+            staleness=jnp.zeros(steps) if options.has_staleness else None,
         )
     row = Row(
         tokens=jnp.where(is_blank, denoiser.mask_id, prompts.tokens),
         is_mask=is_blank,
         block=zero,
         block_step=zero,
-        block_masks=jnp.minimum(num_blanks, options.block_length),
+        block_masks=jnp.sum(frame.block_of == 0, dtype=jnp.int32),
         step=zero,
+        num_forwards=zero,
+        num_whole=zero,
+        num_stores=zero,
         is_done=(num_blanks == 0) | (options.max_steps < 1),
         has_nan=jnp.bool_(False),
         commit_step=jnp.full(length, -1, jnp.int32),
@@ -105,9 +128,9 @@ def start(
 
 def observe(denoiser: Denoiser, options: Options, frame: Frame, row: Row) -> Canvas:
     """What a sampler sees of one row."""
-    is_open = frame.rank < jnp.minimum(
-        (row.block + 1) * options.block_length, options.gen_length
-    )
+    is_open = frame.block_of <= row.block
+    block_start = jnp.sum(frame.block_of < row.block, dtype=jnp.int32)
+    block_column = frame.first_column + row.block * options.block_length
     return Canvas(
         tokens=row.tokens,
         is_mask=row.is_mask,
@@ -117,10 +140,13 @@ def observe(denoiser: Denoiser, options: Options, frame: Frame, row: Row) -> Can
         is_valid=frame.is_valid,
         blanks=frame.blanks,
         block=row.block,
+        block_start=block_start,
+        block_column=block_column,
         block_step=row.block_step,
         block_masks=row.block_masks,
         num_blocks=frame.num_blocks,
         step=row.step,
+        num_forwards=row.num_forwards,
         block_length=options.block_length,
         mask_id=denoiser.mask_id,
     )
@@ -136,9 +162,17 @@ def hide_prompt(denoiser: Denoiser, frame: Frame, canvas: Canvas, view: View) ->
 
 
 def spread(
-    length: int, region: Int[Array, "r"], regional: Prediction, tokens: Int[Array, "l"]
+    length: int,
+    region: Int[Array, "r"],
+    is_known: Bool[Array, "r"],
+    regional: Prediction,
+    tokens: Int[Array, "l"],
 ) -> Prediction:
-    """Brings a prediction from its region to the positions of the row."""
+    """Brings a prediction from its region to the positions of the row.
+
+    What is not known is as outside of the region.
+    """
+    region = jnp.where(is_known, region, length)
 
     def put(values: Array, elsewhere: Array | float) -> Array:
         elsewhere = jnp.full(length, elsewhere, values.dtype)
@@ -206,15 +240,22 @@ def advance(
     row: Row,
     canvas: Canvas,
     prediction: Prediction,
+    kind: Int[Array, ""],
+    staleness: Float[Array, ""] | None = None,
 ) -> Row:
-    """One step of one row: the sampler's decision, the writes, the next block."""
+    """One step of one row: the sampler's decision, the writes, the next block.
+
+    After a forward of a kind that decides nothing, only the row's counts change, and
+    its block if that is stored.
+    """
     # The sampler's decision.
-    has_nan = jnp.any(canvas.is_eligible & jnp.isnan(prediction.log_prob))
+    decides = Kind.decides(kind)
+    has_nan = decides & jnp.any(canvas.is_eligible & jnp.isnan(prediction.log_prob))
     canvas = _let_deferred_wait(options, canvas, prediction)
     state, decision = _decide(sampler, key, row, canvas, prediction)
 
     # The part of the decision that is allowed. Commits may rewrite decided positions.
-    is_free = canvas.is_open & prediction.is_known & ~has_nan
+    is_free = canvas.is_open & prediction.is_known & ~has_nan & decides
     written = prediction.token if decision.tokens is None else decision.tokens
     commit = decision.commit & is_free & (canvas.is_eligible | ~row.is_mask)
     commit &= written != denoiser.mask_id
@@ -226,12 +267,22 @@ def advance(
     tokens = jnp.where(commit, written, row.tokens)
     tokens = jnp.where(remask, denoiser.mask_id, tokens)
     is_mask = (row.is_mask & ~commit) | remask
-    commit_step = jnp.where(commit, row.step, row.commit_step)
+    commit_step = jnp.where(commit, row.num_forwards, row.commit_step)
+    state = jax.tree.map(lambda x, y: jnp.where(decides, x, y), state, row.state)
+
+    # A block is over if none of its positions is undecided and it is stored.
+    is_over = ~jnp.any(is_mask & canvas.is_open)
+    if options.cache.has_store:
+        is_over &= kind == Kind.STORE
     confidence = jnp.where(commit, jnp.exp(prediction.log_prob), row.confidence)
 
-    # A stop with nothing undecided before it ends the row.
+    # A stop with nothing undecided before it ends the row, or its block the row.
     if options.stop_ids:
         is_tail = _tail(options, frame, tokens, is_mask)
+        if not options.early_stop:
+            is_tail &= is_over & (frame.block_of > row.block)
+        # What is left of the row is not needed, nor a store of it.
+        is_over |= jnp.any(is_tail)
         tokens = jnp.where(is_tail, denoiser.eos_id, tokens)
         is_mask &= ~is_tail
         commit_step = jnp.where(is_tail, -1, commit_step)
@@ -241,21 +292,29 @@ def advance(
     commit_step = jnp.where(is_undone, -1, commit_step)
     confidence = jnp.where(commit_step < 0, 0, confidence)
 
-    # The next block, if none of this one's positions is undecided.
-    stays = jnp.any(is_mask & canvas.is_open)
-    block = jnp.where(stays, row.block, row.block + 1)
-    is_open = frame.rank < (block + 1) * options.block_length
-    step = row.step + 1
+    # The next block. An exact cache also stores those without masks.
+    following = row.block + 1
+    if not options.cache.has_store:
+        following = jnp.min(frame.block_of, where=is_mask, initial=NO_BLOCK)
+        following = jnp.maximum(following, row.block + 1)
+    block = jnp.where(is_over, following, row.block)
+    is_open = frame.block_of <= block
+    num_forwards = row.num_forwards + 1
     new = Row(
         tokens=tokens,
         is_mask=is_mask,
         block=block,
-        block_step=jnp.where(stays, row.block_step + 1, 0),
+        block_step=jnp.where(is_over, 0, row.block_step + decides),
         block_masks=jnp.where(
-            stays, row.block_masks, jnp.sum(is_mask & is_open, dtype=jnp.int32)
+            is_over, jnp.sum(is_mask & is_open, dtype=jnp.int32), row.block_masks
         ),
-        step=step,
-        is_done=~jnp.any(is_mask) | has_nan | (step >= options.max_steps),
+        step=row.step + decides,
+        num_forwards=num_forwards,
+        num_whole=row.num_whole + Kind.is_whole(kind),
+        num_stores=row.num_stores + (kind == Kind.STORE),
+        is_done=(is_over & ~jnp.any(is_mask))
+        | has_nan
+        | (num_forwards >= options.max_steps),
         has_nan=has_nan,
         commit_step=commit_step,
         confidence=confidence,
@@ -265,11 +324,17 @@ def advance(
 
     # The trajectory.
     if new.trajectory is not None:
-        new = _record_decision(new, row.step, prediction.log_prob, commit, remask)
+        recorded = {
+            "kind": kind,
+            "log_prob": prediction.log_prob,
+            "commit": commit,
+            "remask": remask,
+        }
+        if staleness is not None:
+            recorded["staleness"] = staleness
+        new = _record_forward(new, row.num_forwards, recorded)
         new = _record_canvas(new, new.is_done)
-
-    # A row that was done keeps its values.
-    return jax.tree.map(lambda x, y: jnp.where(row.is_done, x, y), row, new)
+    return new
 
 
 def _tail(
@@ -283,20 +348,15 @@ def _tail(
     return frame.is_editable & (frame.rank > stop) & is_clear
 
 
-def _record_decision(
-    row: Row,
-    step: Int[Array, ""],
-    log_prob: Float[Array, "l"],
-    commit: Bool[Array, "l"],
-    remask: Bool[Array, "l"],
+def _record_forward(
+    row: Row, index: Int[Array, ""], recorded: Mapping[str, Array]
 ) -> Row:
-    """Writes a step's log-probabilities, commits and remasks."""
-    trajectory = dataclasses.replace(
-        row.trajectory,
-        log_prob=row.trajectory.log_prob.at[step].set(log_prob),
-        commit=row.trajectory.commit.at[step].set(commit),
-        remask=row.trajectory.remask.at[step].set(remask),
-    )
+    """Writes what is recorded of a forward."""
+    arrays = {
+        name: getattr(row.trajectory, name).at[index].set(value)
+        for name, value in recorded.items()
+    }
+    trajectory = dataclasses.replace(row.trajectory, **arrays)
     return dataclasses.replace(row, trajectory=trajectory)
 
 
@@ -306,7 +366,8 @@ def _record_canvas(row: Row, is_last: Bool[Array, ""]) -> Row:
         return row
     canvas = row.trajectory.canvas
     step = jnp.arange(canvas.shape[0])
-    is_here = (step == row.step) | (is_last & (step > row.step))
+    now = row.num_forwards
+    is_here = (step == now) | (is_last & (step > now))
     canvas = jnp.where(is_here[:, None], row.tokens, canvas)
     trajectory = dataclasses.replace(row.trajectory, canvas=canvas)
     return dataclasses.replace(row, trajectory=trajectory)

@@ -125,8 +125,7 @@ class Sampler(Rule):
 
     def region(self, canvas: Canvas) -> Int[Array, "r"]:
         """Positions that need a prediction; the active block's by default."""
-        start = canvas.block * canvas.block_length
-        return jax.lax.dynamic_slice(canvas.blanks, (start,), (canvas.block_length,))
+        return canvas.block_blanks
 
     def adjust(
         self,

@@ -51,7 +51,7 @@ class Queue:
       ids: int32 [b]; which row is in a slot; n in an idle one.
       jobs: of the slots.
       slots: the rows in the slots; those in idle slots are done.
-      cache: the model's; the batch is the leading axis of every leaf.
+      cache: the model's, () without one; the batch is the leading axis of every leaf.
     """
 
     rows: Row
@@ -64,7 +64,7 @@ class Queue:
     cache: PyTree
 
 
-def start(jobs: Job, rows: Row, num_slots: int, cache: PyTree) -> Queue:
+def start(jobs: Job, rows: Row, num_slots: int) -> Queue:
     """A queue before its first forward, all slots idle."""
     n, zero = rows.is_done.shape[0], jnp.int32(0)
     anything = jnp.zeros(num_slots, jnp.int32)
@@ -77,7 +77,7 @@ def start(jobs: Job, rows: Row, num_slots: int, cache: PyTree) -> Queue:
         ids=jnp.full(num_slots, n, jnp.int32),
         jobs=_take(jobs, anything),
         slots=dataclasses.replace(slots, is_done=jnp.ones(num_slots, bool)),
-        cache=cache,
+        cache=(),
     )
 
 
@@ -100,8 +100,8 @@ def refill(queue: Queue, todo: Todo) -> Queue:
         ends=queue.ends.at[leaving].set(queue.iteration, mode="drop"),
         num_taken=queue.num_taken + jnp.sum(is_new, dtype=jnp.int32),
         ids=jnp.where(is_new, new_ids, jnp.where(is_free, n, queue.ids)),
-        jobs=_where(is_new, _take(todo.jobs, new_ids), queue.jobs),
-        slots=_where(is_new, _take(rows, new_ids), queue.slots),
+        jobs=where(is_new, _take(todo.jobs, new_ids), queue.jobs),
+        slots=where(is_new, _take(rows, new_ids), queue.slots),
     )
 
 
@@ -109,22 +109,10 @@ def _take(tree: PyTree, ids: Int[Array, "b"]) -> PyTree:
     return jax.tree.map(lambda x: x[ids], tree)
 
 
-def _where(is_new: Bool[Array, "b"], new: PyTree, old: PyTree) -> PyTree:
+def where(is_new: Bool[Array, "b"], new: PyTree, old: PyTree) -> PyTree:
+    """Some rows of one tree, and the others of another."""
+
     def choose(x: Array, y: Array) -> Array:
         return jnp.where(is_new.reshape(-1, *[1] * (y.ndim - 1)), x, y)
 
     return jax.tree.map(choose, new, old)
-
-
-def reset(
-    is_new: Bool[Array, "b"], cache: PyTree, initial: PyTree, num_forwards: int
-) -> PyTree:
-    """The cache as it starts, for slots that have a new row.
-
-    Args:
-      is_new: which slots.
-      cache: with num_forwards * b as the leading axis of every leaf.
-      initial: what the model's `init_cache` gave.
-      num_forwards: 2 with guidance.
-    """
-    return _where(jnp.tile(is_new, num_forwards), initial, cache)

@@ -1,4 +1,4 @@
-"""Runs a model's transformer blocks over their stacked weights, with or without a cache.
+"""Runs a model's blocks over their stacked weights, with or without a cache.
 
 `jax.lax.scan` traces one block for all layers and compiles fastest. On a GPU it copies
 every layer's weights out of their stack before the matrix products read them: a

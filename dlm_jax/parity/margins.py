@@ -36,12 +36,11 @@ def logits_at(
     columns = jnp.broadcast_to(jnp.arange(both.shape[1], dtype=jnp.int32), both.shape)
     view = View(both, columns, jnp.repeat(is_valid[:, None], 2, axis=0))
     region = jnp.full((2, 1), position, jnp.int32)
-    cache = denoiser.init_cache(params, *both.shape)
     # What is compared with other code is computed as exactly as the dtype allows.
     head = denoiser.head(params)
     wide = jnp.promote_types(head.dtype, jnp.float32)
     with full_precision(denoiser, params):
-        hidden, _ = denoiser.denoise(params, view, region, cache)
+        hidden, _ = denoiser.denoise(params, view, region, ())
         logits = jnp.matmul(hidden[:, 0], head.T, preferred_element_type=wide)
     return logits[1] + (guidance + 1) * (logits[0] - logits[1])
 
@@ -85,7 +84,7 @@ class Perturbed(Sampler):
         logits = self.inner.adjust(state, canvas, region, token_ids, logits)
         key = jax.random.fold_in(jax.random.key(self.seed), token_ids[0])
         sign = jax.random.rademacher(key, logits.shape, logits.dtype)
-        scale = jnp.where(canvas.step == self.only_step, self.scale, 0)
+        scale = jnp.where(canvas.num_forwards == self.only_step, self.scale, 0)
         return logits + scale.astype(logits.dtype) * sign
 
     def step(

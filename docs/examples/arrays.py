@@ -25,10 +25,15 @@ class TableModel:
     eos_id: int = 0
     max_length: int = LENGTH
     model_axis: None = None
+    is_block_causal: bool = False
 
     def init_cache(self, params, batch_size, length):
         """No cache."""
         return ()
+
+    def sources(self, region):
+        """The columns whose outputs predict these positions: their own."""
+        return region
 
     def denoise(self, params, view, region, cache):
         """What the head reads, for the positions of `region`: [b, r, d]."""

@@ -125,27 +125,19 @@ def host_driven(parallel: DataParallel, options: Options) -> Fill:
         frames, rows = jax.vmap(start)(sampler, prompts)
         return Job(sampler, keys, frames), rows
 
-    @functools.partial(jax.jit, static_argnums=(1, 2))
-    def init_cache(shard: PyTree, batch_size: int, length: int) -> PyTree:
-        return denoiser.init_cache(without_axis(shard), batch_size, length)
-
     @jax.jit
-    def step(
-        shard: PyTree, options: Options, jobs: Job, rows: Row, cache: PyTree
-    ) -> tuple[Row, PyTree]:
+    def step(shard: PyTree, options: Options, jobs: Job, rows: Row) -> Row:
         params = without_axis(shard)
-        return loop.iteration(denoiser, params, options, jobs, rows, cache)
+        return loop.iteration(denoiser, params, options, jobs, rows, ())[0]
 
     def fill(
         sampler: Sampler, prompts: Prompts, keys: Key[jax.Array, "n"]
     ) -> tuple[np.ndarray, np.ndarray]:
         sampler, prompts, own = prepare(denoiser, sampler, prompts, options)
         jobs, rows = begin(sampler, prompts, keys, own)
-        b, length = prompts.tokens.shape
-        cache = init_cache(shard, loop.forwards_of(own) * b, length)
         while not np.all(rows.is_done):
-            rows, cache = step(shard, own, jobs, rows, cache)
-        return np.asarray(rows.tokens), np.asarray(rows.step)
+            rows = step(shard, own, jobs, rows)
+        return np.asarray(rows.tokens), np.asarray(rows.num_forwards)
 
     return fill
 

@@ -77,26 +77,23 @@ def forward_timer(parallel: DataParallel, shape: Shape) -> Callable[[], float]:
     b, length = shape.batch_size, shape.length
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (b, length))
     tokens = jnp.zeros((b, length), jnp.int32)
-    cache = jax.jit(lambda x: denoiser.init_cache(without_axis(x), b, length))(shard)
 
     # All that the loop's forward is given is an argument: of constants the compiler
     # would make a cheaper program, without a mask for instance.
-    def run(
-        shard: PyTree, num: Array, view: View, region: Array, cache: PyTree
-    ) -> Int[Array, "b l"]:
+    def run(shard: PyTree, num: Array, view: View, region: Array) -> Int[Array, "b l"]:
         params = without_axis(shard)
 
         def forward(_: Array, tokens: Array) -> Array:
             shown = dataclasses.replace(view, tokens=tokens)
             with full_precision(denoiser, params):  # As the loop's forward has.
-                hidden, _ = denoiser.denoise(params, shown, region, cache)
+                hidden, _ = denoiser.denoise(params, shown, region, ())
             # Adds nothing, but depends on the forward and is needed by the next.
             return tokens + jnp.any(jnp.isnan(hidden)).astype(jnp.int32)
 
         return jax.lax.fori_loop(0, num, forward, view.tokens)
 
     view = View(tokens, positions, jnp.ones((b, 1, length), bool))
-    fixed = (view, positions[:, -shape.region :], cache)
+    fixed = (view, positions[:, -shape.region :])
     compiled = jax.jit(run).lower(shard, jnp.int32(1), *fixed).compile()
 
     def seconds_each(num: int) -> float:

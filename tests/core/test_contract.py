@@ -264,7 +264,9 @@ def test_values_do_not_retrace(model, spec):
         model_axis = denoiser.model_axis
         eos_id = denoiser.eos_id
         max_length = denoiser.max_length
+        is_block_causal = denoiser.is_block_causal
         init_cache = staticmethod(denoiser.init_cache)
+        sources = staticmethod(denoiser.sources)
         head = staticmethod(denoiser.head)
 
         def denoise(self, *arguments):

@@ -37,9 +37,13 @@ class FixedLogits:
     eos_id: int = 0
     max_length: int = 64
     model_axis: None = None
+    is_block_causal: bool = False
 
     def init_cache(self, params, batch_size, length):
         return ()
+
+    def sources(self, region):
+        return region
 
     def denoise(self, params, view, region, cache):
         return jnp.ones((*region.shape, 1)), cache

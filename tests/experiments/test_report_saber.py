@@ -95,7 +95,7 @@ def test_confidences_are_those_of_the_loop_and_of_the_bare_model():
         (places,) = np.nonzero(row.is_blank)
         for step in range(len(places) + 1):
             tokens = canvas[i, step, :10]
-            hidden = model.hidden(
+            hidden, _ = model.hidden(
                 jnp.asarray(tokens)[None],
                 jnp.arange(10)[None],
                 jnp.ones((1, 1, 10), bool),

@@ -31,10 +31,13 @@ def canvas_of(is_mask=IS_MASK):
         is_valid=jnp.ones(7, bool),
         blanks=jnp.arange(7),
         block=jnp.int32(0),
+        block_start=jnp.int32(0),
+        block_column=jnp.int32(0),
         block_step=jnp.int32(1),
         block_masks=jnp.int32(6),
         num_blocks=jnp.int32(2),
         step=jnp.int32(1),
+        num_forwards=jnp.int32(1),
         block_length=6,
         mask_id=MASK,
     )

@@ -37,10 +37,13 @@ def _count(schedule, num_masks, block_masks, block_step, step, num_blocks):
             is_valid=positions >= 0,
             blanks=positions,
             block=jnp.int32(0),
+            block_start=jnp.int32(0),
+            block_column=jnp.int32(0),
             block_step=block_step,
             block_masks=block_masks,
             num_blocks=num_blocks,
             step=step,
+            num_forwards=step,
             block_length=BLOCK_LENGTH,
             mask_id=0,
         )
@@ -146,9 +149,13 @@ class Constant:
     eos_id: int = 1
     max_length: int = 64
     model_axis: None = None
+    is_block_causal: bool = False
 
     def init_cache(self, params, batch_size, length):
         return ()
+
+    def sources(self, region):
+        return region
 
     def denoise(self, params, view: View, region, cache):
         return jnp.ones((*region.shape, 1)), cache

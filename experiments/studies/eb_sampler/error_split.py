@@ -263,10 +263,9 @@ def _forward(
     columns = jnp.broadcast_to(
         jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape
     )
-    cache = denoiser.init_cache(params, *tokens.shape)
     view = View(tokens, columns, is_valid[:, None])
     with full_precision(denoiser, params):
-        hidden, _ = denoiser.denoise(params, view, region, cache)
+        hidden, _ = denoiser.denoise(params, view, region, ())
         logits = jnp.einsum(
             "bgd,vd->bgv",
             hidden,

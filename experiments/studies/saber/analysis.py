@@ -126,10 +126,9 @@ def _confidence(
     b, length = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
     view = View(tokens, positions, is_valid[:, None])
-    cache = denoiser.init_cache(params, b, length)
     held = jnp.take_along_axis(tokens, blanks, axis=1)
     with full_precision(denoiser, params):
-        hidden, _ = denoiser.denoise(params, view, blanks, cache)
+        hidden, _ = denoiser.denoise(params, view, blanks, ())
         prediction = predict(
             hidden[None],
             denoiser.head(params),

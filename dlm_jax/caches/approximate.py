@@ -1,0 +1,34 @@
+"""What the approximate caches share: when a row is refreshed."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from dlm_jax.core.cache import CachePlan, Kind
+from dlm_jax.core.canvas import Canvas
+from dlm_jax.core.sampler import number
+
+
+class Approximate(CachePlan):
+    """Keys and values of decided tokens are kept although what they depend on changes.
+
+    The whole row is computed again when a block begins, as in Fast-dLLM
+    (arXiv:2505.22618), and also when a mask that may be filled lies outside the window:
+    a sampler took back a token of an earlier block.
+
+    Attributes:
+      refresh_every: also after so many steps of a block; 0 never.
+    """
+
+    refresh_every: int = number(default=0, at_least=0)
+    has_window: ClassVar[bool] = True
+
+    def kind(self, canvas: Canvas) -> Int[Array, ""]:
+        # Not the remainder of a division by 0.
+        period = jnp.where(self.refresh_every > 0, self.refresh_every, 2**30)
+        is_in_window = jnp.zeros_like(canvas.is_mask)
+        is_in_window = is_in_window.at[self.window(canvas)].set(True, mode="drop")
+        is_stale = canvas.block_step % period == 0
+        is_stale |= jnp.any(canvas.is_mask & canvas.is_open & ~is_in_window)
+        return jnp.where(is_stale, jnp.int32(Kind.REFRESH), jnp.int32(Kind.STEP))

@@ -1,0 +1,129 @@
+"""The forwards of one iteration: which rows go through the model, whole or in part."""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from dlm_jax.core.cache import Kind
+from dlm_jax.core.canvas import Canvas, View
+from dlm_jax.core.denoiser import Denoiser
+from dlm_jax.core.options import Options
+
+
+@flax.struct.dataclass
+class Forward:
+    """What the model gave for b rows; g is 2 under guidance, with and without prompt.
+
+    Attributes:
+      hidden: [g, b, r, d]; what the head reads for the region.
+      is_known: bool [b, r]; the output was computed.
+      is_served: bool [b]; the row took part. The others wait.
+      cache: with the keys and values that were written.
+    """
+
+    hidden: Float[Array, "g b r d"]
+    is_known: Bool[Array, "b r"]
+    is_served: Bool[Array, "b"]
+    cache: PyTree
+
+
+def run(
+    denoiser: Denoiser,
+    params: PyTree,
+    options: Options,
+    kind: Int[Array, "b"],
+    canvas: Canvas,
+    view: View,
+    region: Int[Array, "b r"],
+    is_done: Bool[Array, "b"],
+    cache: PyTree,
+    turn: Int[Array, ""] | int,
+) -> Forward:
+    """Computes every row's window, and a few whole rows where that is due.
+
+    Args:
+      denoiser: the model.
+      params: its parameters.
+      options: `cache` and `num_refreshed` are read.
+      kind: what each row needs next, a `Kind`.
+      canvas: of the rows.
+      view: of g * b rows, those without prompt last.
+      region: positions that need a prediction, l where there are fewer.
+      is_done: rows that need nothing.
+      cache: of g * b rows; () without one.
+      turn: the loop's iteration. Rows take turns at being the first that is served.
+    """
+    b = kind.shape[0]
+    num_views = view.tokens.shape[0] // b
+    sources = denoiser.sources(region)
+
+    def tile(x: Array) -> Array:
+        return jnp.tile(x, (num_views, *[1] * (x.ndim - 1)))
+
+    def apart(hidden: Array) -> Array:
+        return hidden.reshape(num_views, b, *hidden.shape[1:])
+
+    if not options.cache.has_window:
+        hidden, _ = denoiser.denoise(params, view, tile(sources), ())
+        everywhere = jnp.ones(region.shape, bool)
+        return Forward(apart(hidden), everywhere, ~is_done, cache)
+
+    # The windows of all rows. What this writes for a row that waits to be computed
+    # whole is written over before it is read.
+    columns = jax.vmap(options.cache.window)(canvas)
+    # Past the end of the row is not yet past the end of what a sampler shows.
+    columns = jnp.where(columns < canvas.length, columns, view.tokens.shape[1])
+    is_source = sources[:, :, None] == columns[:, None, :]
+    places = jnp.argmax(is_source, axis=-1).astype(jnp.int32)
+    windows = dataclasses.replace(view, columns=tile(columns))
+
+    def step(cache: PyTree) -> tuple[Array, PyTree]:
+        return denoiser.denoise(params, windows, tile(places), cache)
+
+    shape = jax.eval_shape(step, cache)[0]
+
+    def skip(cache: PyTree) -> tuple[Array, PyTree]:
+        return jnp.zeros(shape.shape, shape.dtype), cache
+
+    is_whole = Kind.is_whole(kind) & ~is_done
+    is_window = ~Kind.is_whole(kind) & ~is_done
+    stepped, cache = jax.lax.cond(jnp.any(is_window), step, skip, cache)
+
+    # Whole rows, as many as are served in one iteration, gathered and scattered back.
+    ids = _first(is_whole, min(options.num_refreshed, b), turn)
+    is_refreshed = jnp.zeros(b, bool).at[ids].set(True, mode="drop")
+    both = jnp.concatenate(
+        [jnp.where(ids < b, ids + i * b, num_views * b) for i in range(num_views)]
+    )
+
+    def refresh(cache: PyTree) -> tuple[Array, PyTree]:
+        shown, wanted, old = jax.tree.map(
+            lambda x: x.at[both].get(mode="clip"), (view, tile(sources), cache)
+        )
+        hidden, new = denoiser.denoise(params, shown, wanted, old)
+        zeros, _ = skip(cache)
+        return zeros.at[both].set(hidden, mode="drop"), jax.tree.map(
+            lambda x, y: x.at[both].set(y, mode="drop"), cache, new
+        )
+
+    refreshed, cache = jax.lax.cond(jnp.any(is_whole), refresh, skip, cache)
+    return Forward(
+        hidden=jnp.where(is_refreshed[:, None, None], apart(refreshed), apart(stepped)),
+        is_known=is_refreshed[:, None] | jnp.any(is_source, axis=-1),
+        is_served=is_refreshed | is_window,
+        cache=cache,
+    )
+
+
+def _first(
+    is_waiting: Bool[Array, "b"], num: int, turn: Int[Array, ""] | int
+) -> Int[Array, "num"]:
+    """The first `num` waiting rows from row turn % b on; b where there are fewer."""
+    b = is_waiting.shape[0]
+    order = (jnp.arange(b, dtype=jnp.int32) + turn) % b
+    is_next = is_waiting[order]
+    place = jnp.where(is_next, jnp.cumsum(is_next) - 1, num)
+    return jnp.full(num, b, jnp.int32).at[place].set(order, mode="drop")

@@ -13,6 +13,8 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "sampler": ("low_confidence", "threshold", "entropy_bound", "saber"),
+            # Each sampler runs with each cache: none, prefix, dual(refresh_every=8).
+            "cache": ("none",),
             "seeds": (0,),
             "split": "valid",
             "num_examples": 1000,

@@ -28,6 +28,9 @@ def get_config() -> ConfigDict:
             "guidance": 0.0,
             "suppress_eos": False,
             "defer_stops": False,
+            "early_stop": True,
+            # Or prefix, dual(refresh_every=8); block for block-causal models.
+            "cache": "none",
             "seed": 0,
             "batch_size": 8,
         }

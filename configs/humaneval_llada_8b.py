@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
                 "factor",
                 "entropy_bound(gamma=0.1)",
             ),
+            "cache": ("none",),
             "seeds": (0,),
             "split": "test",
             "num_examples": 164,

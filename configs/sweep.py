@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
             # Each is one program, as its specs differ in traced numbers only; but for
             # saber_released, whose n is static.
             "curves": curves,
+            "cache": "none",
             "split": "valid",
             "num_examples": 1000,
             "example_seed": 0,

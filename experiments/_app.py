@@ -71,7 +71,14 @@ def define_path(
 
 
 # How tokens are drawn: fields of a config that have flags of the same names.
-DRAWING = ("temperature", "guidance", "suppress_eos", "defer_stops", "seed")
+DRAWING = (
+    "temperature",
+    "guidance",
+    "suppress_eos",
+    "defer_stops",
+    "early_stop",
+    "seed",
+)
 
 
 def define_drawing() -> list[flags.FlagHolder[Any]]:
@@ -81,6 +88,9 @@ def define_drawing() -> list[flags.FlagHolder[Any]]:
         flags.DEFINE_float("guidance", None, "Classifier-free guidance; 0 is off."),
         flags.DEFINE_bool("suppress_eos", None, "EOS gets probability 0."),
         flags.DEFINE_bool("defer_stops", None, "Stop tokens are committed last."),
+        flags.DEFINE_bool(
+            "early_stop", None, "A stop ends its row before its block is finished."
+        ),
         flags.DEFINE_integer("seed", None, "Of the random keys."),
     ]
 
@@ -92,6 +102,7 @@ def drawing(config: ConfigDict) -> Settings:
         guidance=config.guidance,
         suppress_eos=config.suppress_eos,
         defer_stops=config.defer_stops,
+        early_stop=config.get("early_stop", True),
     )
 
 

@@ -40,6 +40,7 @@ def records(
                 "text": output.text,
                 "tokens": output.tokens.tolist(),
                 "nfe": output.nfe,
+                "num_whole": output.num_whole,
                 "is_complete": output.is_complete,
                 "seconds": round(output.seconds, 6),
                 **common,

@@ -29,6 +29,9 @@ _READ = _evaluating.define_evaluation(
         flags.DEFINE_multi_string(
             "sampler", None, "As saber(n=2, mu=8); may be repeated."
         ),
+        flags.DEFINE_multi_string(
+            "cache", None, "As none or dual(refresh_every=8); may be repeated."
+        ),
         flags.DEFINE_multi_integer("seeds", None, "Of the random keys; repeatable."),
     ),
 )
@@ -39,19 +42,28 @@ def main(argv: Sequence[str]) -> None:
     del argv
     asked = _READ()
     config = asked.config
-    todo = evaluation.lanes(config.sampler, config.seeds, is_mixed=False)
+    todo = evaluation.lanes(
+        config.sampler,
+        config.seeds,
+        is_mixed=False,
+        plans=config.get("cache", ("none",)),
+    )
     model, about = asked.load()
 
-    done: dict[tuple[str, int], list[bool]] = {}
+    done: dict[tuple[str, str, int], list[bool]] = {}
     total = len(todo) * config.num_examples
     with tqdm(total=total, unit="example", disable=None) as progress:
 
         def show(records: list[dict[str, Any]]) -> None:
-            # A lane is of one sampler and one seed.
-            spec, seed = records[0]["sampler"], records[0]["seed"]
-            own = done.setdefault((spec, seed), [])
+            # A lane is of one sampler, one cache and one seed.
+            key = evaluation_files.key(records[0])
+            spec, cache, seed = key.sampler, key.cache, key.seed
+            own = done.setdefault((spec, cache, seed), [])
             own += [record["is_correct"] for record in records]
-            progress.set_description(samplers.short_spec(spec))
+            name = samplers.short_spec(spec)
+            if cache != "none":
+                name += f", cache {cache}"
+            progress.set_description(name)
             progress.set_postfix(seed=seed, right=f"{sum(own) / len(own):.1%}")
             progress.update(len(records))
 

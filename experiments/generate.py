@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import dlm_jax as dlm
-from dlm_jax import files, samplers, tasks, zoo
+from dlm_jax import caches, files, samplers, tasks, zoo
 from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
 from dlm_jax.devices import hosts
@@ -61,6 +61,7 @@ _OWN = [
     flags.DEFINE_string("split", None, "Of the task's examples."),
     flags.DEFINE_integer("num_examples", None, "The first ones of the split."),
     flags.DEFINE_integer("num_shown", None, "Of them, examples that are printed."),
+    flags.DEFINE_string("cache", None, "A cache plan, as dual(refresh_every=8)."),
     *_app.define_drawing(),
 ]
 
@@ -78,6 +79,7 @@ def main(argv: Sequence[str]) -> None:
     if output:
         files.check_output(output)
     rules = samplers.parse_all(config.sampler)
+    plan = caches.parse(config.cache)
     prompts = _PROMPT.value + (read_prompts(_FILE.value) if _FILE.value else [])
     if not prompts:
         for flag in (_INFILL, _CHAT, _LENGTH, _BLOCK):
@@ -94,6 +96,7 @@ def main(argv: Sequence[str]) -> None:
         prompts = [e.prompt.replace(BLANK, model.mask_text) for e in examples]
         rows = task.encode(model.codec, examples)
         settings = _app.drawing(config) | {"block_length": task.block_length}
+        settings["cache"] = plan
         options = model.options(task.gen_length, settings)
     else:
         rows, options = _encode(model, prompts, config)
@@ -109,6 +112,7 @@ def main(argv: Sequence[str]) -> None:
         "dtype": str(model.dtype),
         "gen_length": options.gen_length,
         "block_length": options.block_length,
+        "cache": caches.to_spec(plan),
         **{name: config[name] for name in _app.DRAWING},
         # Of all processes, for `experiments.merge` to see whether something is missing
         # or answers other prompts.
@@ -147,6 +151,7 @@ def _encode(
 ) -> tuple[list[Encoded], Options]:
     """The prompts as rows with blanks, and how to fill them."""
     settings = _app.drawing(config)
+    settings["cache"] = config.cache
     if _INFILL.value:
         for flag in (_CHAT, _LENGTH):
             if flag.value:

@@ -9,13 +9,18 @@ the same arguments it goes on where it was stopped; the curves are configs/sweep
 
 from collections.abc import Sequence
 
+from absl import flags
 from tqdm import tqdm
 
 from dlm_jax.evaluation import figures, sweeps
 from dlm_jax.evaluation import run as evaluation
 from experiments import _app, _evaluating
 
-_READ = _evaluating.define_evaluation("sweep", "The curves.")
+_READ = _evaluating.define_evaluation(
+    "sweep",
+    "The curves.",
+    (flags.DEFINE_string("cache", None, "A cache plan, as dual(refresh_every=8)."),),
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,7 +31,8 @@ def main(argv: Sequence[str]) -> None:
     config, workdir = asked.config, asked.workdir
     curves = {name: tuple(specs) for name, specs in config.curves.items()}
     specs = [spec for line in curves.values() for spec in line]
-    todo = evaluation.lanes(specs, (config.seed,), is_mixed=True)
+    cache = config.get("cache", "none")
+    todo = evaluation.lanes(specs, (config.seed,), is_mixed=True, plans=(cache,))
     model, about = asked.load()
     total = len(specs) * config.num_examples
     with tqdm(total=total, unit="row", disable=None) as progress:
@@ -51,7 +57,8 @@ def main(argv: Sequence[str]) -> None:
         y="accuracy",
         x_label="mean number of forwards (NFE)",
         y_label="accuracy",
-        title=f"{asked.task.name}, {config.num_examples} examples, 95 % intervals",
+        title=f"{asked.task.name}, {config.num_examples} examples, cache "
+        f"{cache}, 95 % intervals",
         is_log=True,
         front=sweeps.front(made),
     )

@@ -18,11 +18,13 @@ class Key(NamedTuple):
 
     Attributes:
       sampler: its canonical spec.
+      cache: spec of the cache plan.
       seed: of the random keys.
       index: of the example.
     """
 
     sampler: str
+    cache: str
     seed: int
     index: int
 
@@ -139,7 +141,7 @@ class Log:
         self._records: dict[Key, dict[str, Any]] = {}
         if path.exists():
             found, end = _whole_lines(path)
-            self._records = {_key(record): record for record in found}
+            self._records = {key(record): record for record in found}
             # A kill left a partial line: its row has no record, and runs again.
             if end < path.stat().st_size:
                 with path.open("r+b") as file:
@@ -159,11 +161,14 @@ class Log:
             file.write("".join(lines).encode())
             file.flush()
             os.fsync(file.fileno())
-        self._records |= {_key(record): record for record in records}
+        self._records |= {key(record): record for record in records}
 
 
-def _key(record: Mapping[str, Any]) -> Key:
-    return Key(record["sampler"], record["seed"], record["index"])
+def key(record: Mapping[str, Any]) -> Key:
+    """Which row a record is of."""
+    # Records of version 0.1 know no cache.
+    cache = record.get("cache", "none")
+    return Key(record["sampler"], cache, record["seed"], record["index"])
 
 
 def _whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
@@ -177,8 +182,7 @@ def _whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
 def _record(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
-        key = _key(record)
-        if all(map(isinstance, key, (str, int, int))):
+        if all(map(isinstance, key(record), (str, str, int, int))):
             return record
     except (ValueError, TypeError, KeyError):
         pass

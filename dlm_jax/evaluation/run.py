@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from dlm_jax import samplers
+from dlm_jax import caches, samplers
 from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
@@ -62,14 +62,21 @@ class Lane:
 
     Attributes:
       specs: canonical ones, see `samplers.to_spec`.
+      cache: spec of the cache plan, see `caches.to_spec`.
       seed: of the random keys.
     """
 
     specs: tuple[str, ...]
+    cache: str
     seed: int
 
 
-def lanes(specs: Sequence[str], seeds: Sequence[int], is_mixed: bool) -> list[Lane]:
+def lanes(
+    specs: Sequence[str],
+    seeds: Sequence[int],
+    is_mixed: bool,
+    plans: Sequence[str] = ("none",),
+) -> list[Lane]:
     """The samplers in lanes.
 
     Args:
@@ -77,9 +84,10 @@ def lanes(specs: Sequence[str], seeds: Sequence[int], is_mixed: bool) -> list[La
       seeds: each sampler runs with each.
       is_mixed: samplers of one compiled program share calls, so that a sweep over a
         threshold is one bigger batch. What time a sampler takes is then not known.
+      plans: specs of cache plans; each sampler runs with each.
 
     Raises:
-      InputError: for a spec or seed that is not one, or one that stands twice.
+      InputError: for a spec, seed or plan that is not one, or one that stands twice.
     """
     for seed in seeds:
         check_seed(seed, "seeds")
@@ -89,7 +97,15 @@ def lanes(specs: Sequence[str], seeds: Sequence[int], is_mixed: bool) -> list[La
     for spec, sampler in samplers.parse_all(specs).items():
         program = jax.tree.structure(sampler) if is_mixed else spec
         by_program.setdefault(program, []).append(samplers.to_spec(sampler))
-    return [Lane(tuple(group), s) for group in by_program.values() for s in seeds]
+    known = [caches.to_spec(caches.parse(plan)) for plan in plans]
+    if len(set(known)) < len(known):
+        raise InputError(f"cache ({', '.join(known)}) must differ")
+    return [
+        Lane(tuple(group), cache, seed)
+        for group in by_program.values()
+        for cache in known
+        for seed in seeds
+    ]
 
 
 def run(
@@ -121,8 +137,9 @@ def run(
         that were there.
 
     Returns:
-      The records of todo, lane by lane: `sampler`, `seed`, `index`, `name`,
-      `is_correct`, `reason`, `nfe`, `num_tokens` (written, up to EOS), `is_complete`,
+      The records of todo, lane by lane: `sampler`, `cache`, `seed`, `index`, `name`,
+      `is_correct`, `reason`, `nfe` and of it `num_whole` of the whole row, `num_tokens`
+      (written, up to EOS), `is_complete`,
       `text`; `seconds` and `compile_seconds`, the row's shares, see `Output`;
       `place` in the call, and the call's rows; `run`, its place in the manifest's runs.
 
@@ -143,6 +160,7 @@ def run(
     }
     asked = {
         "samplers": sorted({spec for lane in todo for spec in lane.specs}),
+        "caches": sorted({lane.cache for lane in todo}),
         "seeds": sorted({lane.seed for lane in todo}),
         "num_examples": num_examples,
     }
@@ -169,7 +187,7 @@ def run(
     for turn in zip_longest(*(_calls(own, plan.queue_length) for own in keys)):
         for lane, call in zip(todo, turn, strict=True):
             if call is not None:
-                caller.ask(lane.seed, call)
+                caller.ask(lane, call)
     return [record for own in keys for record in caller.log.find(own)]
 
 
@@ -216,7 +234,7 @@ class _Caller:
     log: Log
     on_records: Callable[[list[dict[str, Any]]], object]
 
-    def ask(self, seed: int, call: Sequence[Key]) -> None:
+    def ask(self, lane: Lane, call: Sequence[Key]) -> None:
         """Fills the rows of a call that have no record, and logs what they gave."""
         is_open = [key not in self.log for key in call]
         if not any(is_open):
@@ -233,8 +251,8 @@ class _Caller:
             parallel=self.parallel,
             sampler=_stacked([rules[key.sampler] for key in call]),
             rows=rows,
-            options=self.options,
-            seed=seed,
+            options=dataclasses.replace(self.options, cache=caches.parse(lane.cache)),
+            seed=lane.seed,
             batch_size=self.plan.batch_size,
             queue_length=self.plan.queue_length,
             ids=[key.index for key in call],
@@ -273,6 +291,7 @@ def _judge(
             "is_correct": bool(verdict.is_correct),
             "reason": verdict.reason,
             "nfe": output.nfe,
+            "num_whole": output.num_whole,
             "num_tokens": output.num_tokens,
             "is_complete": output.is_complete,
             "text": output.text,
@@ -289,7 +308,11 @@ def _without_blanks(row: Encoded) -> Encoded:
 
 def _keys(lane: Lane, num_examples: int) -> list[Key]:
     """The lane's rows, example by example."""
-    return [Key(s, lane.seed, i) for i in range(num_examples) for s in lane.specs]
+    return [
+        Key(spec, lane.cache, lane.seed, index)
+        for index in range(num_examples)
+        for spec in lane.specs
+    ]
 
 
 def _calls(keys: Sequence[Key], queue_length: int) -> Iterator[Sequence[Key]]:
@@ -304,23 +327,33 @@ def _stacked(rules: Sequence[Sampler]) -> Sampler:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """One sampler on n examples with s seeds.
+    """One sampler with one cache on n examples with s seeds.
 
     Attributes:
       sampler: its spec.
+      cache: spec of the cache plan.
       is_correct: bool [s, n].
       nfe: [s, n].
+      num_whole: [s, n]; of those, forwards of the whole row.
       num_tokens: [s, n]; written at blanks, up to EOS.
       seconds: of all its calls, compiling excluded.
       compile_seconds: of all its calls.
     """
 
     sampler: str
+    cache: str
     is_correct: Bool[np.ndarray, "s n"]
     nfe: Float[np.ndarray, "s n"]
+    num_whole: Float[np.ndarray, "s n"]
     num_tokens: Float[np.ndarray, "s n"]
     seconds: float
     compile_seconds: float
+
+    @property
+    def label(self) -> str:
+        """The sampler as tables name it, with its cache if it has one."""
+        name = samplers.short_spec(self.sampler)
+        return name if self.cache == "none" else f"{name}, cache {self.cache}"
 
     @property
     def tokens_per_forward(self) -> float:
@@ -329,16 +362,19 @@ class Summary:
 
 
 def summaries(records: Sequence[Mapping[str, Any]]) -> list[Summary]:
-    """Records by sampler, in the order of their first ones.
+    """Records by sampler and cache, in the order of their first ones.
 
     Raises:
       InputError: if a sampler has not the same examples for each seed.
     """
-    by_sampler: dict[str, list[Mapping[str, Any]]] = {}
+    by_sampler: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for record in records:
-        by_sampler.setdefault(record["sampler"], []).append(record)
+        key = record["sampler"], record.get("cache", "none")
+        by_sampler.setdefault(key, []).append(record)
     results = []
-    for spec, own in by_sampler.items():
+    for (spec, cache), own in by_sampler.items():
+        # Records of version 0.1 know no cache: all forwards were of the whole row.
+        own = [{"num_whole": record["nfe"], **record} for record in own]
         own = sorted(own, key=lambda r: (r["seed"], r["index"]))
         num_seeds = len({record["seed"] for record in own})
         shape = num_seeds, len({record["index"] for record in own})
@@ -351,8 +387,10 @@ def summaries(records: Sequence[Mapping[str, Any]]) -> list[Summary]:
         results.append(
             Summary(
                 sampler=spec,
+                cache=cache,
                 is_correct=column("is_correct"),
                 nfe=column("nfe").astype(float),
+                num_whole=column("num_whole").astype(float),
                 num_tokens=column("num_tokens").astype(float),
                 seconds=float(column("seconds").sum()),
                 compile_seconds=float(column("compile_seconds").sum()),

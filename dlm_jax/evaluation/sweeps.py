@@ -38,6 +38,7 @@ def points(
             made[curve].append(
                 {
                     "sampler": samplers.short_spec(spec),
+                    "cache": result.cache,
                     "accuracy": float(result.is_correct.mean()),
                     "accuracy_low": low,
                     "accuracy_high": high,

@@ -6,7 +6,6 @@ import numpy as np
 
 from dlm_jax.evaluation import stats
 from dlm_jax.evaluation.run import Summary
-from dlm_jax.samplers import short_spec
 
 
 def markdown(rows: Sequence[Sequence[str]], num_text_columns: int = 1) -> str:
@@ -46,8 +45,10 @@ def accuracy(results: Sequence[Summary]) -> str:
     """Accuracy, forwards and speed of samplers on a task.
 
     `tokens` are those written at blanks, without EOS and what follows it. `time` is the
-    time of the calls without compilation.
+    time of the calls without compilation. `whole-row forwards` are those of the NFE
+    that did not use the cache; the column is there if a cache is.
     """
+    has_cache = any(result.cache != "none" for result in results)
     rows = [
         [
             "sampler",
@@ -57,6 +58,7 @@ def accuracy(results: Sequence[Summary]) -> str:
             "95 % interval",
             "NFE",
             "NFE quantiles 10-50-90 %",
+            *(["whole-row forwards"] if has_cache else []),
             "tokens / forward",
             "tokens / s",
             "time, s",
@@ -68,13 +70,14 @@ def accuracy(results: Sequence[Summary]) -> str:
         quantiles = np.quantile(result.nfe, [0.1, 0.5, 0.9])
         rows.append(
             [
-                short_spec(result.sampler),
+                result.label,
                 str(int(result.is_correct.sum())),
                 str(result.is_correct.size),
                 f"{result.is_correct.mean():.1%}",
                 f"{low:.1%} - {high:.1%}",
                 f"{result.nfe.mean():.2f}",
                 " - ".join(f"{q:.0f}" for q in quantiles),
+                *([f"{result.num_whole.mean():.2f}"] if has_cache else []),
                 f"{result.tokens_per_forward:.2f}",
                 f"{result.num_tokens.sum() / result.seconds:.0f}",
                 f"{result.seconds:.1f}",
@@ -121,7 +124,7 @@ def paired(results: Sequence[Summary]) -> str:
         low, high = stats.ratio_interval(*nfe)
         rows.append(
             [
-                short_spec(own.sampler),
+                own.label,
                 points(difference),
                 between(interval),
                 *counts,

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
-from dlm_jax import samplers
+from dlm_jax import caches, samplers
 from dlm_jax.core.canvas import Generation, Prompts
 from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.keys import row_keys
@@ -37,23 +37,76 @@ class Rule:
         () where any value does, because the recorded code ignores it.
       is_wide: the recorded code takes the softmax in float64, whatever the model's
         dtype; otherwise in the model's.
+      cache: spec of the cache plan.
+      early_stop: see `Options`.
     """
 
     spec: str
     accepted: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     is_wide: bool = False
+    cache: str = "none"
+    early_stop: bool = True
 
+
+# Given a threshold, Fast-dLLM's loop never reads its steps.
+_FAST_DLLM = {"steps": (), "remasking": ("low_confidence",), "factor": (None,)}
+# SDAR's two loops: what they are called with beside what a rule takes.
+_SDAR = {"strategy": ()}
 
 RULES = {
     "low_confidence": Rule(
         "low_confidence(schedule=linear(steps={steps}))",
         {"remasking": ("low_confidence",), "confidence_eos_eot_inf": (False,)},
     ),
-    # Given a threshold, Fast-dLLM's loop never reads its steps.
-    "threshold": Rule(
-        "threshold(threshold={threshold})",
-        {"steps": (), "remasking": ("low_confidence",), "factor": (None,)},
+    "threshold": Rule("threshold(threshold={threshold})", _FAST_DLLM, is_wide=True),
+    "threshold_prefix_cache": Rule(
+        "threshold(threshold={threshold})", _FAST_DLLM, is_wide=True, cache="prefix"
+    ),
+    "threshold_dual_cache": Rule(
+        "threshold(threshold={threshold})", _FAST_DLLM, is_wide=True, cache="dual"
+    ),
+    "low_confidence_prefix_cache": Rule(
+        "low_confidence(schedule=linear(steps={steps}))",
+        {"remasking": ("low_confidence",), "threshold": (None,), "factor": (None,)},
         is_wide=True,
+        cache="prefix",
+    ),
+    "low_confidence_dual_cache": Rule(
+        "low_confidence(schedule=linear(steps={steps}))",
+        {"remasking": ("low_confidence",), "threshold": (None,), "factor": (None,)},
+        is_wide=True,
+        cache="dual",
+    ),
+    "factor_prefix_cache": Rule(
+        "factor_released(factor={factor})", {}, is_wide=True, cache="prefix"
+    ),
+    "factor_dual_cache": Rule(
+        "factor_released(factor={factor})", {}, is_wide=True, cache="dual"
+    ),
+    "sdar_low_confidence_static": Rule(
+        "low_confidence(schedule=quota(steps={denoising_steps}))",
+        _SDAR,
+        cache="block",
+        early_stop=False,
+    ),
+    "sdar_low_confidence_dynamic": Rule(
+        "dynamic(threshold={threshold}, schedule=quota(steps={denoising_steps}))",
+        _SDAR,
+        cache="block",
+        early_stop=False,
+    ),
+    # All confidences are 1 there: every position is above the threshold.
+    "sdar_low_confidence_dynamic_topk1": Rule(
+        "dynamic(threshold=0.0, schedule=quota(steps={denoising_steps}))",
+        {**_SDAR, "threshold": ()},
+        cache="block",
+        early_stop=False,
+    ),
+    "sdar_sequential": Rule(
+        "left_to_right(schedule=quota(steps={denoising_steps}))",
+        _SDAR,
+        cache="block",
+        early_stop=False,
     ),
     "factor": Rule("factor_released(factor={factor})", is_wide=True),
     "entropy_bound": Rule("entropy_bound(gamma={gamma}, error_proxy={error_proxy!r})"),
@@ -72,6 +125,8 @@ _COMMON = {
     "stop_ids",
     "suppressed_ids",
     "deferred_ids",
+    "cache",
+    "early_stop",
     "logits_dtype",
     "probability_dtype",
     # Both of them, in traces of version 0.1.
@@ -161,6 +216,8 @@ def _refuse_unknown(
 def _options(trace: Trace, denoiser: Denoiser, params: PyTree) -> Options:
     """How the recorded call generated, apart from its rule."""
     recorded = trace.params
+    # A run of this package says itself what a released program does by its nature.
+    rule = RULES[trace.sampler] if "spec" not in recorded else Rule(recorded["spec"])
     if recorded.get("temperature"):
         raise UnavailableError(
             f"temperature {recorded['temperature']}: random draws cannot be repeated"
@@ -170,11 +227,11 @@ def _options(trace: Trace, denoiser: Denoiser, params: PyTree) -> Options:
             f"trace {trace.name}: mask_id ({recorded['mask_id']}) must be the "
             f"checkpoint's ({denoiser.mask_id})"
         )
-    gen_length = recorded["gen_length"]
-    block_length = recorded.get("block_length", gen_length)
-    if "spec" in recorded:
-        # Our rows may have fewer blanks than gen_length; the last block is then short.
-        gen_length = -(-gen_length // block_length) * block_length
+    # Rows may have fewer blanks than gen_length, and the last block then be short; those
+    # of block diffusion are longer than asked for, up to their last block's end.
+    num_blanks = trace.canvas.shape[1] - trace.prompt.shape[1]
+    block_length = recorded.get("block_length", recorded["gen_length"])
+    gen_length = -(-num_blanks // block_length) * block_length
     suppressed = tuple(recorded.get("suppressed_ids", ()))
     if recorded.get("logits_eos_inf"):
         suppressed += (denoiser.eos_id,)
@@ -185,7 +242,7 @@ def _options(trace: Trace, denoiser: Denoiser, params: PyTree) -> Options:
     if "spec" not in recorded and model_dtype.itemsize < 4:
         # The released samplers take logits, and some the softmax, in the model's dtype.
         logits_dtype = logits_dtype or model_dtype.name
-        if not RULES[trace.sampler].is_wide:
+        if not rule.is_wide:
             probability_dtype = probability_dtype or model_dtype.name
     return Options(
         gen_length=gen_length,
@@ -194,6 +251,8 @@ def _options(trace: Trace, denoiser: Denoiser, params: PyTree) -> Options:
         stop_ids=tuple(recorded.get("stop_ids", ())),
         suppressed_ids=suppressed,
         deferred_ids=tuple(recorded.get("deferred_ids", ())),
+        cache=caches.parse(recorded.get("cache", rule.cache)),
+        early_stop=recorded.get("early_stop", rule.early_stop),
         logits_dtype=logits_dtype,
         probability_dtype=probability_dtype,
         has_trajectory=trace.canvases != FINAL_ONLY,
@@ -282,30 +341,47 @@ def compare(trace: Trace, generation: Generation, row: int = 0) -> Comparison:
     """
     length = trace.canvas.shape[1]
     nfe = int(np.asarray(generation.num_steps)[row])
+    recorded = _filled(trace, generation, row)
     divergence = None
     if trace.canvases == FINAL_ONLY:
         ours = np.asarray(generation.tokens)[row, :length]
-        different = np.flatnonzero(trace.canvas[0] != ours)
+        different = np.flatnonzero(recorded[0] != ours)
         if different.size:
             i = int(different[0])
-            tokens = int(trace.canvas[0, i]), int(ours[i])
+            tokens = int(recorded[0, i]), int(ours[i])
             divergence = Divergence(None, i, *tokens, label="unlocated")
         return Comparison(trace.nfe, nfe, divergence)
     if generation.trajectory is None:
         raise InputError("generation must have its trajectory")
     canvas = np.asarray(generation.trajectory.canvas)[row, : nfe + 1, :length]
-    shared = min(len(canvas), len(trace.canvas))
-    different = canvas[:shared] != trace.canvas[:shared]
+    shared = min(len(canvas), len(recorded))
+    different = canvas[:shared] != recorded[:shared]
     steps = np.flatnonzero(different.any(axis=1))
     if steps.size:
         k = int(steps[0])
         i = int(np.flatnonzero(different[k])[0])
         # Canvas k shows what forward k - 1 decided.
-        tokens = int(trace.canvas[k, i]), int(canvas[k, i])
+        tokens = int(recorded[k, i]), int(canvas[k, i])
         divergence = Divergence(max(k - 1, 0), i, *tokens)
     elif nfe != trace.nfe:
         divergence = Divergence(shared - 1, None, None, None)
     return Comparison(trace.nfe, nfe, divergence)
+
+
+def _filled(trace: Trace, generation: Generation, row: int) -> Int[np.ndarray, "s l"]:
+    """The recorded canvases, the output filled up as it is here.
+
+    SDAR's programs leave what follows the block of a stop masked. Here a stop fills it.
+    """
+    rule = RULES.get(trace.sampler)
+    if "spec" in trace.params or rule is None or rule.early_stop:
+        return trace.canvas
+    recorded = np.array(trace.canvas)
+    ours = np.asarray(generation.tokens)[row, : recorded.shape[1]]
+    is_filler = np.asarray(generation.commit_step)[row, : recorded.shape[1]] < 0
+    is_left = (recorded[-1] == trace.params["mask_id"]) & is_filler
+    recorded[-1] = np.where(is_left, ours, recorded[-1])
+    return recorded
 
 
 def _gap(

@@ -1,9 +1,10 @@
 """Recorded runs, canvas by canvas: load, save, record.
 
 A trace is two files: `RUN.json` (sampler, params, checkpoint, nfe, batch, origin,
-canvases) and `RUN.npz` with `prompt` [1, p] and `canvas` [nfe + 1, p + gen_length],
-int32. `canvas[k]` is what the model saw at forward k, the last one the output. Runs
-whose forwards did not show the whole canvas (cached ones) hold the output only.
+canvases) and `RUN.npz` with `prompt` [1, p] and `canvas` [nfe + 1, l], int32, where l
+is p + gen_length or, for block diffusion, that rounded up to whole blocks. `canvas[k]`
+is what stood there at forward k, the last one the output. Some runs with a cache hold
+the output only.
 
 Runs of the released PyTorch samplers in this format (made by `torch_llada`) are what
 the samplers here are checked against (by `replay`).
@@ -20,13 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from dlm_jax import files, samplers
+from dlm_jax import caches, files, samplers
 from dlm_jax.core.canvas import Generation, Prompts
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.errors import InputError
 
 ALL_CANVASES = "before every forward, then final"
+# The same, of programs whose output may be cut.
+ALL_THEN_OUTPUT = "before every forward, then the output"
 FINAL_ONLY = "final only"
 
 
@@ -43,9 +46,9 @@ class Trace:
       nfe: forwards of the model.
       batch: rows of the recorded call; always 1.
       origin: which code made it.
-      canvases: ALL_CANVASES or FINAL_ONLY.
+      canvases: ALL_CANVASES, ALL_THEN_OUTPUT or FINAL_ONLY.
       prompt: int32 [1, p].
-      canvas: int32 [nfe + 1, p + gen_length]; [1, p + gen_length] if final only.
+      canvas: int32 [nfe + 1, l], l at least p + gen_length; [1, l] if final only.
     """
 
     name: str
@@ -84,10 +87,11 @@ def checked(**fields: Any) -> Trace:
                 f"trace {name}: {field} must be of type {kind.__name__}, got "
                 f"{type(value).__name__}"
             )
-    if fields["canvases"] not in (ALL_CANVASES, FINAL_ONLY):
+    kinds = (ALL_CANVASES, ALL_THEN_OUTPUT, FINAL_ONLY)
+    if fields["canvases"] not in kinds:
         raise InputError(
             f"trace {name}: canvases ({fields['canvases']!r}) must be "
-            f"{ALL_CANVASES!r} or {FINAL_ONLY!r}"
+            + " or ".join(map(repr, kinds))
         )
     if fields["batch"] != 1:
         raise InputError(f"trace {name}: batch ({fields['batch']}) must be 1")
@@ -106,11 +110,13 @@ def checked(**fields: Any) -> Trace:
             )
     prompt, canvas = fields["prompt"], fields["canvas"]
     num_rows = 1 if fields["canvases"] == FINAL_ONLY else fields["nfe"] + 1
-    wanted = (num_rows, prompt.shape[1] + gen_length)
-    if prompt.shape[0] != 1 or canvas.shape != wanted:
+    width = prompt.shape[1] + gen_length
+    is_short = canvas.shape[0] != num_rows or canvas.shape[1] < width
+    if prompt.shape[0] != 1 or is_short:
         raise InputError(
             f"trace {name}: prompt {list(prompt.shape)} and canvas "
-            f"{list(canvas.shape)} must be [1, p] and [{num_rows}, p + {gen_length}]"
+            f"{list(canvas.shape)} must be [1, p] and [{num_rows}, p + {gen_length}] "
+            "or wider"
         )
     if (canvas[:, : prompt.shape[1]] != prompt).any():
         raise InputError(f"trace {name}: every canvas must start with the prompt")
@@ -258,6 +264,8 @@ def record(
     params: dict[str, Any] = {
         "spec": spec,
         "gen_length": length - start,
+        "cache": caches.to_spec(options.cache),
+        "early_stop": options.early_stop,
         "block_length": options.block_length or options.gen_length,
         "temperature": float(options.temperature or 0),
         "guidance": float(options.guidance or 0),

@@ -19,7 +19,8 @@ class Output:
       text: the continuation up to its stop; of an infilling the whole text. Masks are
         shown where the row is not complete.
       tokens: int32 [n]; the generated tokens, of a continuation up to its stop.
-      nfe: forwards that the row took part in.
+      nfe: forwards that the row took part in, of any kind.
+      num_whole: of those, forwards of the whole row; all without a cache.
       num_tokens: how many of `tokens` were written; masks do not count.
       commit_step: int32 [n]; the forward that wrote each token; -1 at masks.
       confidence: float32 [n]; the probability of each token when it was written; 0 at
@@ -35,6 +36,7 @@ class Output:
     text: str
     tokens: Int32[np.ndarray, "n"]
     nfe: int
+    num_whole: int
     num_tokens: int
     commit_step: Int32[np.ndarray, "n"]
     confidence: Float32[np.ndarray, "n"]
@@ -71,13 +73,17 @@ def read_output(
     trajectory = None
     if filled.trajectory is not None:
         nfe = int(filled.num_steps[row])
-        steps = jax.tree.map(lambda x: x[row, :nfe, :size], filled.trajectory)
+        # Some arrays are of steps, others of steps and positions.
+        trajectory = jax.tree.map(
+            lambda x: x[(row, slice(nfe), slice(size))[: x.ndim]], filled.trajectory
+        )
         canvas = filled.trajectory.canvas[row, : nfe + 1, :size]
-        trajectory = dataclasses.replace(steps, canvas=canvas)
+        trajectory = dataclasses.replace(trajectory, canvas=canvas)
     return Output(
         text=codec.decode(encoded, tokens),
         tokens=new,
         nfe=int(filled.num_steps[row]),
+        num_whole=int(filled.num_whole[row]),
         num_tokens=int((new != codec.mask_id).sum()),
         commit_step=np.asarray(filled.commit_step[row, places], np.int32),
         confidence=np.asarray(filled.confidence[row, places], np.float32),

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
+from dlm_jax import caches
+from dlm_jax.core.cache import CachePlan
 from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
 
@@ -24,6 +26,13 @@ class Settings(TypedDict, total=False):
       suppressed_ids: more tokens of probability 0.
       deferred_ids: more tokens that are committed last.
       stop_ids: tokens that end a continuation; the checkpoint's by default.
+      early_stop: a stop ends its row at once, the default; if not, its block is
+        finished first.
+      cache: a cache plan or its spec, such as "dual(refresh_every=8)"; "none", the
+        default, computes the whole row in every forward.
+      num_refreshed: rows that are computed whole in one iteration beside the others'
+        steps, see `Options`. Changes a result at most by rounding.
+      staleness: measure what the cache changes, into the trajectory.
       max_steps: bound on a row's forwards; the sampler's own by default.
       logits_dtype: what logits are rounded to, see `Options`.
       probability_dtype: what probabilities are rounded to, see `Options`.
@@ -43,6 +52,10 @@ class Settings(TypedDict, total=False):
     suppressed_ids: Sequence[int]
     deferred_ids: Sequence[int]
     stop_ids: Sequence[int]
+    early_stop: bool
+    cache: CachePlan | str
+    num_refreshed: int | None
+    staleness: bool
     max_steps: int | None
     logits_dtype: Any
     probability_dtype: Any
@@ -68,7 +81,7 @@ def options_of(
         the settings name none.
 
     Raises:
-      InputError: for a keyword that is no setting.
+      InputError: for a keyword that is no setting, or a wrong cache.
     """
     unknown = settings.keys() - Settings.__annotations__.keys()
     if unknown:
@@ -85,8 +98,11 @@ def options_of(
         suppressed += (eos_id,)
     if own.pop("defer_stops", False):
         deferred += tuple(stop_ids)
+    cache = own.pop("cache", "none")
     return Options(
         gen_length=gen_length,
+        cache=caches.parse(cache) if isinstance(cache, str) else cache,
+        has_staleness=own.pop("staleness", False),
         suppressed_ids=suppressed,
         deferred_ids=deferred,
         stop_ids=tuple(own.pop("stop_ids", stop_ids)),

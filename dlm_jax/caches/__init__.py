@@ -1,0 +1,37 @@
+"""Cache plans, one file each, and their specs: `dual(refresh_every=8)`."""
+
+from dlm_jax.caches.block import Block
+from dlm_jax.caches.dual import Dual
+from dlm_jax.caches.prefix import Prefix
+from dlm_jax.core.cache import CachePlan
+from dlm_jax.core.spec import Specs
+
+CACHES: dict[str, type[CachePlan]] = {
+    "none": CachePlan,
+    "prefix": Prefix,
+    "dual": Dual,
+    "block": Block,
+}
+_SPECS = Specs(
+    kind="cache", base=CachePlan, known=CACHES, example="dual(refresh_every=8)"
+)
+
+__all__ = ["CACHES", "Block", "Dual", "Prefix", "parse", "to_spec"]
+
+
+def parse(spec: str) -> CachePlan:
+    """Reads a cache plan from its spec, as `samplers.parse` reads a sampler.
+
+    Raises:
+      InputError: for an unknown name or field, with the known ones, a bad value, or a
+        module that does not import.
+
+    >>> parse("dual(refresh_every=8)").refresh_every
+    8
+    """
+    return _SPECS.parse(spec)
+
+
+def to_spec(plan: CachePlan) -> str:
+    """The spec that `parse` reads back, without fields at their defaults."""
+    return _SPECS.write(plan, is_short=True)

@@ -230,20 +230,20 @@ class Trajectory:
     Attributes:
       canvas: int32 [b, s + 1, l]; canvas[:, k] is what forward k saw; from the row's
         num_steps on, the final tokens.
-      kind: int32 [b, s]; the `core.cache.Kind` of each forward, -1 where there is none.
       log_prob: float [b, s, l]; of the candidates; -inf outside the region.
       commit: bool [b, s, l].
       remask: bool [b, s, l].
+      kind: int32 [b, s]; the `core.cache.Kind` of each forward, -1 where there is none.
       staleness: float [b, s] or None; the largest error of a candidate's
         log-probability that the cache makes, over the positions that could be committed
         (`Options.has_staleness`). 0 after forwards of the whole row.
     """
 
     canvas: HostArray
-    kind: HostArray
     log_prob: HostArray
     commit: HostArray
     remask: HostArray
+    kind: HostArray = ABSENT
     staleness: HostArray | None = None
 
 

@@ -184,7 +184,7 @@ def _record(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
         record = json.loads(line)
         if all(map(isinstance, key(record), (str, str, int, int))):
             return record
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         pass
     shown = line.decode(errors="replace")
     raise InputError(

@@ -227,8 +227,8 @@ def _options(trace: Trace, denoiser: Denoiser, params: PyTree) -> Options:
             f"trace {trace.name}: mask_id ({recorded['mask_id']}) must be the "
             f"checkpoint's ({denoiser.mask_id})"
         )
-    # Rows may have fewer blanks than gen_length, and the last block then be short; those
-    # of block diffusion are longer than asked for, up to their last block's end.
+    # Rows may have fewer blanks than gen_length, and the last block then be short.
+    # Those of block diffusion are longer than asked for, up to their last block's end.
     num_blanks = trace.canvas.shape[1] - trace.prompt.shape[1]
     block_length = recorded.get("block_length", recorded["gen_length"])
     gen_length = -(-num_blanks // block_length) * block_length

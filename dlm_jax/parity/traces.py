@@ -111,12 +111,15 @@ def checked(**fields: Any) -> Trace:
     prompt, canvas = fields["prompt"], fields["canvas"]
     num_rows = 1 if fields["canvases"] == FINAL_ONLY else fields["nfe"] + 1
     width = prompt.shape[1] + gen_length
-    is_short = canvas.shape[0] != num_rows or canvas.shape[1] < width
-    if prompt.shape[0] != 1 or is_short:
+    # Block diffusion fills whole blocks.
+    may_be_wider = fields["canvases"] == ALL_THEN_OUTPUT
+    is_wrong = canvas.shape[0] != num_rows or canvas.shape[1] < width
+    is_wrong |= canvas.shape[1] > width and not may_be_wider
+    if prompt.shape[0] != 1 or is_wrong:
         raise InputError(
             f"trace {name}: prompt {list(prompt.shape)} and canvas "
-            f"{list(canvas.shape)} must be [1, p] and [{num_rows}, p + {gen_length}] "
-            "or wider"
+            f"{list(canvas.shape)} must be [1, p] and [{num_rows}, p + {gen_length}]"
+            + (" or wider" if may_be_wider else "")
         )
     if (canvas[:, : prompt.shape[1]] != prompt).any():
         raise InputError(f"trace {name}: every canvas must start with the prompt")

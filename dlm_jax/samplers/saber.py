@@ -97,10 +97,13 @@ class Saber(Sampler):
             num_back = jnp.maximum(1, (num_drafted / self.mu).astype(jnp.int32))
             num_back = jnp.minimum(num_back, num_drafted - 1)
             drop = held - state.previous
-            remask = select.top_k(drop, is_committed & canvas.is_open, num_back)
+            may_fall = is_committed & canvas.is_open & prediction.is_known
+            remask = select.top_k(drop, may_fall, num_back)
+        # With a cache a step tells nothing of positions outside its window.
+        seen = jnp.where(draft, doubt, held)
         state = SaberState(
             committed=jnp.where(draft, doubt, state.committed),
-            previous=jnp.where(draft, doubt, held),
+            previous=jnp.where(prediction.is_known, seen, state.previous),
         )
         return state, Decision(draft, remask)
 

@@ -89,6 +89,7 @@ class SaberReleased(Sampler):
         # wait that the loop defers.
         num_masks = jnp.sum(canvas.is_open & canvas.is_mask)
         may_rewrite = canvas.is_valid & ~canvas.is_mask & (num_masks < self.n)
+        may_rewrite &= prediction.is_known
         score = jnp.where(canvas.is_eligible, -doubt, -2)
         best = select.top_k(score, canvas.is_eligible | may_rewrite, jnp.int32(self.n))
         num_above = jnp.sum(above)
@@ -99,12 +100,14 @@ class SaberReleased(Sampler):
         count = jnp.maximum(self.n, num_above)
         num_back = jnp.minimum(jnp.maximum(self.n // 2, -(-count // 8)), count - 1)
         fall = doubt - state.previous
-        remask = select.top_k(fall, is_decided & state.has_previous, num_back)
+        may_fall = is_decided & state.has_previous & prediction.is_known
+        remask = select.top_k(fall, may_fall, num_back)
         state = SaberReleasedState(
             committed=jnp.where(draft, doubt, state.committed),
             was_committed=state.was_committed | draft,
-            previous=doubt,
-            has_previous=is_reached,
+            # With a cache a step tells nothing of positions outside its window.
+            previous=jnp.where(prediction.is_known, doubt, state.previous),
+            has_previous=jnp.where(prediction.is_known, is_reached, state.has_previous),
         )
         return state, Decision(
             commit=draft & canvas.is_editable, remask=remask & ~is_block_full

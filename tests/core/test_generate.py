@@ -368,23 +368,6 @@ def test_guidance_does_not_hide_what_a_view_appends():
     np.testing.assert_allclose(confidence(1.0), confidence(0.0), rtol=1e-5)
 
 
-def test_cache_is_carried_from_forward_to_forward():
-    class Counting(TableDenoiser):
-        """Its cache counts forwards and favours the token of that number."""
-
-        def init_cache(self, params, batch_size, length):
-            return jnp.zeros(batch_size, jnp.int32)
-
-        def denoise(self, params, view, region, cache):
-            favoured = jax.nn.one_hot(cache, VOCAB)[:, None] * 50
-            return params[region] + favoured, cache + 1
-
-    prompts = prompts_of([2], 6, vocab_size=9)
-    denoiser = Counting(mask_id=MASK)
-    result = run("left_to_right", prompts, Options(gen_length=6), table(8), denoiser)
-    np.testing.assert_array_equal(result.tokens[0, 2:], np.arange(6))
-
-
 @pytest.mark.parametrize("spec", ["entropy", "entropy_bound(gamma=0.5)"])
 def test_deferred_tokens_wait_under_entropy_too(spec):
     prompts = prompts_of([1], 6, vocab_size=9)

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,45 +142,6 @@ def test_512_rows_in_32_slots(spec):
     print(f"{spec}: {iterations} iterations, at most {bound:.1f}; NFE {nfe.mean():.2f}")
     gain = seconds[1] / seconds[0]
     print(f"{seconds[0]:.1f} s, in batches {seconds[1]:.1f} s: {gain:.2f} times")
-
-
-@flax.struct.dataclass
-class CountingDenoiser(TableDenoiser):
-    """Counts the forwards of each slot in its cache, and shows the count as a token.
-
-    Under guidance the halves of the batch start at different counts.
-    """
-
-    def init_cache(self, params, batch_size, length):
-        return {"forwards": jnp.arange(batch_size, dtype=jnp.int32) // 2}
-
-    def denoise(self, params, view, region, cache):
-        forwards = cache["forwards"]
-        logits = jax.nn.one_hot(forwards, params.shape[-1])[:, None]
-        logits = jnp.broadcast_to(logits, (*region.shape, params.shape[-1]))
-        return 9.0 * logits, {"forwards": forwards + 1}
-
-
-@pytest.mark.parametrize("guidance", [0.0, 0.5])
-def test_a_new_row_finds_the_cache_as_it_starts(guidance):
-    """Rows of different lengths: the two slots are refilled one at a time."""
-    denoiser = CountingDenoiser(mask_id=11, eos_id=10)
-    blanks = [4, 1, 3, 2]
-    parts = [prompts_of([1], num, width=5, vocab_size=9) for num in blanks]
-    prompts = stack(parts)
-    result = loop.generate(
-        denoiser,
-        jnp.zeros((5, 12)),
-        samplers.parse("left_to_right"),
-        prompts,
-        row_keys(0, np.arange(4)),
-        Options(4, guidance=guidance, num_slots=2),
-    )
-    assert len(set(np.asarray(result.last_iteration))) > 2
-    # With guidance 0.5 and counts c and u the logits are 1.5 c - 0.5 u: c wins.
-    for row, num in enumerate(blanks):
-        written = result.tokens[row, 1 : 1 + num]
-        np.testing.assert_array_equal(written, np.arange(num))
 
 
 def test_thresholds_of_their_own_go_with_the_rows():

@@ -85,8 +85,10 @@ def test_seeds_change_only_what_is_random(model, tmp_path):
 def test_table_counts(tmp_path):
     summary = evaluation.Summary(
         sampler="entropy_bound(gamma=0.1, error_proxy='entropy')",
+        cache="none",
         is_correct=np.array([[True, True, False, True]]),
         nfe=np.array([[2.0, 4.0, 4.0, 10.0]]),
+        num_whole=np.array([[2.0, 4.0, 4.0, 10.0]]),
         num_tokens=np.array([[10.0, 10.0, 10.0, 10.0]]),
         seconds=2.0,
         compile_seconds=1.0,
@@ -103,7 +105,16 @@ def test_table_of_pairs_is_on_the_same_examples(num_seeds):
     def summary(sampler, rights, nfe):
         is_correct = np.tile(np.array([rights], bool), (num_seeds, 1))
         nfe = np.full(is_correct.shape, nfe)
-        return evaluation.Summary(sampler, is_correct, nfe, nfe, 1.0, 1.0)
+        return evaluation.Summary(
+            sampler=sampler,
+            cache="none",
+            is_correct=is_correct,
+            nfe=nfe,
+            num_whole=nfe,
+            num_tokens=nfe,
+            seconds=1.0,
+            compile_seconds=1.0,
+        )
 
     table = tables.paired(
         [

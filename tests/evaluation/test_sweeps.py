@@ -29,12 +29,14 @@ NFE = {"bound": (2.0, 4.0), "random": (16.0, 4.0)}
 def made():
     results = [
         Summary(
-            samplers.canonical_spec(spec),
-            np.arange(10)[None] < right,
-            np.full((1, 10), nfe),
-            np.ones((1, 10)),
-            1.0,
-            0.0,
+            sampler=samplers.canonical_spec(spec),
+            cache="none",
+            is_correct=np.arange(10)[None] < right,
+            nfe=np.full((1, 10), nfe),
+            num_whole=np.full((1, 10), nfe),
+            num_tokens=np.ones((1, 10)),
+            seconds=1.0,
+            compile_seconds=0.0,
         )
         for name, specs in CURVES.items()
         for spec, right, nfe in zip(specs, RIGHT[name], NFE[name], strict=True)

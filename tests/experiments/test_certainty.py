@@ -28,6 +28,8 @@ def test_ties_are_counted_among_the_blanks_that_are_left():
     result = Generation(
         tokens=canvas[:, -1],
         num_steps=np.array([3]),
+        num_whole=np.array([3]),
+        num_stores=np.array([0]),
         last_iteration=np.array([3]),
         commit_step=canvas[:, -1],
         confidence=log_prob[:, -1],

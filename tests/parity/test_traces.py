@@ -120,6 +120,8 @@ def _run() -> tuple[Prompts, Generation]:
     generation = Generation(
         tokens=final,
         num_steps=np.array([3, 2], np.int32),
+        num_whole=np.array([3, 2], np.int32),
+        num_stores=np.zeros(2, np.int32),
         last_iteration=np.array([2, 1], np.int32),
         commit_step=np.zeros((2, 6), np.int32),
         confidence=np.zeros((2, 6), np.float32),

@@ -1,0 +1,482 @@
+"""Caches in the loop, against a plain Python loop on a model that sees stale tokens.
+
+The model has two layers, so that what it keeps of a column depends on tokens that
+change later. A refresh, a window or a store that is missing, or one too many, changes
+what is written.
+"""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import DATA, TABLE, infilling_of, prompts_of, stack, take_rows
+
+from dlm_jax import caches, checkpoints, models, samplers
+from dlm_jax.core import loop
+from dlm_jax.core.cache import CachePlan, Kind
+from dlm_jax.core.keys import row_keys
+from dlm_jax.core.options import Options
+from dlm_jax.errors import InputError
+
+MASK, EOS, VOCAB, BLOCK, GEN = 11, 10, 12, 4, 12
+CODES = 17
+PLANS = ["none", "prefix", "dual", "dual(refresh_every=2)", "prefix(refresh_every=1)"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """A model of two layers whose caches are integers.
+
+    The first keeps the token of each column, the second a code: of the column's token
+    and of all tokens that it sees. The logits of column i are own[i] plus, for every
+    column j that it sees, the row of seen[j] of that column's code, turned by i - j.
+    params is (own [l, v], seen [l, CODES, v]).
+    """
+
+    is_block_causal: bool = False
+    shift: int = 0
+    mask_id: int = MASK
+    eos_id: int = EOS
+    max_length: int = 64
+    model_axis: None = None
+
+    def init_cache(self, params, batch_size, length):
+        # What is never written must never be read.
+        return tuple(jnp.full((batch_size, length, 1), x, jnp.int32) for x in (7, 5))
+
+    def sources(self, region):
+        return jnp.maximum(region - self.shift, 0)
+
+    def denoise(self, params, view, region, cache):
+        own, seen = params
+        num_rows, length = view.tokens.shape
+        everything = jnp.arange(length)
+        columns = view.columns
+        if columns is None:
+            columns = jnp.broadcast_to(everything, (num_rows, length))
+        rows = jnp.arange(num_rows)[:, None]
+        has_cache = bool(jax.tree.leaves(cache))
+        empty = jnp.zeros((num_rows, length), jnp.int32)
+        first, second = (x[..., 0] for x in cache) if has_cache else (empty, empty)
+
+        visible = jnp.broadcast_to(
+            view.visibility, (num_rows, columns.shape[1], length)
+        )
+        if self.is_block_causal:
+            block = columns // view.block_length
+            visible &= everything // view.block_length <= block[..., None]
+        shown = jnp.take_along_axis(view.tokens, columns, axis=1, mode="clip")
+        first = first.at[rows, columns].set(shown, mode="drop")
+        weighed = first * (everything + 1)
+        code = 3 * shown + jnp.sum(jnp.where(visible, weighed[:, None], 0), axis=-1)
+        second = second.at[rows, columns].set(code % CODES, mode="drop")
+
+        # The further away a column, the more its row is turned.
+        turn = (columns[..., None] - everything) % VOCAB
+        entries = (jnp.arange(VOCAB) + turn[..., None]) % VOCAB  # [b, w, l, v]
+        added = jnp.take_along_axis(
+            seen[everything, second][:, None], entries, axis=-1, mode="clip"
+        )
+        logits = own[jnp.clip(columns, 0, length - 1)]
+        logits += jnp.sum(jnp.where(visible[..., None], added, 0), axis=2)
+        hidden = jnp.take_along_axis(logits, region[..., None], axis=1, mode="clip")
+        return hidden, (first[..., None], second[..., None]) if has_cache else ()
+
+    def head(self, params):
+        return jnp.eye(VOCAB)
+
+
+def params_of(length, seed=0):
+    rng = np.random.default_rng(seed)
+    own = rng.normal(size=(length, VOCAB))
+    return own, 0.3 * rng.normal(size=(length, CODES, VOCAB))
+
+
+def batch(width=26):
+    """Continuations, short ones, an infilling, and a row with nothing to do."""
+    return stack(
+        [
+            prompts_of([1, 9, 6], GEN, width=width, vocab_size=9),
+            prompts_of([5], 7, width=width, vocab_size=9),
+            infilling_of(9, 17, width=width, vocab_size=9),
+            prompts_of([8], 0, width=width, vocab_size=9),
+        ]
+    )
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+class Eager:
+    """One row in plain Python: which columns are computed is written out here."""
+
+    def __init__(self, model, params, prompts, row, block_length=BLOCK):
+        self.model, self.params, self.block_length = model, params, block_length
+        self.length = int(np.asarray(prompts.is_valid)[row].sum())
+        is_blank = np.asarray(prompts.is_blank)[row]
+        self.blanks = np.flatnonzero(is_blank)
+        self.tokens = np.where(is_blank, MASK, np.asarray(prompts.tokens)[row])
+        self.first = np.full(len(is_blank), 7)
+        self.second = np.full(len(is_blank), 5)
+        self.kinds = []
+
+    def seen_by(self, i):
+        """The columns that one may see."""
+        size = self.block_length
+        return [
+            j
+            for j in range(self.length)
+            if not self.model.is_block_causal or j // size <= i // size
+        ]
+
+    def compute(self, kind, columns):
+        """Runs columns through the model."""
+        self.kinds.append(int(kind))
+        for i in columns:
+            self.first[i] = self.tokens[i]
+        codes = {
+            i: 3 * self.tokens[i]
+            + sum(self.first[j] * (j + 1) for j in self.seen_by(i))
+            for i in columns
+        }
+        for i, code in codes.items():
+            self.second[i] = code % CODES
+
+    def logits(self, i):
+        """The logits of a column."""
+        own, seen = self.params
+        total = own[i].copy()
+        for j in self.seen_by(i):
+            total += seen[j, self.second[j]][(np.arange(VOCAB) + i - j) % VOCAB]
+        return total
+
+    def confidences(self, positions):
+        """The best token of each position and its probability."""
+        found = {}
+        for i in positions:
+            logits = self.logits(max(i - self.model.shift, 0))
+            p = np.exp(logits - logits.max())
+            p /= p.sum()
+            p[MASK] = 0
+            found[i] = int(p.argmax()), p.max()
+        return found
+
+    def commit(self, positions, threshold):
+        """Writes what is above the threshold, and always the best."""
+        masked = [i for i in positions if self.tokens[i] == MASK]
+        found = self.confidences(masked)
+        best = max(found, key=lambda i: (found[i][1], -i))
+        for i, (token, probability) in found.items():
+            if i == best or probability >= threshold:
+                self.tokens[i] = token
+
+
+def fast_dllm(eager, plan, threshold, refresh_every):
+    """Fast-dLLM's loops (arXiv:2505.22618), with refreshes added."""
+    everything = range(eager.length)
+    for start in range(0, len(eager.blanks), eager.block_length):
+        block = eager.blanks[start : start + eager.block_length]
+        window = {"prefix": eager.blanks[start:], "dual": block}.get(plan, everything)
+        for step in itertools.count():
+            if (eager.tokens[block] != MASK).all():
+                break
+            is_whole = plan == "none" or step == 0
+            is_whole |= bool(refresh_every) and step % refresh_every == 0
+            if is_whole:
+                eager.compute(Kind.REFRESH, everything)
+            else:
+                eager.compute(Kind.STEP, window)
+            # Dream's first masked position is predicted by the column before it, which
+            # only a whole forward computes.
+            known = [
+                i
+                for i in block
+                if is_whole or max(i - eager.model.shift, 0) in set(window)
+            ]
+            eager.commit(known, threshold)
+
+
+def sdar(eager, threshold):
+    """SDAR's loop: blocks count columns, and finished ones are stored."""
+    size = eager.block_length
+    first = eager.blanks[0] // size
+    if first > 0:
+        eager.compute(Kind.PREFILL, range(eager.length))
+    for index in range(first, eager.blanks[-1] // size + 1):
+        block = range(index * size, min(index * size + size, eager.length))
+        while (eager.tokens[list(block)] == MASK).any():
+            eager.compute(Kind.STEP, block)
+            eager.commit(list(block), threshold)
+        eager.compute(Kind.STORE, block)
+
+
+def generate(model, params, prompts, sampler="threshold(threshold=0.4)", **options):
+    return loop.generate(
+        model,
+        params,
+        samplers.parse(sampler) if isinstance(sampler, str) else sampler,
+        prompts,
+        row_keys(0, np.arange(len(prompts.tokens))),
+        Options(GEN, BLOCK, has_trajectory=True, **options),
+    )
+
+
+def assert_is(result, row, eager):
+    """A row of a result is what the plain loop did."""
+    length = len(eager.kinds)
+    assert result.num_steps[row] == length
+    kinds = result.trajectory.kind[row]
+    assert kinds[:length].tolist() == eager.kinds
+    assert (kinds[length:] == -1).all()
+    whole = [kind in (Kind.REFRESH, Kind.PREFILL) for kind in eager.kinds]
+    assert result.num_whole[row] == sum(whole)
+    assert result.num_stores[row] == eager.kinds.count(Kind.STORE)
+    np.testing.assert_array_equal(
+        result.tokens[row, : eager.length], eager.tokens[: eager.length]
+    )
+
+
+@pytest.mark.parametrize("num_refreshed", [1, 2, 6])
+@pytest.mark.parametrize("spec", PLANS)
+def test_approximate_caches_equal_a_plain_loop(spec, num_refreshed):
+    """Six rows in three slots, whatever is computed beside what."""
+    params, prompts, model = params_of(26), batch(), Memory()
+    plan = caches.parse(spec)
+    every = int(getattr(plan, "refresh_every", 0))
+    result = generate(
+        model,
+        params,
+        prompts,
+        cache=plan,
+        num_slots=3,
+        num_refreshed=num_refreshed,
+    )
+    assert result.is_complete.all()
+    for row in range(5):
+        eager = Eager(model, params, prompts, row)
+        fast_dllm(eager, spec.partition("(")[0], 0.4, every)
+        assert_is(result, row, eager)
+    assert result.num_steps[5] == 0
+
+
+def test_plans_differ_on_this_model():
+    """Or the test above could not fail."""
+    params, prompts = params_of(26), batch()
+    tokens = {
+        spec: np.asarray(
+            generate(Memory(), params, prompts, cache=caches.parse(spec)).tokens
+        ).tobytes()
+        for spec in ("none", "prefix", "dual", "dual(refresh_every=2)")
+    }
+    assert len(set(tokens.values())) == 4
+
+
+@pytest.mark.parametrize("num_refreshed", [1, 6])
+@pytest.mark.parametrize("num_slots", [1, 3, 6])
+def test_the_exact_cache_equals_a_plain_loop_and_full_forwards(
+    num_slots, num_refreshed
+):
+    params, prompts = params_of(26), batch()
+    model = Memory(is_block_causal=True)
+    options = {"num_slots": num_slots, "num_refreshed": num_refreshed}
+    cached = generate(model, params, prompts, cache=caches.Block(), **options)
+    full = generate(model, params, prompts, **options)
+    assert cached.is_complete.all()
+    np.testing.assert_array_equal(cached.tokens, full.tokens)
+    np.testing.assert_array_equal(
+        cached.num_steps - cached.num_whole - cached.num_stores, full.num_steps
+    )
+    for row in range(5):
+        eager = Eager(model, params, prompts, row)
+        sdar(eager, 0.4)
+        assert_is(cached, row, eager)
+        # Blocks of this model count columns, and those without a blank take no forward.
+        blocks = np.unique(eager.blanks // BLOCK)
+        first = np.flatnonzero(full.trajectory.commit[row].any(axis=1))
+        assert full.num_steps[row] == len(first) >= len(blocks)
+
+
+@pytest.mark.parametrize("spec", ["none", "prefix", "dual"])
+def test_a_position_without_its_source_in_the_window_waits(spec):
+    """Models that predict a position from the column before it (Dream)."""
+    params, prompts = params_of(26), batch()
+    # An infilling's blanks are not adjacent: fewer of their sources are in the window.
+    prompts = take_rows(prompts, [0, 1, 2, 3])
+    model = Memory(shift=1)
+    result = generate(
+        model, params, prompts, cache=caches.parse(spec), max_steps=40, num_slots=2
+    )
+    for row in range(4):
+        eager = Eager(model, params, prompts, row)
+        if spec == "none":
+            fast_dllm(eager, spec, 0.4, 0)
+            assert_is(result, row, eager)
+            continue
+        # The first position of a block is known after whole forwards only.
+        trajectory = result.trajectory
+        for k in range(int(result.num_steps[row])):
+            first = eager.blanks[[r for r in range(0, len(eager.blanks), BLOCK)]]
+            if trajectory.kind[row, k] == Kind.STEP and spec == "dual":
+                assert not trajectory.commit[row, k, first].any()
+
+
+def test_a_stop_ends_a_row_at_once_or_with_its_block():
+    """What follows the stop in its block stays where early_stop is off."""
+    own = np.full((12, VOCAB), -9.0)
+    own[:, 3] = 0
+    own[5] = [5.0 if token == 8 else 0.0 for token in range(VOCAB)]
+    params = own, np.zeros((12, CODES, VOCAB))
+    prompts = prompts_of([4], 8, vocab_size=9)
+    common = {"sampler": "left_to_right", "stop_ids": (8,)}
+    for model, plan, num in (
+        (Memory(), CachePlan(), (2, 4)),
+        (Memory(), caches.Dual(), (2, 4)),
+        # Two steps; and a prefill, four steps and a store.
+        (Memory(is_block_causal=True), caches.Block(), (3, 6)),
+    ):
+        at_once, later = (
+            loop.generate(
+                model,
+                params,
+                samplers.parse(common["sampler"]),
+                prompts,
+                row_keys(0, np.arange(1)),
+                Options(8, 4, stop_ids=(8,), cache=plan, early_stop=early),
+            )
+            for early in (True, False)
+        )
+        assert (at_once.num_steps[0], later.num_steps[0]) == num
+        assert at_once.tokens[0, 4:].tolist() == [3, 8, *[EOS] * 6]
+        assert later.tokens[0, 4:].tolist() == [3, 8, 3, 3, *[EOS] * 4]
+        assert later.is_complete[0]
+
+
+class TakesBack(samplers.LowConfidence):
+    """In the first step of the second block, takes back the first blank."""
+
+    needs = ()
+    may_remask = True
+
+    def region(self, canvas):
+        return canvas.blanks
+
+    def step(self, key, state, canvas, prediction):
+        state, decision = super().step(key, state, canvas, prediction)
+        is_time = (canvas.block == 1) & (canvas.block_step == 0)
+        first = jnp.arange(canvas.length) == canvas.blanks[0]
+        return state, dataclasses.replace(decision, remask=first & is_time)
+
+
+@pytest.mark.parametrize("spec", ["prefix", "dual"])
+def test_a_mask_outside_the_window_is_refreshed(spec):
+    """Or nobody would ever fill it."""
+    prompts = prompts_of([3], GEN, width=26, vocab_size=9)
+    plan = caches.parse(spec)
+    result = generate(
+        Memory(), params_of(26), prompts, TakesBack(), cache=plan, max_steps=20
+    )
+    assert result.is_complete.all()
+    trajectory = result.trajectory
+    (step,) = np.flatnonzero(trajectory.remask[0].any(axis=1))
+    filled = trajectory.commit[0, :, 3]
+    (_, again) = np.flatnonzero(filled)
+    assert again > step
+    assert (trajectory.kind[0, step : again + 1] == Kind.REFRESH).all()
+    assert (trajectory.kind[0] == Kind.STEP).any()
+
+
+def test_staleness_is_the_error_of_the_log_probabilities():
+    params, prompts, model = params_of(26), batch(), Memory()
+    result = generate(
+        model, params, prompts, cache=caches.Dual(), has_staleness=True, num_slots=2
+    )
+    trajectory = jax.device_get(result.trajectory)
+    is_whole = trajectory.kind == Kind.REFRESH
+    np.testing.assert_allclose(trajectory.staleness[is_whole], 0, atol=1e-12)
+    largest = 0.0
+    for row in range(5):
+        eager = Eager(model, params, prompts, row)
+        for k in range(int(result.num_steps[row])):
+            eager.tokens = trajectory.canvas[row, k]
+            eager.compute(Kind.REFRESH, range(eager.length))
+            is_open = trajectory.log_prob[row, k] > -np.inf
+            places = np.flatnonzero(is_open & (eager.tokens == MASK))[:BLOCK]
+            errors = []
+            for i in places:
+                logits = eager.logits(i)
+                exact = logits - np.log(np.exp(logits).sum())
+                # Which token the cached forward had is known where it was written.
+                if trajectory.commit[row, k, i]:
+                    token = trajectory.canvas[row, k + 1, i]
+                    errors.append(abs(exact[token] - trajectory.log_prob[row, k, i]))
+            assert trajectory.staleness[row, k] >= max(errors) - 1e-9
+            largest = max(largest, *errors)
+    assert largest > 0.1
+
+
+def test_what_a_model_cannot_have_is_refused():
+    params, prompts = params_of(26), batch()
+    with pytest.raises(InputError, match=r"cache \(Block\) must be of a model"):
+        generate(Memory(), params, prompts, cache=caches.Block())
+    with pytest.raises(InputError, match="has_staleness must be used with a cache"):
+        generate(Memory(), params, prompts, has_staleness=True)
+    with pytest.raises(InputError, match=r"num_refreshed \(0\) must be at least 1"):
+        generate(Memory(), params, prompts, cache=caches.Dual(), num_refreshed=0)
+    with pytest.raises(InputError, match="refresh_every"):
+        caches.parse("dual(refresh_every=-1)")
+    with pytest.raises(InputError, match=r"cache \(triple\) must be one of none"):
+        caches.parse("triple")
+
+
+# The contract, for every sampler and every plan, on a transformer in float64.
+
+
+@pytest.fixture(scope="module")
+def llada():
+    with jax.enable_x64(True):
+        path = DATA / "checkpoints" / "tiny_kv2_seed3"
+        yield models.as_denoiser(checkpoints.load(path, "float64"))
+
+
+@pytest.mark.parametrize("plan", ["prefix", "dual(refresh_every=3)"])
+@pytest.mark.parametrize("spec", TABLE)
+def test_a_row_does_not_depend_on_what_else_is_in_flight(llada, spec, plan):
+    """Alone, at another padding, and in slots that are refreshed two at a time."""
+    denoiser, params = llada
+    prompts = batch(26)
+    prompts = dataclasses.replace(prompts, tokens=prompts.tokens % 9 + 20)
+
+    def run(prompts, ids, **options):
+        return loop.generate(
+            denoiser,
+            params,
+            samplers.parse(spec),
+            prompts,
+            row_keys(3, np.asarray(ids)),
+            Options(
+                GEN,
+                BLOCK,
+                temperature=0.7,
+                cache=caches.parse(plan),
+                **options,
+            ),
+        )
+
+    queued = run(prompts, range(6), num_slots=3, num_refreshed=2)
+    wide = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 6))), take_rows(prompts, [2]))
+    for other, rows in (
+        (run(prompts, range(6), num_refreshed=1), range(6)),
+        (run(wide, [2]), [2]),
+    ):
+        for i, row in enumerate(rows):
+            assert other.num_steps[i] == queued.num_steps[row]
+            assert other.num_whole[i] == queued.num_whole[row]
+            np.testing.assert_array_equal(other.tokens[i, :26], queued.tokens[row])
+    assert queued.is_complete.all()
+    assert (queued.num_whole < queued.num_steps)[:5].any()

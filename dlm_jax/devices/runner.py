@@ -26,6 +26,7 @@ from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.loop import FOREVER, begin, finish, proceed
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
+from dlm_jax.core.slots import Queue
 from dlm_jax.devices.mesh import make_mesh, shardings
 from dlm_jax.models import ModuleDenoiser, as_denoiser, registry
 from dlm_jax.models.family import ModelConfig
@@ -366,14 +367,19 @@ class ModelParallel(Parallel):
         self._params = jax.device_put(params, shardings(specs, mesh))
         rows = jax.P("data")
         own = dataclasses.replace(denoiser, model_axis="model")
+        # Of a cache, each device of a group has its own heads.
+        parts = dict.fromkeys((field.name for field in dataclasses.fields(Queue)), rows)
+        queue_specs = Queue(**{**parts, "cache": jax.P("data", None, None, "model")})
 
-        def mapped(function: Callable, in_specs: tuple, donated: tuple = ()) -> Any:
+        def mapped(
+            function: Callable, in_specs: tuple, out_specs: Any, donated: tuple = ()
+        ) -> Any:
             return jax.jit(
                 jax.shard_map(
                     function,
                     mesh=mesh,
                     in_specs=in_specs,
-                    out_specs=rows,
+                    out_specs=out_specs,
                     # The loop's carry is the same on all devices of a group, but only
                     # because they compute the same: nothing that could be checked.
                     check_vma=False,
@@ -391,8 +397,12 @@ class ModelParallel(Parallel):
             return _with_axis(proceed(own, params, options, todo, queue, until))
 
         one = jax.P()
-        self._begin = mapped(begin_group, (specs, rows, rows, rows, one))
-        self._proceed = mapped(proceed_group, (specs, one, rows, rows, one), (3,))
+        self._begin = mapped(
+            begin_group, (specs, rows, rows, rows, one), (rows, queue_specs)
+        )
+        self._proceed = mapped(
+            proceed_group, (specs, one, rows, queue_specs, one), queue_specs, (3,)
+        )
 
     def _split(self, rows: HostArray) -> HostArray:
         return rows

@@ -37,8 +37,8 @@ class Cache:
       values: [b, m, g, k] of each layer.
     """
 
-    keys: tuple[Float[Array, "b m g k"], ...]
-    values: tuple[Float[Array, "b m g k"], ...]
+    keys: tuple[Any, ...]
+    values: tuple[Any, ...]
 
 
 def empty(

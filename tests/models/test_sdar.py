@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from dlm_jax import checkpoints
 from dlm_jax.errors import InputError
-from dlm_jax.models import registry, sdar
+from dlm_jax.models import layers, registry, sdar
 from dlm_jax.models.sdar import SDAR, SDARConfig, sdar_8b, sdar_tiny
 
 _GOLDEN = Path(__file__).parents[1] / "data" / "checkpoints" / "sdar_a"
@@ -148,8 +148,6 @@ def test_a_region_gives_the_same_hidden_states():
 
 def test_norms_multiply_before_they_round():
     """As the released kernel does; LLaDA's order gives other bfloat16 numbers."""
-    from dlm_jax.models import layers
-
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((64, 24)), jnp.bfloat16)
     weight = jnp.asarray(rng.uniform(0.5, 2, 24), jnp.bfloat16)
@@ -163,12 +161,21 @@ def test_norms_multiply_before_they_round():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_logits_have_the_dtype_of_the_parameters(dtype):
+def test_all_is_in_the_dtype_of_the_parameters(dtype, monkeypatch):
+    """Rotations too, which LLaDA has in float32."""
+    rotate, rotated = layers.rotate, []
+
+    def recorded(x, sin, cos):
+        rotated.append((x.dtype, sin.dtype, cos.dtype))
+        return rotate(x, sin, cos)
+
+    monkeypatch.setattr(layers, "rotate", recorded)
     abstract = nnx.eval_shape(lambda: SDAR(sdar_tiny(), rngs=nnx.Rngs(0), dtype=dtype))
     graph, state = nnx.split(abstract)
     tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     logits = jax.eval_shape(lambda s, t: nnx.merge(graph, s)(t), state, tokens)
     assert (logits.shape, logits.dtype) == ((1, 4, 120), dtype)
+    assert {*rotated} == {(jnp.dtype(dtype),) * 3}
 
 
 def test_the_8b_preset_has_the_published_number_of_parameters():

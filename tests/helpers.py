@@ -26,6 +26,8 @@ TABLE = [
     "entropy(schedule=dream(steps=6))",
     "margin",
     "threshold(threshold=0.3)",
+    "dynamic(threshold=0.2, schedule=quota(steps=3))",
+    "low_confidence(schedule=quota(steps=3))",
     "factor(factor=2.0)",
     "factor_released(factor=2.0)",
     "entropy_bound(gamma=1.0)",

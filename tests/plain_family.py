@@ -1,7 +1,7 @@
 """A second family of models: one file, and one entry in the registry.
 
 Its names in config.json and in the files are Qwen's, its layers are no transformer's: a
-position reads the mean of what it sees.
+position reads the mean of what it sees. With a cache, it reads it there.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dlm_jax.errors import InputError
-from dlm_jax.models import hf_options, layers
+from dlm_jax.models import hf_options, layers, stack
 from dlm_jax.models.family import Family, Module, Weight
 
 _NAMES = {
@@ -73,19 +73,37 @@ class Plain(Module):
     def head(self):
         return self.lm_head[...]
 
-    def hidden(self, tokens, positions, visibility, region=None, model_axis=None):
+    def hidden(
+        self,
+        tokens,
+        positions,
+        visibility,
+        region=None,
+        model_axis=None,
+        cache=None,
+        columns=None,
+    ):
         x = layers.embed(self.embedding[...], tokens, model_axis)
         x = x * (1 + positions[..., None]).astype(x.dtype)
         seen = visibility / jnp.maximum(visibility.sum(-1, keepdims=True), 1)
-        for layer in range(self.config.n_layers):
-            blocks = self.blocks
-            h = layers.rms_norm(x, blocks.norm[...][layer], 1e-6)
-            h = x + (seen.astype(x.dtype) @ h)
-            h = jax.nn.silu(h @ blocks.up_proj[...][layer])
-            x = x + layers.sum_over(model_axis, h @ blocks.down_proj[...][layer])
+
+        def block(x, w, remember):
+            h = layers.rms_norm(x, w["norm"], 1e-6)
+            # One head, whose keys nobody reads.
+            _, values = remember(h[:, :, None], h[:, :, None])
+            h = x + (seen.astype(x.dtype) @ values[:, :, 0])
+            h = jax.nn.silu(h @ w["up_proj"])
+            return x + layers.sum_over(model_axis, h @ w["down_proj"])
+
+        weights = nnx.to_pure_dict(nnx.state(self.blocks))
+        x, cache = stack.run(block, x, weights, cache=cache, columns=columns)
         if region is not None:
             x = jnp.take_along_axis(x, region[..., None], axis=1, mode="clip")
-        return layers.rms_norm(x, jnp.ones(x.shape[-1], x.dtype), 1e-6)
+        return layers.rms_norm(x, jnp.ones(x.shape[-1], x.dtype), 1e-6), cache
+
+    def init_cache(self, batch_size, length, model_axis=None):
+        shape = (batch_size, length, 1, self.config.hidden_size)
+        return stack.empty(self.config.n_layers, shape, self.embedding.dtype)
 
 
 def partition(config, num_parts, axis):

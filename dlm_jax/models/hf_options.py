@@ -1,8 +1,11 @@
-"""Options of a config.json that change what a model computes, for all families."""
+"""Reads a config.json, for all families: its options and the types of its fields."""
 
 import reprlib
+import typing
 from collections.abc import Collection, Mapping
 from typing import Any
+
+from dlm_jax.errors import InputError
 
 # How words begin in the names of options that change what a model computes: of other
 # architectures, of quantized weights, of adapters. The released class stores any field,
@@ -65,6 +68,79 @@ def read_rope(config: Mapping[str, Any]) -> tuple[Any, list[str]]:
             supported = {"rope_type": "default", "rope_theta": theta}
             refused.append(f"{name}={value!r} (supported: {supported!r})")
     return theta, refused
+
+
+def typed(
+    values: Mapping[str, Any],
+    kinds: Mapping[str, Any],
+    names: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The fields of a shape, all of them there and of their types.
+
+    Args:
+      values: of the fields; None where there is none.
+      kinds: the type of each: float takes integers too, and a union with None may be
+        missing.
+      names: what a config.json calls fields that have another name here.
+
+    Returns:
+      The values; an integer where a float is declared becomes one.
+
+    Raises:
+      InputError: naming all fields that are missing, or one of another type.
+    """
+    names = names or {}
+    accepted = {field: typing.get_args(x) or (x,) for field, x in kinds.items()}
+    missing = [
+        names.get(field, field)
+        for field, value in values.items()
+        if value is None and type(None) not in accepted[field]
+    ]
+    if missing:
+        raise InputError("config.json: missing: " + ", ".join(missing))
+    checked = {}
+    for field, (kind, *others) in accepted.items():
+        value = values[field]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) not in (kind, *others):
+            raise InputError(
+                f"config.json: {names.get(field, field)} ({value!r}) must be of type "
+                f"{kind.__name__}"
+            )
+        checked[field] = value
+    return checked
+
+
+def unsupported(
+    config: Mapping[str, Any],
+    *,
+    supported: Mapping[str, tuple[Any, ...]],
+    own: Collection[str],
+    architecture: str,
+    defaults: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """A text for each option of a config.json that a family does not implement.
+
+    Args:
+      config: contents of a config.json.
+      supported: options and the values of each that are implemented.
+      own: names of the family's own fields.
+      architecture: the family's. Other classes have other heads, such as those of
+        classifiers.
+      defaults: what a left-out option means, where it is not the first of its values.
+    """
+    defaults = defaults or {}
+    refused = []
+    for name, accepted in supported.items():
+        value = config.get(name, defaults.get(name, accepted[0]))
+        if value not in accepted:
+            absent = "" if name in config else "the default; "
+            refused.append(f"{name}={value!r} ({absent}supported: {accepted[0]!r})")
+    names = config.get("architectures")
+    if names and not any(str(name).endswith(architecture) for name in names):
+        refused.append(f"architectures={names!r} (supported: {[architecture]})")
+    return refused + changing(config, {*own, *supported})
 
 
 def changing(config: Mapping[str, Any], own: Collection[str]) -> list[str]:

@@ -1,21 +1,72 @@
-"""Building blocks shared by the denoisers: RMSNorm, embedding, rotary angles."""
+"""Building blocks shared by the denoisers: norms, embeddings, rotary angles, MLP."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dlm_jax.errors import InputError
+from dlm_jax.models.family import ModelConfig
+
 
 def rms_norm(
-    x: Float[Array, "*n d"], weight: Float[Array, "d"], eps: float
+    x: Float[Array, "*n d"],
+    weight: Float[Array, "d"],
+    eps: float,
+    is_rounded_last: bool = False,
 ) -> Float[Array, "*n d"]:
     """Scales x to unit root mean square over its last axis, then by `weight`.
 
-    The statistics are taken in float32 (or wider) and cast back before the weight is
-    applied, which is the order of LLaDA's released code: in bfloat16 it matters.
+    The statistics are taken in float32 (or wider).
+
+    Args:
+      x: what is scaled.
+      weight: factors, in x's dtype.
+      eps: is added to the mean square.
+      is_rounded_last: True multiplies by the weight before the cast back to x's dtype,
+        as the kernel of SDAR's released code does; False after it, as LLaDA's does. In
+        bfloat16 they differ.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype) * weight
+    scaled = wide * jax.lax.rsqrt(mean_square + eps)
+    if is_rounded_last:
+        return (scaled * weight.astype(wide.dtype)).astype(x.dtype)
+    return scaled.astype(x.dtype) * weight
+
+
+def gated_mlp(
+    x: Float[Array, "n d"],
+    gate: Float[Array, "d f"],
+    up: Float[Array, "d f"],
+    down: Float[Array, "f d"],
+    model_axis: str | None,
+) -> Float[Array, "n d"]:
+    """An MLP with SiLU gates; with a `model_axis`, f are this device's units."""
+    added = (jax.nn.silu(x @ gate) * (x @ up)) @ down
+    return sum_over(model_axis, added)
+
+
+def check_parts(config: ModelConfig, num_parts: int, names: Sequence[str]) -> None:
+    """Checks that the sizes of a model divide among devices.
+
+    Args:
+      config: the shape of the whole model.
+      num_parts: devices that share it.
+      names: of the config's sizes that are divided.
+
+    Raises:
+      InputError: naming the first size that num_parts does not divide.
+    """
+    if num_parts < 1:
+        raise InputError(f"devices that share a model ({num_parts}) must be at least 1")
+    for name in names:
+        if getattr(config, name) % num_parts:
+            raise InputError(
+                f"{name} ({getattr(config, name)}) must be a multiple of the devices "
+                f"that share a model ({num_parts})"
+            )
 
 
 def sum_over(axis: str | None, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:

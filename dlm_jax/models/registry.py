@@ -14,12 +14,12 @@ from jaxtyping import PyTree
 
 from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
-from dlm_jax.models import llada
+from dlm_jax.models import llada, sdar
 from dlm_jax.models.family import Family, ModelConfig, Module
 
 # Of two families with one model_type, the first is meant where a config.json has no
 # `architectures`.
-FAMILIES: tuple[Family, ...] = (llada.FAMILY,)
+FAMILIES: tuple[Family, ...] = (llada.FAMILY, sdar.FAMILY)
 
 
 def find(config: Mapping[str, Any]) -> Family:

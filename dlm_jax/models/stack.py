@@ -33,12 +33,13 @@ class Cache:
     One array per layer: as outputs of a scan they would be written whole at every step.
 
     Attributes:
-      keys: [b, m, g, k] of each layer, rotated.
-      values: [b, m, g, k] of each layer.
+      keys: a tuple of [b, m, g, k] for each layer, rotated.
+      values: a tuple of [b, m, g, k] for each layer.
     """
 
-    keys: tuple[Any, ...]
-    values: tuple[Any, ...]
+    # Transformations put other things than arrays here.
+    keys: Any
+    values: Any
 
 
 def empty(

@@ -1,5 +1,6 @@
 """The samplers, one file per published rule, and their specs."""
 
+from dlm_jax.samplers.dynamic import Dynamic
 from dlm_jax.samplers.entropy import Entropy
 from dlm_jax.samplers.entropy_bound import EntropyBound
 from dlm_jax.samplers.factor import Factor, FactorReleased
@@ -9,7 +10,7 @@ from dlm_jax.samplers.margin import Margin
 from dlm_jax.samplers.random_order import Random
 from dlm_jax.samplers.saber import Saber
 from dlm_jax.samplers.saber_released import SaberReleased
-from dlm_jax.samplers.schedules import Cosine, Dream, Fixed, Linear
+from dlm_jax.samplers.schedules import Cosine, Dream, Fixed, Linear, Quota
 from dlm_jax.samplers.spec import (
     SAMPLERS,
     SCHEDULES,
@@ -26,6 +27,7 @@ __all__ = [
     "SCHEDULES",
     "Cosine",
     "Dream",
+    "Dynamic",
     "Entropy",
     "EntropyBound",
     "Factor",
@@ -35,6 +37,7 @@ __all__ = [
     "Linear",
     "LowConfidence",
     "Margin",
+    "Quota",
     "Random",
     "Saber",
     "SaberReleased",

@@ -76,6 +76,25 @@ class Fixed(Schedule):
         return jnp.asarray(self.k)
 
 
+class Quota(Schedule):
+    """SDAR's schedule (arXiv:2510.06303): equal shares of a block, the remainder first.
+
+    A block of B positions commits B // steps tokens a step, the first B % steps steps
+    one more. B is the block length, however many positions are open, so that a block
+    that is partly given takes fewer steps. (`Linear` divides the blanks.) At least one
+    token.
+
+    Attributes:
+      steps: forwards of each block.
+    """
+
+    steps: int = number(default=4, at_least=1)
+
+    def count(self, canvas: Canvas) -> Int[Array, ""]:
+        is_early = canvas.block_step < canvas.block_length % self.steps
+        return jnp.maximum(canvas.block_length // self.steps + is_early, 1)
+
+
 class Linear(Schedule):
     """LLaDA's schedule (arXiv:2502.09992): equal shares, the remainder first.
 

@@ -10,7 +10,7 @@ from dlm_jax.core.sampler import Sampler
 from dlm_jax.core.spec import Specs
 from dlm_jax.errors import InputError
 from dlm_jax.samplers.ordered import Ordered
-from dlm_jax.samplers.schedules import Cosine, Dream, Fixed, Linear
+from dlm_jax.samplers.schedules import Cosine, Dream, Fixed, Linear, Quota
 
 
 def _snake_case(name: str) -> str:
@@ -40,6 +40,7 @@ SAMPLERS: dict[str, type[Sampler]] = find_samplers()
 
 SCHEDULES: dict[str, type] = {
     "fixed": Fixed,
+    "quota": Quota,
     "linear": Linear,
     "cosine": Cosine,
     "dream": Dream,

@@ -244,6 +244,7 @@ ALL_AT_ONCE = (
     "entropy_bound(gamma=inf)",
     "entropy_bound(gamma=inf, error_proxy='margin')",
     "threshold(threshold=0.0)",
+    "dynamic(threshold=0.0)",
     "factor(factor=inf)",
     "factor_released(factor=99.0)",
     "low_confidence(schedule=fixed(k=6))",

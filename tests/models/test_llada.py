@@ -151,8 +151,8 @@ def test_a_region_gives_the_same_hidden_states():
     visibility = jnp.ones((2, 1, 9), bool)
     region = jnp.asarray([[8, 0, 3], [4, 4, 1]])
     hidden = nnx.jit(LLaDA.hidden)
-    full = hidden(model, tokens, positions, visibility)
-    part = hidden(model, tokens, positions, visibility, region)
+    full, _ = hidden(model, tokens, positions, visibility)
+    part, _ = hidden(model, tokens, positions, visibility, region)
     expected = jnp.take_along_axis(full, region[..., None], axis=1)
     np.testing.assert_allclose(part, expected, atol=1e-6)
 

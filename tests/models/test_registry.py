@@ -17,7 +17,7 @@ from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.devices import runner
 from dlm_jax.errors import InputError
-from dlm_jax.models import llada, registry
+from dlm_jax.models import llada, registry, sdar
 from dlm_jax.samplers.low_confidence import LowConfidence
 from dlm_jax.text.codec import Codec, character_tokenizer
 from dlm_jax.training import loop as training
@@ -54,6 +54,10 @@ def _weights(model):
 )
 def test_a_family_is_found_by_its_architecture_or_its_model_type(families, config):
     assert registry.find(config) is llada.FAMILY
+    other = {"LLaDAModelLM": "SDARForCausalLM", "FSDPLLaDAModelLM": "xSDARForCausalLM"}
+    names = [other[name] for name in config.get("architectures") or ()]
+    config = {**config, "architectures": names, "model_type": "sdar"}
+    assert registry.find(config) is sdar.FAMILY
 
 
 @pytest.mark.parametrize(
@@ -62,27 +66,32 @@ def test_a_family_is_found_by_its_architecture_or_its_model_type(families, confi
         (
             {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
             r"config.json: not supported: architectures=['Qwen2ForCausalLM'] "
-            r"(supported: ['LLaDAModelLM'])",
+            r"(supported: ['LLaDAModelLM', 'SDARForCausalLM'])",
         ),
         (
             {"architectures": "LLaDAModelLM", "model_type": "llada"},
             r"config.json: not supported: architectures='LLaDAModelLM' (supported: "
-            r"['LLaDAModelLM'])",
+            r"['LLaDAModelLM', 'SDARForCausalLM'])",
         ),
         (
             {"architectures": ["LLaDAMoEModelLM"], "model_type": "llada"},
             r"config.json: not supported: architectures=['LLaDAMoEModelLM'] "
-            r"(supported: ['LLaDAModelLM'])",
+            r"(supported: ['LLaDAModelLM', 'SDARForCausalLM'])",
         ),
         (
             {"architectures": ["LLaDAModelLM"], "model_type": "gpt2"},
             r"config.json: model_type ('gpt2') must be one of ['llada']",
         ),
         (
-            {"model_type": "gpt2"},
-            r"config.json: model_type ('gpt2') must be one of ['llada']",
+            {"architectures": ["SDARMoeForCausalLM"], "model_type": "sdar_moe"},
+            r"config.json: not supported: architectures=['SDARMoeForCausalLM'] "
+            r"(supported: ['LLaDAModelLM', 'SDARForCausalLM'])",
         ),
-        ({}, r"config.json: model_type (None) must be one of ['llada']"),
+        (
+            {"model_type": "gpt2"},
+            r"config.json: model_type ('gpt2') must be one of ['llada', 'sdar']",
+        ),
+        ({}, r"config.json: model_type (None) must be one of ['llada', 'sdar']"),
     ],
 )
 def test_an_unknown_model_is_one_line(config, message):

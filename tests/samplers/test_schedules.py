@@ -76,6 +76,17 @@ def test_fixed_takes_k(k):
 
 
 @settings(max_examples=40, deadline=None)
+@given(num_masks=st.integers(1, BLOCK_LENGTH), steps=st.integers(1, 40))
+def test_quota_divides_the_block_whatever_is_open(num_masks, steps):
+    """The shares of a full block, until nothing is left."""
+    counts = _run_block(schedules.Quota(jnp.int32(steps)), num_masks, num_blocks=3)
+    shares = [len(x) for x in np.array_split(np.arange(BLOCK_LENGTH), steps) if len(x)]
+    left = num_masks - np.cumsum([0, *shares])
+    expected = [min(a, b) for a, b in zip(shares, left, strict=False) if b > 0]
+    assert counts == expected
+
+
+@settings(max_examples=40, deadline=None)
 @given(
     num_masks=st.integers(1, BLOCK_LENGTH),
     steps=st.integers(1, 80),

@@ -16,14 +16,16 @@ from dlm_jax import samplers
 from dlm_jax.core.sampler import Sampler, canonical
 from dlm_jax.errors import InputError
 from dlm_jax.samplers import spec as spec_module
-from dlm_jax.samplers.schedules import Cosine, Dream, Fixed, Linear
+from dlm_jax.samplers.schedules import Cosine, Dream, Fixed, Linear, Quota
 
 SCHEDULED = ["random", "left_to_right", "low_confidence", "margin", "entropy"]
-SCHEDULES = ["fixed(k=3)", "linear(steps=7)", "cosine(steps=9)"]
+SCHEDULES = ["fixed(k=3)", "quota(steps=3)", "linear(steps=7)", "cosine(steps=9)"]
 SCHEDULES += ["dream(steps=5, eps=0.01)"]
 SPECS = [
     *(f"{name}(schedule={schedule})" for name in SCHEDULED for schedule in SCHEDULES),
     "threshold(threshold=0.75)",
+    "dynamic(threshold=0.75, schedule=quota(steps=8))",
+    "dynamic(threshold=0.75, schedule=fixed(k=2))",
     "factor(factor=1.5)",
     "factor_released(factor=0.5)",
     *(
@@ -111,6 +113,7 @@ def test_fields_arrive_where_they_are_named():
     assert samplers.parse("entropy_bound(gamma=inf)").gamma == math.inf
     for spec, schedule in [
         ("fixed", Fixed(1)),
+        ("quota(steps=16)", Quota(16)),
         ("linear(steps=16)", Linear(16)),
         ("cosine(steps=3)", Cosine(3)),
         ("dream(eps=0.5, steps=9)", Dream(9, 0.5)),
@@ -132,7 +135,7 @@ def test_spec_of_a_sampler_with_arrays_reads_back():
             "entropy_bound(error_proxy=margin)",
             "must be a literal; if it is a text, in quotes: error_proxy='margin'",
         ),
-        ("sabre", "sampler (sabre) must be one of entropy, entropy_bound, fac"),
+        ("sabre", "sampler (sabre) must be one of dynamic, entropy, entropy_b"),
         ("sabre(n=2)", "sampler (sabre) must be one of"),
         ("samplers.saber(n=2)", "sampler (samplers.saber) must be one of"),
         ("linear(steps=4)", "sampler (linear) must be one of"),
@@ -168,7 +171,7 @@ def test_spec_of_a_sampler_with_arrays_reads_back():
         ("entropy_bound(error_proxy=['entropy'])", "error_proxy (['entropy']) must be"),
         ("saber_released(n=0)", "n (0) must be an integer of at least 1"),
         ("saber_released(n=2.0)", "n (2.0) must be an integer of at least 1"),
-        ("random(schedule=3)", "schedule (3) must be one of fixed, linear, cosine"),
+        ("random(schedule=3)", "schedule (3) must be one of fixed, quota, linear"),
         ("random(schedule=saber(n=2))", "schedule (saber) must be one of fixed"),
         ("random(schedule='linear')", "schedule ('linear') must be one of fixed"),
         ("random(schedule=linear(16))", "write fields as name=value"),

@@ -124,7 +124,13 @@ class LLaDAConfig:
             field that is missing.
         """
         rope_theta, refused = hf_options.read_rope(config)
-        refused += _unsupported(config)
+        refused += hf_options.unsupported(
+            config,
+            supported=_SUPPORTED | _FOREIGN,
+            defaults=_REFUSED_DEFAULTS,
+            own={field.name for field in dataclasses.fields(cls)},
+            architecture=ARCHITECTURE,
+        )
         if refused:
             raise InputError("config.json: not supported: " + ", ".join(refused))
         values: dict[str, Any] = {
@@ -141,17 +147,7 @@ class LLaDAConfig:
             values["d_model"],
         ):
             values["mlp_hidden_size"] = config["mlp_ratio"] * values["d_model"]
-        missing = [name for name, value in values.items() if value is None]
-        if missing:
-            raise InputError("config.json: missing: " + ", ".join(missing))
-        for name, kind in typing.get_type_hints(cls).items():
-            accepted = (int, float) if kind is float else (kind,)
-            if type(values[name]) not in accepted:
-                raise InputError(
-                    f"config.json: {name} ({values[name]!r}) must be of type "
-                    f"{kind.__name__}"
-                )
-        shape = cls(**values)
+        shape = cls(**hf_options.typed(values, typing.get_type_hints(cls)))
         for name, own in _SYNONYMS.items():
             value = getattr(shape, own)
             if config.get(name) not in (None, value):
@@ -178,19 +174,3 @@ class LLaDAConfig:
             "mlp_ratio": 4,
             "use_cache": False,
         }
-
-
-def _unsupported(config: Mapping[str, Any]) -> list[str]:
-    """A text for each option of a config.json that this module does not implement."""
-    refused = []
-    for name, accepted in (_SUPPORTED | _FOREIGN).items():
-        value = config.get(name, _REFUSED_DEFAULTS.get(name, accepted[0]))
-        if value not in accepted:
-            absent = "" if name in config else "the default; "
-            refused.append(f"{name}={value!r} ({absent}supported: {accepted[0]!r})")
-    # Other classes have other heads, such as those of classifiers.
-    names = config.get("architectures")
-    if names and not any(str(name).endswith(ARCHITECTURE) for name in names):
-        refused.append(f"architectures={names!r} (supported: {[ARCHITECTURE]})")
-    own = {field.name for field in dataclasses.fields(LLaDAConfig)}
-    return refused + hf_options.changing(config, own | {*_SUPPORTED})

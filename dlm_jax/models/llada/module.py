@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from dlm_jax.errors import InputError
 from dlm_jax.models import attention, layers, stack
 from dlm_jax.models.attention import Attention
 from dlm_jax.models.family import Module
@@ -149,14 +148,8 @@ def partition(config: LLaDAConfig, num_parts: int, axis: str) -> dict[str, Any]:
     Raises:
       InputError: naming what num_parts does not divide.
     """
-    if num_parts < 1:
-        raise InputError(f"devices that share a model ({num_parts}) must be at least 1")
-    for name in ("n_heads", "n_kv_heads", "mlp_hidden_size", "embedding_size"):
-        if getattr(config, name) % num_parts:
-            raise InputError(
-                f"{name} ({getattr(config, name)}) must be a multiple of the devices "
-                f"that share a model ({num_parts})"
-            )
+    divided = ("n_heads", "n_kv_heads", "mlp_hidden_size", "embedding_size")
+    layers.check_parts(config, num_parts, divided)
     by_column = ("q_proj", "k_proj", "v_proj", "ff_proj", "up_proj")
     whole = ("attn_norm", "ff_norm")
     blocks = dict.fromkeys(by_column, jax.P(None, None, axis))
@@ -221,6 +214,11 @@ def _block(
     added = attended.reshape(b * length, -1) @ w["attn_out"]
     x = x + layers.sum_over(model_axis, added)
     h = layers.rms_norm(x, w["ff_norm"], config.rms_norm_eps)
-    added = (jax.nn.silu(h @ w["ff_proj"]) * (h @ w["up_proj"])) @ w["ff_out"]
-    x = x + layers.sum_over(model_axis, added)
+    x = x + layers.gated_mlp(
+        h,
+        gate=w["ff_proj"],
+        up=w["up_proj"],
+        down=w["ff_out"],
+        model_axis=model_axis,
+    )
     return x.reshape(b, length, d)

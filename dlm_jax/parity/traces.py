@@ -2,7 +2,7 @@
 
 A trace is two files: `RUN.json` (sampler, params, checkpoint, nfe, batch, origin,
 canvases) and `RUN.npz` with `prompt` [1, p] and `canvas` [nfe + 1, l], int32, where l
-is p + gen_length or, for block diffusion, that rounded up to whole blocks. `canvas[k]`
+is p + gen_length or, for block diffusion, what fills whole blocks. `canvas[k]`
 is what stood there at forward k, the last one the output. Some runs with a cache hold
 the output only.
 
@@ -28,7 +28,7 @@ from dlm_jax.core.sampler import Sampler
 from dlm_jax.errors import InputError
 
 ALL_CANVASES = "before every forward, then final"
-# The same, of programs whose output may be cut.
+# How that of programs begins whose output may be cut.
 ALL_THEN_OUTPUT = "before every forward, then the output"
 FINAL_ONLY = "final only"
 
@@ -46,9 +46,10 @@ class Trace:
       nfe: forwards of the model.
       batch: rows of the recorded call; always 1.
       origin: which code made it.
-      canvases: ALL_CANVASES, ALL_THEN_OUTPUT or FINAL_ONLY.
+      canvases: ALL_CANVASES, FINAL_ONLY, or a text that begins as ALL_THEN_OUTPUT.
       prompt: int32 [1, p].
-      canvas: int32 [nfe + 1, l], l at least p + gen_length; [1, l] if final only.
+      canvas: int32 [nfe + 1, l], l = p + gen_length or of whole blocks; [1, l] if
+        final only.
     """
 
     name: str
@@ -88,7 +89,9 @@ def checked(**fields: Any) -> Trace:
                 f"{type(value).__name__}"
             )
     kinds = (ALL_CANVASES, ALL_THEN_OUTPUT, FINAL_ONLY)
-    if fields["canvases"] not in kinds:
+    # Block diffusion fills whole blocks, which may be more or less than gen_length.
+    is_of_blocks = fields["canvases"].startswith(ALL_THEN_OUTPUT)
+    if fields["canvases"] not in kinds and not is_of_blocks:
         raise InputError(
             f"trace {name}: canvases ({fields['canvases']!r}) must be "
             + " or ".join(map(repr, kinds))
@@ -110,16 +113,14 @@ def checked(**fields: Any) -> Trace:
             )
     prompt, canvas = fields["prompt"], fields["canvas"]
     num_rows = 1 if fields["canvases"] == FINAL_ONLY else fields["nfe"] + 1
-    width = prompt.shape[1] + gen_length
-    # Block diffusion fills whole blocks.
-    may_be_wider = fields["canvases"] == ALL_THEN_OUTPUT
-    is_wrong = canvas.shape[0] != num_rows or canvas.shape[1] < width
-    is_wrong |= canvas.shape[1] > width and not may_be_wider
+    num_new = canvas.shape[1] - prompt.shape[1]
+    is_wrong = num_new < 1 if is_of_blocks else num_new != gen_length
+    is_wrong |= canvas.shape[0] != num_rows
     if prompt.shape[0] != 1 or is_wrong:
         raise InputError(
             f"trace {name}: prompt {list(prompt.shape)} and canvas "
-            f"{list(canvas.shape)} must be [1, p] and [{num_rows}, p + {gen_length}]"
-            + (" or wider" if may_be_wider else "")
+            f"{list(canvas.shape)} must be [1, p] and [{num_rows}, p + "
+            + ("1 or more]" if is_of_blocks else f"{gen_length}]")
         )
     if (canvas[:, : prompt.shape[1]] != prompt).any():
         raise InputError(f"trace {name}: every canvas must start with the prompt")

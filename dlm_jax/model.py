@@ -143,7 +143,7 @@ class Model:
         """
         is_one = _is_one(prompts)
         several = cast(Sequence[Prompt], [prompts] if is_one else prompts)
-        rows, options = self._continued(several, gen_length, chat, settings)
+        rows, options = self.continued(several, gen_length, chat, settings)
         outputs = self._run(rows, sampler, options, settings)
         return outputs[0] if is_one else outputs
 
@@ -177,7 +177,7 @@ class Model:
           InputError: naming the argument or the text that does not fit.
         """
         is_one = isinstance(texts, str)
-        rows, options = self._infilled([texts] if is_one else texts, settings)
+        rows, options = self.infilled([texts] if is_one else texts, settings)
         outputs = self._run(rows, sampler, options, settings)
         return outputs[0] if is_one else outputs
 
@@ -209,7 +209,7 @@ class Model:
         """
         if _is_one(prompts):
             raise InputError("prompts must be a list of prompts to stream")
-        rows, options = self._continued(prompts, gen_length, chat, settings)
+        rows, options = self.continued(prompts, gen_length, chat, settings)
         return self.stream_rows(rows, sampler, options, settings)
 
     def stream_rows(
@@ -269,26 +269,53 @@ class Model:
         outputs = dict(self.stream_rows(rows, sampler, options, settings))
         return [outputs[i] for i in range(len(rows))]
 
-    def _continued(
+    def continued(
         self,
         prompts: Sequence[Prompt],
         gen_length: int,
         chat: bool | None,
         settings: Settings,
     ) -> tuple[list[Encoded], Options]:
-        """Rows of prompts to continue, and how to fill them."""
-        options = self.options(gen_length, settings)
-        is_chat = self.codec.has_chat_template if chat is None else chat
-        return self.codec.encode_prompts(prompts, gen_length, is_chat), options
+        """Rows of prompts to continue, and how to fill them; see `generate`.
 
-    def _infilled(
+        Raises:
+          InputError: naming the argument or the prompt that does not fit.
+        """
+        is_chat = self.codec.has_chat_template if chat is None else chat
+        rows = self.codec.encode_prompts(prompts, gen_length, is_chat)
+        options = self.options(gen_length, settings)
+        return prompts_.fit_blocks(rows, options, self.parallel.denoiser)
+
+    def infilled(
         self, texts: Sequence[str], settings: Settings
     ) -> tuple[list[Encoded], Options]:
-        """Rows of texts to infill, and how to fill them."""
+        """Rows of texts to infill, and how to fill them; see `infill`.
+
+        Raises:
+          InputError: naming the argument or the text that does not fit.
+        """
         rows = self.codec.encode_infill(texts)
-        block_length = settings.get("block_length")
+        block_length = self._block_length(settings)
         gen_length = prompts_.gen_length(rows, block_length) if rows else 1
-        return rows, self.options(gen_length, settings)
+        options = self.options(gen_length, settings)
+        return prompts_.fit_blocks(rows, options, self.parallel.denoiser)
+
+    def _block_length(self, settings: Settings) -> int | None:
+        """The one of the settings or else, of a block-causal model, its own.
+
+        Raises:
+          InputError: if such a model does not name one.
+        """
+        given = settings.get("block_length")
+        if given or not self.parallel.denoiser.is_block_causal:
+            return given
+        own = getattr(self.config, "block_size", None)
+        if own is None:
+            raise InputError(
+                "block_length must be given: the model sees blocks, and its config.json "
+                "names no block_size"
+            )
+        return own
 
     def options(self, gen_length: int, settings: Settings) -> Options:
         """The `Options` that settings mean.
@@ -300,7 +327,12 @@ class Model:
         Raises:
           InputError: for a keyword that is no setting.
         """
-        return options_of(settings, gen_length, self.config.eos_token_id, self.stop_ids)
+        block_length = self._block_length(settings)
+        if block_length and self.parallel.denoiser.is_block_causal:
+            # Blanks of such a model fill whole blocks.
+            gen_length = -(-gen_length // block_length) * block_length
+        own = Settings(**settings) | Settings(block_length=block_length)
+        return options_of(own, gen_length, self.config.eos_token_id, self.stop_ids)
 
 
 def sample(

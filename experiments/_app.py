@@ -102,7 +102,7 @@ def drawing(config: ConfigDict) -> Settings:
         guidance=config.guidance,
         suppress_eos=config.suppress_eos,
         defer_stops=config.defer_stops,
-        early_stop=config.get("early_stop", True),
+        early_stop=bool(config.get("early_stop", True)),
     )
 
 

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
         config.sampler,
         config.seeds,
         is_mixed=False,
-        plans=config.get("cache", ("none",)),
+        plans=config.get("cache") or ("none",),
     )
     model, about = asked.load()
 

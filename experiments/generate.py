@@ -29,7 +29,7 @@ from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
 from dlm_jax.tasks.base import BLANK, check_codec
 from dlm_jax.text.output import Output
-from dlm_jax.text.prompts import Encoded, gen_length, read_prompts
+from dlm_jax.text.prompts import Encoded, read_prompts
 from dlm_jax.text.settings import Settings
 from experiments import _app, _report
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     if output:
         files.check_output(output)
     rules = samplers.parse_all(config.sampler)
-    plan = caches.parse(config.cache)
+    plan = caches.parse(config.get("cache") or "none")
     prompts = _PROMPT.value + (read_prompts(_FILE.value) if _FILE.value else [])
     if not prompts:
         for flag in (_INFILL, _CHAT, _LENGTH, _BLOCK):
@@ -151,20 +151,20 @@ def _encode(
 ) -> tuple[list[Encoded], Options]:
     """The prompts as rows with blanks, and how to fill them."""
     settings = _app.drawing(config)
-    settings["cache"] = config.cache
+    settings["cache"] = config.get("cache") or "none"
     if _INFILL.value:
         for flag in (_CHAT, _LENGTH):
             if flag.value:
                 raise InputError(
                     f"{flag.name} is for prompts that are continued, not infilled"
                 )
-        rows = model.codec.encode_infill(prompts)
         settings["block_length"] = _BLOCK.value
-        return rows, model.options(gen_length(rows, _BLOCK.value), settings)
-    is_chat = model.codec.has_chat_template if _CHAT.value is None else _CHAT.value
-    rows = model.codec.encode_prompts(prompts, config.gen_length, is_chat)
+        return model.infilled(prompts, settings)
     settings["block_length"] = config.block_length
-    return rows, model.options(config.gen_length, settings)
+    if model.parallel.denoiser.is_block_causal:
+        # The config's own is LLaDA's; a block-causal model was trained with one.
+        settings["block_length"] = _BLOCK.value
+    return model.continued(prompts, config.gen_length, _CHAT.value, settings)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     config, workdir = asked.config, asked.workdir
     curves = {name: tuple(specs) for name, specs in config.curves.items()}
     specs = [spec for line in curves.values() for spec in line]
-    cache = config.get("cache", "none")
+    cache = config.get("cache") or "none"
     todo = evaluation.lanes(specs, (config.seed,), is_mixed=True, plans=(cache,))
     model, about = asked.load()
     total = len(specs) * config.num_examples

@@ -29,7 +29,7 @@ from dlm_jax.evaluation.records import Key, Log, Manifest
 from dlm_jax.tasks.base import Example, Task
 from dlm_jax.text.codec import Codec
 from dlm_jax.text.output import Output
-from dlm_jax.text.prompts import Encoded
+from dlm_jax.text.prompts import Encoded, fit_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,11 @@ def run(
     """
     _check_sizes(plan, num_examples)
     examples = task.examples(plan.split, num_examples, plan.example_seed)
-    options = task.options(codec, plan.temperature)
+    rows, options = fit_blocks(
+        task.encode(codec, examples),
+        task.options(codec, plan.temperature),
+        parallel.denoiser,
+    )
     directory = pathlib.Path(directory)
     identity = {
         "task": task.name,
@@ -170,7 +174,7 @@ def run(
         task=task,
         plan=plan,
         examples=examples,
-        rows=task.encode(codec, examples),
+        rows=rows,
         options=options,
         manifest=Manifest(directory, identity, asked),
         log=Log(directory),

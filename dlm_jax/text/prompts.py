@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from dlm_jax.core.canvas import Prompts
+from dlm_jax.core.denoiser import Denoiser
+from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
 
 
@@ -101,6 +103,51 @@ def gen_length(rows: Sequence[Encoded], block_length: int | None) -> int:
     """The gen_length that rows of different numbers of blanks need: whole blocks."""
     most = max(int(row.is_blank.sum()) for row in rows)
     return most if not block_length else -(-most // block_length) * block_length
+
+
+def fit_blocks(
+    rows: Sequence[Encoded], options: Options, denoiser: Denoiser
+) -> tuple[list[Encoded], Options]:
+    """Ends the rows of a block-causal model with a whole block, as its programs do.
+
+    Their blocks count columns: a continuation gets up to block_length - 1 blanks more
+    than were asked for. Other models take rows as they are.
+
+    Args:
+      rows: any.
+      options: how to fill them; block_length is given.
+      denoiser: the model.
+
+    Returns:
+      The rows, and options whose gen_length holds their blanks.
+
+    Raises:
+      InputError: if a longer row exceeds the model's context.
+    """
+    if not denoiser.is_block_causal:
+        return list(rows), options
+    size = options.block_length or options.gen_length
+    longer = []
+    for index, row in enumerate(rows):
+        is_longer = row.is_blank.any() and not row.is_infill
+        missing = -row.tokens.size % size if is_longer else 0
+        if row.tokens.size + missing > denoiser.max_length:
+            raise InputError(
+                f"prompt {index}: its last block of {size} ends at column "
+                f"{row.tokens.size + missing}, past the model's context "
+                f"({denoiser.max_length})"
+            )
+        blanks = np.full(missing, denoiser.mask_id, np.int32)
+        longer.append(
+            Encoded(
+                tokens=np.concatenate([row.tokens, blanks]),
+                is_blank=np.concatenate([row.is_blank, np.ones(missing, bool)]),
+                is_infill=row.is_infill,
+            )
+        )
+    most = max(options.gen_length, gen_length(longer, size) if longer else 1)
+    most = -(-most // size) * size
+    return longer, dataclasses.replace(options, gen_length=most, block_length=size)
 
 
 def read_prompts(path: str | os.PathLike) -> list[str]:

@@ -312,8 +312,8 @@ class Model:
         own = getattr(self.config, "block_size", None)
         if own is None:
             raise InputError(
-                "block_length must be given: the model sees blocks, and its config.json "
-                "names no block_size"
+                "block_length must be given: the model is block-causal and its "
+                "config.json names no block_size"
             )
         return own
 

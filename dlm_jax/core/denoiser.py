@@ -1,7 +1,7 @@
 """The interface between the loop and a model."""
 
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Int, PyTree
@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from dlm_jax.core.canvas import View
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """A model as pure functions of its parameters; hashable, static under jit."""
 

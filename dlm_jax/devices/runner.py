@@ -368,8 +368,10 @@ class ModelParallel(Parallel):
         rows = jax.P("data")
         own = dataclasses.replace(denoiser, model_axis="model")
         # Of a cache, each device of a group has its own heads.
-        parts = dict.fromkeys((field.name for field in dataclasses.fields(Queue)), rows)
-        queue_specs = Queue(**{**parts, "cache": jax.P("data", None, None, "model")})
+        names = [field.name for field in dataclasses.fields(Queue)]
+        parts: dict[str, Any] = dict.fromkeys(names, rows)
+        parts["cache"] = jax.P("data", None, None, "model")
+        queue_specs = Queue(**parts)
 
         def mapped(
             function: Callable, in_specs: tuple, out_specs: Any, donated: tuple = ()

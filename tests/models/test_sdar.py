@@ -1,8 +1,4 @@
-"""SDAR's forward against recorded PyTorch logits and transformers' Qwen3; its config.
-
-The recorded checkpoint is cut to the 24 tokens that its logits need: rows of both
-embeddings, and columns of the logits.
-"""
+"""SDAR's forward against recorded PyTorch logits and transformers' Qwen3; its config."""
 
 import dataclasses
 import functools
@@ -196,12 +192,12 @@ def test_a_released_config_is_read():
         head_dim=16,
         n_layers=3,
         mlp_hidden_size=96,
-        embedding_size=24,
+        embedding_size=260,
         max_sequence_length=512,
         rope_theta=1000000.0,
         rms_norm_eps=1e-6,
         weight_tying=False,
-        mask_token_id=23,
+        mask_token_id=259,
         eos_token_id=1,
         block_size=4,
     )
@@ -313,8 +309,8 @@ def test_fields_that_change_nothing_are_accepted(extra):
             r"num_attention_heads \(4\) must be a multiple of num_key_value_heads",
         ),
         (
-            {"mask_token_id": 24},
-            r"mask_token_id \(24\) must be in \[0, vocab_size=24\)",
+            {"mask_token_id": 260},
+            r"mask_token_id \(260\) must be in \[0, vocab_size=260\)",
         ),
         ({"eos_token_id": -1}, r"eos_token_id \(-1\) must be in"),
     ],

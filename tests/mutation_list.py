@@ -29,10 +29,13 @@ SLOTS, NOISE = "dlm_jax/core/slots.py", "dlm_jax/core/noise.py"
 PREDICT, SUMMARY = "dlm_jax/core/predict.py", "dlm_jax/core/summary.py"
 SELECT, SCHEDULES = "dlm_jax/samplers/select.py", "dlm_jax/samplers/schedules.py"
 SABER = "dlm_jax/samplers/saber.py"
+FORWARD, STACK = "dlm_jax/core/forward.py", "dlm_jax/models/stack.py"
+APPROXIMATE, BLOCK = "dlm_jax/caches/approximate.py", "dlm_jax/caches/block.py"
 T_LOOP = ("tests/core/test_generate.py", "tests/core/test_decisions.py")
 T_SLOTS = ("tests/core/test_decisions.py", "tests/core/test_queue.py")
 T_PREDICT = ("tests/core/test_predict.py", "tests/core/test_predict_rounding.py")
 T_SELECT = ("tests/samplers/test_select.py",)
+T_CACHE = ("tests/core/test_cache.py",)
 T_SABER = ("tests/samplers/test_saber.py",)
 
 MUTATIONS = (
@@ -40,15 +43,15 @@ MUTATIONS = (
     Mutation(
         "the draw and the rule share a key",
         LOOP,
-        "for purpose in range(2)",
-        "for purpose in (0, 0)",
+        "_DRAW, _RULE = range(2)",
+        "_DRAW, _RULE = 0, 0",
         ("tests/core/test_decisions.py",),
     ),
     Mutation(
         "every step has the same key",
         LOOP,
-        "jax.vmap(jax.random.fold_in)(keys, rows.step)",
-        "jax.vmap(jax.random.fold_in)(keys, 0 * rows.step)",
+        "draw_keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, _DRAW)",
+        "draw_keys = jax.vmap(jax.random.fold_in, (0, None))(jobs.keys, _DRAW)",
         ("tests/core/test_temperature.py", "tests/core/test_contract.py"),
     ),
     Mutation(
@@ -56,13 +59,6 @@ MUTATIONS = (
         LOOP,
         "jnp.where(rows.is_done, 1, -num_blanks)",
         "jnp.where(rows.is_done, 1, 0 * num_blanks)",
-        ("tests/core/test_queue.py",),
-    ),
-    Mutation(
-        "the cache is not reset",
-        LOOP,
-        "return dataclasses.replace(filled, cache=cache)",
-        "return dataclasses.replace(filled, cache=carry.cache)",
         ("tests/core/test_queue.py",),
     ),
     Mutation(
@@ -163,8 +159,8 @@ MUTATIONS = (
     Mutation(
         "a NaN does not end its row",
         ROW,
-        "is_done=~jnp.any(is_mask) | has_nan | (step >= options.max_steps)",
-        "is_done=~jnp.any(is_mask) | (step >= options.max_steps)",
+        "        | has_nan\n",
+        "",
         ("tests/core/test_generate.py",),
     ),
     Mutation(
@@ -205,22 +201,22 @@ MUTATIONS = (
     Mutation(
         "blocks end one position late",
         ROW,
-        "(row.block + 1) * options.block_length, options.gen_length",
-        "(row.block + 1) * options.block_length + 1, options.gen_length",
+        "block_of = count // options.block_length - first",
+        "block_of = (count - 1) // options.block_length - first",
         ("tests/core/test_generate.py",),
     ),
     Mutation(
         "a block's steps go on counting in the next",
         ROW,
-        "block_step=jnp.where(stays, row.block_step + 1, 0)",
-        "block_step=row.block_step + 1",
+        "block_step=jnp.where(is_over, 0, row.block_step + decides)",
+        "block_step=row.block_step + decides",
         ("tests/samplers/test_schedules.py", "tests/core/test_contract.py"),
     ),
     Mutation(
         "a done row goes on",
-        ROW,
-        "lambda x, y: jnp.where(row.is_done, x, y), row, new",
-        "lambda x, y: y, row, new",
+        FORWARD,
+        "everywhere, ~is_done, cache",
+        "everywhere, jnp.ones_like(is_done), cache",
         ("tests/core/test_generate.py", "tests/core/test_contract.py"),
     ),
     Mutation(
@@ -234,23 +230,16 @@ MUTATIONS = (
     Mutation(
         "a refilled slot keeps the old row's sampler state",
         SLOTS,
-        "slots=_where(is_new, _take(rows, new_ids), queue.slots)",
-        "slots=dataclasses.replace(_where(is_new, _take(rows, new_ids), queue.slots),"
+        "slots=where(is_new, _take(rows, new_ids), queue.slots)",
+        "slots=dataclasses.replace(where(is_new, _take(rows, new_ids), queue.slots),"
         " state=queue.slots.state)",
         T_SLOTS,
     ),
     Mutation(
         "a refilled slot keeps the old row's keys and numbers",
         SLOTS,
-        "jobs=_where(is_new, _take(todo.jobs, new_ids), queue.jobs)",
+        "jobs=where(is_new, _take(todo.jobs, new_ids), queue.jobs)",
         "jobs=queue.jobs",
-        ("tests/core/test_queue.py",),
-    ),
-    Mutation(
-        "the initial cache is repeated, not tiled",
-        SLOTS,
-        "jnp.tile(is_new, num_forwards)",
-        "jnp.repeat(is_new, num_forwards)",
         ("tests/core/test_queue.py",),
     ),
     Mutation(
@@ -444,5 +433,196 @@ MUTATIONS = (
         "progress = (canvas.block_step + 1) / steps",
         "progress = canvas.block_step / steps",
         ("tests/samplers/test_schedules.py",),
+    ),
+    # Caches.
+    Mutation(
+        "a served row is not refreshed",
+        FORWARD,
+        "is_refreshed = jnp.zeros(b, bool).at[ids]",
+        "is_refreshed = jnp.zeros(b, bool).at[ids - 1]",
+        T_CACHE,
+    ),
+    Mutation(
+        "a refresh does not write the cache",
+        FORWARD,
+        'lambda x, y: x.at[both].set(y, mode="drop"), cache, new',
+        "lambda x, y: x, cache, new",
+        T_CACHE,
+    ),
+    Mutation(
+        "a step does not write the cache",
+        FORWARD,
+        "return denoiser.denoise(params, windows, tile(places), cache)",
+        "return denoiser.denoise(params, windows, tile(places), cache)[0], cache",
+        T_CACHE,
+    ),
+    Mutation(
+        "rows that wait take part",
+        FORWARD,
+        "is_served=is_refreshed | is_window",
+        "is_served=~is_done",
+        T_CACHE,
+    ),
+    Mutation(
+        "all positions count as known",
+        FORWARD,
+        "is_known=is_refreshed[:, None] | jnp.any(is_source, axis=-1)",
+        "is_known=jnp.ones(region.shape, bool)",
+        T_CACHE,
+    ),
+    Mutation(
+        "a refreshed row keeps its window's output",
+        FORWARD,
+        "is_refreshed[:, None, None], apart(refreshed), apart(stepped)",
+        "is_refreshed[:, None, None], apart(stepped), apart(stepped)",
+        T_CACHE,
+    ),
+    Mutation(
+        "guidance: both views refresh the first cache",
+        FORWARD,
+        "ids + i * b, num_views * b",
+        "ids, num_views * b",
+        ("tests/core/test_cache.py", "tests/models/test_cache.py"),
+    ),
+    Mutation(
+        "waiting rows are counted from the first on",
+        FORWARD,
+        "order = (jnp.arange(b, dtype=jnp.int32) + turn) % b",
+        "order = jnp.arange(b, dtype=jnp.int32)",
+        T_CACHE,
+        equivalent="which waiting rows are served first changes no result",
+    ),
+    Mutation(
+        "a block's first forward is a step",
+        APPROXIMATE,
+        "is_stale = canvas.block_step % period == 0",
+        "is_stale = canvas.block_step % period == 1",
+        T_CACHE,
+    ),
+    Mutation(
+        "masks outside the window wait",
+        APPROXIMATE,
+        "is_stale |= jnp.any(canvas.is_mask & canvas.is_open & ~is_in_window)",
+        "pass",
+        T_CACHE,
+    ),
+    Mutation(
+        "refresh_every is ignored",
+        APPROXIMATE,
+        "period = jnp.where(self.refresh_every > 0, self.refresh_every, 2**30)",
+        "period = 2**30 + 0 * self.refresh_every",
+        T_CACHE,
+    ),
+    Mutation(
+        "prefix: only the block is recomputed",
+        "dlm_jax/caches/prefix.py",
+        "jnp.arange(canvas.blanks.shape[0])",
+        "jnp.arange(canvas.block_length)",
+        T_CACHE,
+    ),
+    Mutation(
+        "dual: one blank less",
+        "dlm_jax/caches/dual.py",
+        "return canvas.block_blanks",
+        "return canvas.block_blanks[1:]",
+        T_CACHE,
+    ),
+    Mutation(
+        "exact: no prefill",
+        BLOCK,
+        "is_new = (canvas.num_forwards == 0)",
+        "is_new = (canvas.num_forwards < 0)",
+        T_CACHE,
+    ),
+    Mutation(
+        "exact: a prefill without a whole block",
+        BLOCK,
+        "& (canvas.block_column > 0)",
+        "& (canvas.block_column >= 0)",
+        T_CACHE,
+    ),
+    Mutation(
+        "exact: the window starts at the first blank",
+        BLOCK,
+        "canvas.block_column + jnp.arange",
+        "canvas.blanks[0] + jnp.arange",
+        T_CACHE,
+    ),
+    Mutation(
+        "blocks are over before they are stored",
+        ROW,
+        "is_over &= kind == Kind.STORE",
+        "is_over &= kind >= 0",
+        T_CACHE,
+    ),
+    Mutation(
+        "a prefill counts as a step of the sampler",
+        ROW,
+        "step=row.step + decides",
+        "step=row.step + 1",
+        T_CACHE,
+    ),
+    Mutation(
+        "the sampler decides after a prefill",
+        ROW,
+        "& ~has_nan & decides",
+        "& ~has_nan",
+        T_CACHE,
+    ),
+    Mutation(
+        "block-causal blocks count blanks",
+        ROW,
+        "count = column if denoiser.is_block_causal else rank",
+        "count = rank",
+        T_CACHE,
+    ),
+    Mutation(
+        "blocks without blanks are visited without a cache",
+        ROW,
+        "following = jnp.maximum(following, row.block + 1)",
+        "following = row.block + 1",
+        T_CACHE,
+    ),
+    Mutation(
+        "an unfinished block ends with its stop",
+        ROW,
+        "is_tail &= is_over & (frame.block_of > row.block)",
+        "is_tail &= frame.block_of > row.block",
+        T_CACHE,
+    ),
+    Mutation(
+        "what follows the stop in its block is filled",
+        ROW,
+        "is_tail &= is_over & (frame.block_of > row.block)",
+        "is_tail &= is_over",
+        T_CACHE,
+    ),
+    Mutation(
+        "forwards of a part count as whole",
+        ROW,
+        "row.num_whole + Kind.is_whole(kind)",
+        "row.num_whole + 1",
+        T_CACHE,
+    ),
+    Mutation(
+        "keys of a window are not written",
+        STACK,
+        'return cached.at[rows, columns].set(new.astype(cached.dtype), mode="drop")',
+        "return cached",
+        ("tests/models/test_cache.py",),
+    ),
+    Mutation(
+        "unrolled blocks all have the first weights",
+        STACK,
+        "return jax.tree.map(lambda w: w[i], weights)",
+        "return jax.tree.map(lambda w: w[0], weights)",
+        ("tests/models/test_cache.py",),
+    ),
+    Mutation(
+        "Saber forgets what a step does not tell",
+        SABER,
+        "jnp.where(prediction.is_known, seen, state.previous)",
+        "seen",
+        T_CACHE,
     ),
 )

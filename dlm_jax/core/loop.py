@@ -243,7 +243,7 @@ def iteration(
     advanced = advance(
         sampler, rule_keys, frames, rows, canvas, prediction, kind, staleness
     )
-    return queue.where(given.is_served & ~rows.is_done, advanced, rows), given.cache
+    return queue.where(given.is_served, advanced, rows), given.cache
 
 
 # What a step's random numbers are for.

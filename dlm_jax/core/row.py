@@ -254,29 +254,24 @@ def advance(
     canvas = _let_deferred_wait(options, canvas, prediction)
     state, decision = _decide(sampler, key, row, canvas, prediction)
 
-    # The part of the decision that is allowed. Commits may rewrite decided positions.
+    state = jax.tree.map(lambda x, y: jnp.where(decides, x, y), state, row.state)
+
+    # Write the commits that are allowed, then remasks.
     is_free = canvas.is_open & prediction.is_known & ~has_nan & decides
     written = prediction.token if decision.tokens is None else decision.tokens
-    commit = decision.commit & is_free & (canvas.is_eligible | ~row.is_mask)
-    commit &= written != denoiser.mask_id
-    remask = jnp.zeros_like(commit)
-    if decision.remask is not None:
-        remask = decision.remask & is_free & (commit | ~row.is_mask)
-
-    # Write commits, then remasks.
+    commit, remask = _allowed(denoiser, row, canvas, decision, written, is_free)
     tokens = jnp.where(commit, written, row.tokens)
     tokens = jnp.where(remask, denoiser.mask_id, tokens)
     is_mask = (row.is_mask & ~commit) | remask
     commit_step = jnp.where(commit, row.num_forwards, row.commit_step)
-    state = jax.tree.map(lambda x, y: jnp.where(decides, x, y), state, row.state)
+    confidence = jnp.where(commit, jnp.exp(prediction.log_prob), row.confidence)
 
     # A block is over if none of its positions is undecided and it is stored.
     is_over = ~jnp.any(is_mask & canvas.is_open)
     if options.cache.has_store:
         is_over &= kind == Kind.STORE
-    confidence = jnp.where(commit, jnp.exp(prediction.log_prob), row.confidence)
 
-    # A stop with nothing undecided before it ends the row, or its block the row.
+    # A stop with nothing undecided before it ends the row, at once or with its block.
     if options.stop_ids:
         is_tail = _tail(options, frame, tokens, is_mask)
         if not options.early_stop:
@@ -322,19 +317,30 @@ def advance(
         trajectory=row.trajectory,
     )
 
-    # The trajectory.
-    if new.trajectory is not None:
-        recorded = {
-            "kind": kind,
-            "log_prob": prediction.log_prob,
-            "commit": commit,
-            "remask": remask,
-        }
-        if staleness is not None:
-            recorded["staleness"] = staleness
-        new = _record_forward(new, row.num_forwards, recorded)
-        new = _record_canvas(new, new.is_done)
-    return new
+    recorded = {"kind": kind, "commit": commit, "remask": remask}
+    recorded |= {"log_prob": prediction.log_prob, "staleness": staleness}
+    new = _record_forward(new, row.num_forwards, recorded)
+    return _record_canvas(new, new.is_done)
+
+
+def _allowed(
+    denoiser: Denoiser,
+    row: Row,
+    canvas: Canvas,
+    decision: Decision,
+    written: Int[Array, "l"],
+    is_free: Bool[Array, "l"],
+) -> tuple[Bool[Array, "l"], Bool[Array, "l"]]:
+    """The commits and remasks of a decision that are allowed.
+
+    Commits may rewrite decided positions.
+    """
+    commit = decision.commit & is_free & (canvas.is_eligible | ~row.is_mask)
+    commit &= written != denoiser.mask_id
+    remask = jnp.zeros_like(commit)
+    if decision.remask is not None:
+        remask = decision.remask & is_free & (commit | ~row.is_mask)
+    return commit, remask
 
 
 def _tail(
@@ -349,12 +355,15 @@ def _tail(
 
 
 def _record_forward(
-    row: Row, index: Int[Array, ""], recorded: Mapping[str, Array]
+    row: Row, index: Int[Array, ""], recorded: Mapping[str, Array | None]
 ) -> Row:
-    """Writes what is recorded of a forward."""
+    """Writes what is recorded of a forward, if anything is."""
+    if row.trajectory is None:
+        return row
     arrays = {
         name: getattr(row.trajectory, name).at[index].set(value)
         for name, value in recorded.items()
+        if value is not None
     }
     trajectory = dataclasses.replace(row.trajectory, **arrays)
     return dataclasses.replace(row, trajectory=trajectory)

@@ -471,6 +471,7 @@ def test_a_row_does_not_depend_on_what_else_is_in_flight(llada, spec, plan):
                 GEN,
                 BLOCK,
                 temperature=0.7,
+                guidance=0.5,
                 cache=caches.parse(plan),
                 **options,
             ),

@@ -1,4 +1,4 @@
-"""SDAR's forward against recorded PyTorch logits and transformers' Qwen3; its config."""
+"""SDAR against recorded PyTorch logits and transformers' Qwen3; its config."""
 
 import dataclasses
 import functools

@@ -43,12 +43,12 @@ def canvas_of(is_mask=IS_MASK):
     )
 
 
-def step(sampler, state, doubt, held_doubt, canvas=None):
+def step(sampler, state, doubt, held_doubt, canvas=None, is_known=None):
     """One step where candidates and held tokens have these doubts, 1 - probability."""
     prediction = Prediction(
         token=jnp.full(7, 5),
         log_prob=jnp.log1p(-jnp.asarray(doubt, jnp.float32)),
-        is_known=jnp.ones(7, bool),
+        is_known=jnp.ones(7, bool) if is_known is None else jnp.asarray(is_known),
         held_log_prob=jnp.log1p(-jnp.asarray(held_doubt, jnp.float32)),
     )
     state, decision = sampler.step(KEY, state, canvas or canvas_of(), prediction)
@@ -83,6 +83,17 @@ def test_the_largest_drop_goes_back_not_the_least_confident():
     # A rise is no drop, but the smallest rise is the largest of the two.
     _, _, remask = step(Saber(), state, DOUBT, [0.1e-9, 7.9e-9, 1, 1, 1, 1, 1])
     assert remask == [1]
+
+
+def test_what_a_step_does_not_tell_is_neither_taken_back_nor_forgotten():
+    """With a cache, a step knows only its window; here not position 0."""
+    state = state_of(committed=[2e-9, 4e-9], previous=[1e-9, 2e-9])
+    is_known = [False] + [True] * 6
+    held = [1, 3e-9, 1, 1, 1, 1, 1]
+    state, commit, remask = step(Saber(), state, DOUBT, held, is_known=is_known)
+    # Position 0 seems to have lost everything, but only 1 was looked at.
+    assert (commit, remask) == ([2, 3], [1])
+    np.testing.assert_allclose(state.previous[:2], [1e-9, 3e-9], 1e-6)
 
 
 def test_the_n_best_where_the_draft_has_fewer():

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ALL_SPECS, DATA, TABLE, infilling_of, prompts_of, stack, take_rows
+from helpers import DATA, TABLE, infilling_of, prompts_of, stack, take_rows
 
 from dlm_jax import caches, checkpoints, models, samplers
 from dlm_jax.core import loop
@@ -449,10 +449,24 @@ def llada():
         yield models.as_denoiser(checkpoints.load(path, "float64"))
 
 
-@pytest.mark.parametrize("plan", ["prefix", "dual(refresh_every=3)"])
+# Of the others each compiles three programs, which takes minutes for all.
+QUICK = [
+    ("low_confidence", "prefix"),
+    ("saber", "dual(refresh_every=3)"),
+    ("saber_released", "dual(refresh_every=3)"),
+    ("entropy_bound(gamma=1.0)", "dual(refresh_every=3)"),
+]
+
+
 @pytest.mark.parametrize(
-    "spec",
-    [s if s in ALL_SPECS else pytest.param(s, marks=pytest.mark.slow) for s in TABLE],
+    ("spec", "plan"),
+    QUICK
+    + [
+        pytest.param(spec, plan, marks=pytest.mark.slow)
+        for spec in TABLE
+        for plan in ("prefix", "dual(refresh_every=3)")
+        if (spec, plan) not in QUICK
+    ],
 )
 def test_a_row_does_not_depend_on_what_else_is_in_flight(llada, spec, plan):
     """Alone, at another padding, and in slots that are refreshed two at a time."""

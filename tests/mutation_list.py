@@ -482,7 +482,7 @@ MUTATIONS = (
         FORWARD,
         "ids + i * b, num_views * b",
         "ids, num_views * b",
-        ("tests/core/test_cache.py", "tests/models/test_cache.py"),
+        ("tests/core/test_cache.py", "tests/models/test_windows.py"),
     ),
     Mutation(
         "waiting rows are counted from the first on",
@@ -609,14 +609,14 @@ MUTATIONS = (
         STACK,
         'return cached.at[rows, columns].set(new.astype(cached.dtype), mode="drop")',
         "return cached",
-        ("tests/models/test_cache.py",),
+        ("tests/models/test_windows.py",),
     ),
     Mutation(
         "unrolled blocks all have the first weights",
         STACK,
         "return jax.tree.map(lambda w: w[i], weights)",
         "return jax.tree.map(lambda w: w[0], weights)",
-        ("tests/models/test_cache.py",),
+        ("tests/models/test_windows.py",),
     ),
     Mutation(
         "Saber forgets what a step does not tell",

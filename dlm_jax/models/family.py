@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from dlm_jax.errors import InputError
 from dlm_jax.models.stack import Cache
 
 
@@ -131,21 +132,35 @@ class Module(nnx.Module):
         """An empty cache; the heads are this device's own with a `model_axis`."""
 
     def __call__(
-        self, tokens: Int[Array, "b l"], is_valid: Bool[Array, "b l"] | None = None
+        self,
+        tokens: Int[Array, "b l"],
+        is_valid: Bool[Array, "b l"] | None = None,
+        block_length: int | None = None,
     ) -> Float[Array, "b l v"]:
         """Logits of every position, for training and tests.
 
         Args:
           tokens: token ids.
           is_valid: False at padding, which no token attends to; all valid by default.
+          block_length: of a block-causal model; its own by default. Others have none.
 
         Returns:
           Logits over embedding_size entries, in the parameters' dtype.
+
+        Raises:
+          InputError: if a block-causal model has no block length of its own.
         """
         if is_valid is None:
             is_valid = jnp.ones(tokens.shape, bool)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        hidden, _ = self.hidden(tokens, positions, is_valid[:, None, :])
+        visibility = is_valid[:, None, :]
+        if self.is_block_causal:
+            size = block_length or self.config.block_size
+            if size is None:
+                raise InputError("block_length must be given: the config names none")
+            blocks = positions // size
+            visibility = visibility & (blocks[:, :, None] >= blocks[:, None, :])
+        hidden, _ = self.hidden(tokens, positions, visibility)
         return hidden @ self.head.T
 
 

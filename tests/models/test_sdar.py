@@ -49,6 +49,19 @@ def _logits(model, tokens, block_length):
 # --- The forward --------------------------------------------------------------------
 
 
+def test_a_call_hides_later_blocks():
+    """As training and tests call a model; its own blocks have 4 columns."""
+    model = checkpoints.load(_GOLDEN)
+    golden = np.load(_GOLDEN / "logits.npz")
+    tokens = jnp.asarray(golden["input_ids"], jnp.int32)
+    np.testing.assert_allclose(model(tokens), golden["logits_block4"], atol=2e-4)
+    logits = model(tokens, block_length=8)
+    np.testing.assert_allclose(logits, golden["logits_block8"], atol=2e-4)
+    model.config = dataclasses.replace(model.config, block_size=None)
+    with pytest.raises(InputError, match="block_length must be given"):
+        model(tokens)
+
+
 @pytest.mark.parametrize("block_length", [4, 8])
 @pytest.mark.parametrize("is_unrolled", [False, True])
 def test_logits_match_the_released_code(block_length, is_unrolled):

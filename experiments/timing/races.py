@@ -324,7 +324,7 @@ _SPEED = (
     ("dlm_jax rows/s", "rows_per_second", ".2f"),
     ("reference rows/s", "reference_rows_per_second", ".2f"),
     ("speed-up", "ratio", ".2f"),
-    ("speed-up per pair", "ratios", ".2f"),
+    ("speed-up of each pair", "ratios", ".2f"),
     ("dlm_jax tokens/s", "tokens_per_second", ".0f"),
     ("rows", "num_rows", "d"),
     ("identical rows", "num_equal", "d"),
@@ -334,11 +334,15 @@ _GAINS = (
     ("sampler", "sampler", "s"),
     ("length", "length", "d"),
     ("batch", "batch_size", "d"),
-    ("NFE", "nfe", ".1f"),
+    ("mean forwards", "nfe", ".1f"),
     ("busy slots", "busy_slots", ".0%"),
-    ("gain", "gain", ".2f"),
-    ("NFE gain", "nfe_gain", ".2f"),
-    ("gain / NFE gain", "gain_per_nfe_gain", ".2f"),
+    ("gain in rows/s", "gain", ".2f"),
+    ("gain in forwards", "nfe_gain", ".2f"),
+    (
+        "gain in rows/s divided by gain in forwards",
+        "gain_per_nfe_gain",
+        ".2f",
+    ),
 )
 
 

@@ -196,7 +196,7 @@ COLUMNS = (
     ("sampler", "sampler", "s"),
     ("length", "length", "d"),
     ("batch", "batch_size", "d"),
-    ("forward, ms", "forward_ms", ".2f"),
+    ("forward alone, ms", "forward_ms", ".2f"),
     ("step, ms", "step_ms", ".2f"),
     ("step beyond the forward", "beyond_forward", ".1%"),
     ("share of the matmul peak", "of_peak", ".0%"),

@@ -8,10 +8,12 @@ r"""Times the compiled loop against a plain eager PyTorch loop, pair by pair.
 
 Both loops have the same weights, rows and blocks, and run in turn. dlm_jax has a queue
 in front of its slots; PyTorch takes batches of as many rows, on a GPU if it sees one.
-Other references: --reference=batches is dlm_jax without its queue, which shows what the
-queue is worth; --reference=host is dlm_jax's compiled step, called from Python;
---reference=none is nothing. With torch and host, dlm_jax gets the first device only;
-otherwise all of them.
+--torch_compile=default races the same PyTorch loop with its model compiled, too, in a
+row of its own; it is left out where torch.compile does not work, as without a C++
+compiler. Other references: --reference=batches is dlm_jax without its queue, which
+shows what the queue is worth; --reference=host is dlm_jax's compiled step, called from
+Python; --reference=none is nothing. With torch and host, dlm_jax gets the first device
+only; otherwise all of them.
 
 Prints rows per second of both loops, the speed-up of each pair of runs and the median,
 and the number of rows with identical tokens and NFE; each sampler's gain over the first
@@ -28,10 +30,9 @@ import functools
 import itertools
 import os
 import pathlib
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -75,6 +76,12 @@ _REFERENCE = flags.DEFINE_enum(
     "What dlm_jax is raced against, in batches: eager PyTorch, dlm_jax's step driven "
     "from Python, dlm_jax without its queue; or nothing.",
 )
+_TORCH_COMPILE = flags.DEFINE_enum(
+    "torch_compile",
+    None,
+    ["default", "reduce-overhead", "max-autotune"],
+    "Also race PyTorch with its model compiled by torch.compile in this mode.",
+)
 _OUTPUT = _app.define_path("output", None, "JSONL file to write; must not exist.")
 _PROFILE = _app.define_path(
     "profile", None, "Directory for a trace of each sampler and shape; must not exist."
@@ -95,6 +102,8 @@ _OVERRIDES = [
 ]
 
 
+# What fills rows as a reference does, for the options of a race.
+_FillOf = Callable[[Options], races.Fill]
 # Rows and options for a batch size and a gen_length, which examples know themselves.
 _Workload = Callable[[int, int], tuple[Prompts, Options]]
 
@@ -123,18 +132,19 @@ def main(argv: Sequence[str]) -> None:
         prepare(denoiser, rule, *rows)
 
     # What it is raced against, and the devices.
-    fill_of, num_threads = None, None
+    references: dict[str, _FillOf] = {}
+    num_threads = None
     if _REFERENCE.value == "torch":
-        fill_of, num_threads = _torch_loop(model, rules.values(), work)
+        references, num_threads = _torch_loops(model, rules.values(), work)
     devices = jax.local_devices()
     if _REFERENCE.value in ("torch", "host"):
         devices = devices[:1]
     # From here on `model` and `params` are empty: a device holds the weights once.
     parallel = DataParallel(denoiser, params, devices, frees_params=True)
     if _REFERENCE.value == "host":
-        fill_of = functools.partial(races.host_driven, parallel)
+        references["steps from Python"] = functools.partial(races.host_driven, parallel)
     elif _REFERENCE.value == "batches":
-        fill_of = functools.partial(races.without_queue, parallel)
+        references["batches"] = functools.partial(races.without_queue, parallel)
     common = {
         "num_cores": os.cpu_count(),
         "num_devices": parallel.num_groups,
@@ -143,7 +153,7 @@ def main(argv: Sequence[str]) -> None:
 
     # Races, one per batch size and length.
     peak = steps.matmul_peak(dtype)
-    num_runs = len(shapes) * len(rules) * config.num_pairs * (2 if fill_of else 1)
+    num_runs = len(shapes) * len(rules) * config.num_pairs * (1 + len(references))
     records = []
     with tqdm(total=num_runs, unit="run", disable=None) as progress:
         for (batch_size, _), (prompts, options) in zip(shapes, work, strict=True):
@@ -151,6 +161,10 @@ def main(argv: Sequence[str]) -> None:
             num_slots = parallel.num_slots(batch_size)
             options = dataclasses.replace(options, num_slots=num_slots)
             shape = steps.Shape(num_slots, prompts.tokens.shape[1], options.gen_length)
+            keys = row_keys(config.seed, np.arange(len(prompts.tokens)))
+            calls = {
+                spec: (rule, prompts, keys, options) for spec, rule in rules.items()
+            }
             results = races.race(
                 parallel,
                 rules,
@@ -158,21 +172,17 @@ def main(argv: Sequence[str]) -> None:
                 options,
                 num_pairs=config.num_pairs,
                 seed=config.seed,
-                reference=None if fill_of is None else fill_of(options),
+                references={name: fill(options) for name, fill in references.items()},
                 forward=steps.forward_timer(parallel, shape),
                 on_run=progress.update,
             )
             raced = races.records(results, **common)
-            keys = row_keys(config.seed, np.arange(len(prompts.tokens)))
-            calls = {
-                spec: (rule, prompts, keys, options) for spec, rule in rules.items()
-            }
             costs = _costs(parallel, calls, results, shape_of_model, shape, peak)
             found = [{**r, **c} for r, c in zip(raced, costs, strict=True)]
             records += found
             if _PROFILE.value:
                 name = f"{_PROFILE.value}/batch{batch_size}_length{shape.length}"
-                _profile(parallel, calls.values(), found, name)
+                _profile(parallel, calls, found, name)
     if _OUTPUT.value:
         files.write_jsonl(_OUTPUT.value, records)
     _print(records, seconds, peak)
@@ -199,24 +209,27 @@ def _costs(
 
 def _profile(
     parallel: DataParallel,
-    calls: Iterable[tuple],
+    calls: Mapping[str, tuple],
     records: Sequence[dict],
     name: str,
 ) -> None:
-    """Traces one call per sampler, and notes in its record where the trace is."""
-    traced = zip(records, calls, strict=True)
-    for number, (record, call) in enumerate(traced, start=1):
-        record["trace"] = f"{name}_sampler{number}"
-        with jax.profiler.trace(record["trace"]):
+    """Traces one call per sampler, and notes in its records where the trace is."""
+    for number, (spec, call) in enumerate(calls.items(), start=1):
+        trace = f"{name}_sampler{number}"
+        with jax.profiler.trace(trace):
             parallel(*call)
+        for record in records:
+            if record["sampler"] == spec:
+                record["trace"] = trace
 
 
 def _print(records: Sequence[dict], seconds: float, peak: float) -> None:
     """Prints the tables, the time the weights took, and the matmul peak in FLOP/s."""
-    print(races.tables(records), races.table(records, steps.COLUMNS), sep="\n\n")
+    own = races.one_each(records)
+    print(races.tables(records), races.table(own, steps.COLUMNS), sep="\n\n")
     print(f"\nThe weights were loaded in {seconds:.1f} s.", end=" ")
     print(f"Matrix products reach {peak / 1e12:.3f} TFLOP/s here.")
-    for record in records if _PROFILE.value else ():
+    for record in own if _PROFILE.value else ():
         print(f"{record['trace']} is the trace of {record['sampler']}.")
 
 
@@ -293,12 +306,12 @@ def _subject(config: ConfigDict) -> tuple[Module, Sequence[int], _Workload]:
     return model, gen_lengths or [config.gen_length], random
 
 
-def _torch_loop(
+def _torch_loops(
     model: Module,
     rules: Iterable[Sampler],
     work: Sequence[tuple[Prompts, Options]],
-) -> tuple[Callable[[Options], races.Fill], int]:
-    """The eager loop on the same weights, and the threads that PyTorch takes.
+) -> tuple[dict[str, _FillOf], int]:
+    """PyTorch's loops on the same weights by name, and the threads that PyTorch takes.
 
     Raises:
       InputError: if the loop, which is to do this work, does not take it.
@@ -324,11 +337,19 @@ def _torch_loop(
             ) from None
 
     mask_id = model.config.mask_token_id
-    with tempfile.TemporaryDirectory() as directory, in_memory():
-        checkpoints.save_hf(model, pathlib.Path(directory) / "model")
-        twin = torch_models.load(pathlib.Path(directory) / "model")
+    with in_memory():
+        models: dict[str, Any] = {"eager PyTorch": torch_models.twin(model)}
+    if _TORCH_COMPILE.value:
+        problem = eager.problem_of_compiling()
+        if problem:
+            print(f"torch.compile is left out, for it does not work here: {problem}")
+        else:
+            # Every shape has code of its own, as every shape of dlm_jax has.
+            models["torch.compile"] = torch.compile(
+                models["eager PyTorch"], mode=_TORCH_COMPILE.value, dynamic=False
+            )
 
-    def fill_of(options: Options) -> races.Fill:
+    def fill_of(twin: torch.nn.Module, options: Options) -> races.Fill:
         def fill(
             sampler: Sampler, prompts: Prompts, keys: jax.Array
         ) -> tuple[np.ndarray, np.ndarray]:
@@ -337,7 +358,8 @@ def _torch_loop(
 
         return fill
 
-    return fill_of, torch.get_num_threads()
+    loops = {name: functools.partial(fill_of, twin) for name, twin in models.items()}
+    return loops, torch.get_num_threads()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from jaxtyping import Array, Key
 from dlm_jax.core.cache import CachePlan
 from dlm_jax.core.canvas import Prediction, Prompts
 from dlm_jax.core.denoiser import Denoiser
-from dlm_jax.core.noise import NOISE_TILE
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler, canonical
 from dlm_jax.errors import InputError
@@ -43,15 +42,11 @@ def prepare(
             f"row length ({length}) must be at most the model's context "
             f"({denoiser.max_length})"
         )
-    if options.vocab_slice < 1 or options.vocab_slice % NOISE_TILE:
-        raise InputError(
-            f"vocab_slice ({options.vocab_slice}) must be a multiple of {NOISE_TILE}"
-        )
     for name in ("temperature", "guidance"):
         value = getattr(options, name) or 0.0
         if not 0 <= value < np.inf:
             raise InputError(f"{name} ({value}) must be at least 0 and finite")
-    for name in ("max_steps", "num_slots", "num_refreshed"):
+    for name in ("max_steps", "num_slots", "num_refreshed", "logits_bytes"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"{name} ({value}) must be at least 1")

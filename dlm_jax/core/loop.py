@@ -302,7 +302,7 @@ def _predict(
             deferred_ids=options.deferred_ids,
             logits_dtype=options.logits_dtype,
             probability_dtype=options.probability_dtype,
-            vocab_slice=options.vocab_slice,
+            logits_bytes=options.logits_bytes,
             vocab_axis=denoiser.model_axis,
         )
 

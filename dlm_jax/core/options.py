@@ -6,6 +6,7 @@ import flax.struct
 
 from dlm_jax.core.cache import CachePlan
 from dlm_jax.core.canvas import ABSENT
+from dlm_jax.core.predict import LOGITS_BYTES
 
 
 @flax.struct.dataclass
@@ -44,8 +45,9 @@ class Options:
       precision: of matrix products of models in float32 or wider, as in
         `jax.default_matmul_precision`. With "default", GPUs use TF32 and TPUs
         bfloat16 passes: faster, but recorded float32 runs diverge.
-      vocab_slice: entries of the vocabulary whose logits are alive at once; a
-        multiple of 1,024.
+      logits_bytes: of logits that are computed in one piece, as float32 or wider; where
+        all of a step's take more, they are computed for slices of the vocabulary.
+        Some arrays of this size are alive at once, 4 to 6 on a CPU.
       has_trajectory: return every step.
       has_staleness: compute every forward a second time without the cache, to measure
         what it changes, see `Trajectory.staleness`.
@@ -66,6 +68,6 @@ class Options:
     logits_dtype: Any = flax.struct.field(pytree_node=False, default=None)
     probability_dtype: Any = flax.struct.field(pytree_node=False, default=None)
     precision: str = flax.struct.field(pytree_node=False, default="highest")
-    vocab_slice: int = flax.struct.field(pytree_node=False, default=16384)
+    logits_bytes: int = flax.struct.field(pytree_node=False, default=LOGITS_BYTES)
     has_trajectory: bool = flax.struct.field(pytree_node=False, default=False)
     has_staleness: bool = flax.struct.field(pytree_node=False, default=False)

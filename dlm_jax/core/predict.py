@@ -1,13 +1,15 @@
-"""Head outputs to statistics of every position, without ever holding all logits.
+"""Head outputs to statistics of every position, without ever holding too many logits.
 
-The head is applied to slices of the vocabulary; log-sum-exp, entropy, the two best
-tokens and the Gumbel draw are running values over the slices. What is alive at once is
-a few arrays of [b, r, slice] in float32, whatever the length of the row and the size of
-the vocabulary: 3.7 at temperature 0 and 5.7 above, where noise is added, with jaxlib
-0.10.2 on a CPU (tests/core/test_predict_memory.py).
+Logits that fit a budget of bytes are computed in one piece. Others are computed for
+slices of the vocabulary, and log-sum-exp, entropy, the two best tokens and the Gumbel
+draw are running values over the slices. What is alive at once is a few arrays of
+[b, r, slice] in float32, whatever the length of the row and the size of the vocabulary:
+3.7 at temperature 0 and 5.7 above, where noise is added, with jaxlib 0.10.2 on a CPU
+(tests/core/test_predict_memory.py).
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,12 @@ from jaxtyping import Array, Float, Int, Key
 from dlm_jax.core.canvas import Prediction
 from dlm_jax.core.noise import NOISE_TILE, gumbel_noise
 from dlm_jax.core.summary import LOWEST, Summary, exclude, merge, summarise
+
+# Logits of 8 rows x 32 positions x LLaDA-8B's vocabulary in float32 are 130 MB.
+LOGITS_BYTES = 2**27
+# Up to so many slices are unrolled where that saves copies of the head; more would take
+# long to compile.
+_MAX_UNROLLED = 8
 
 
 def predict(
@@ -36,7 +44,7 @@ def predict(
     deferred_ids: tuple[int, ...] = (),
     logits_dtype: Any = None,
     probability_dtype: Any = None,
-    vocab_slice: int = 16384,
+    logits_bytes: int = LOGITS_BYTES,
     vocab_axis: str | None = None,
 ) -> Prediction:
     """Statistics of the model's distribution over tokens.
@@ -60,7 +68,7 @@ def predict(
       logits_dtype: what logits are rounded to, and under guidance every step of their
         arithmetic; None for float32 or wider.
       probability_dtype: what probabilities are rounded to; None for float32 or wider.
-      vocab_slice: entries of the vocabulary per slice, a multiple of NOISE_TILE.
+      logits_bytes: of logits that are computed in one piece, see `slice_size`.
       vocab_axis: mapped axis over which equal parts of the head lie, in order; None if
         `head` is all of it. Only statistics per position cross it.
 
@@ -69,12 +77,14 @@ def predict(
     """
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     first_token, is_aligned = _own_part(head.shape[0], vocab_axis)
-    noise = functools.partial(
-        gumbel_noise, keys, positions, dtype=wide, is_aligned=is_aligned
-    )
 
     # A summary of every slice, then one of all slices and devices.
-    def summarise_slice(weights: Array, start: Array) -> Summary:
+    def summarise_slice(
+        hidden: Array, positions: Array, weights: Array, start: Array
+    ) -> Summary:
+        noise = functools.partial(
+            gumbel_noise, keys, positions, dtype=wide, is_aligned=is_aligned
+        )
         token_ids = start + jnp.arange(weights.shape[0], dtype=jnp.int32)
         logits = adjust(token_ids, _logits(hidden, weights, guidance, logits_dtype))
         logits = exclude(logits, token_ids, suppressed_ids)
@@ -90,10 +100,38 @@ def predict(
             noise=noise,
         )
 
-    summary = _over_slices(summarise_slice, head, first_token, vocab_slice)
+    num_positions = math.prod(hidden.shape[:-1])
+    size = slice_size(head.shape[0], num_positions, wide.itemsize, logits_bytes)
+    summary = _over_slices(summarise_slice, hidden, positions, head, first_token, size)
     if vocab_axis is not None:
         summary = _over_devices(summary, vocab_axis)
     return _finish(summary, needs, deferred_ids, probability_dtype)
+
+
+def slice_size(
+    vocab_size: int, num_positions: int, itemsize: int, logits_bytes: int
+) -> int:
+    """Entries of the vocabulary whose logits are computed in one piece.
+
+    Slices are of one size but for the last: as equal as multiples of NOISE_TILE allow.
+
+    Args:
+      vocab_size: entries of the (device's part of the) vocabulary.
+      num_positions: that have logits, of all rows and both halves of guidance.
+      itemsize: bytes of a logit.
+      logits_bytes: that a piece may take; a tile of the noise is never divided.
+
+    >>> slice_size(126464, 8 * 32, 4, 2**27)
+    126464
+    >>> slice_size(126464, 32 * 32, 4, 2**27)
+    31744
+    """
+    most = int(logits_bytes // (num_positions * itemsize))
+    if most >= vocab_size:
+        return vocab_size
+    most = max(most // NOISE_TILE, 1) * NOISE_TILE
+    num_slices = -(-vocab_size // most)
+    return -(-vocab_size // (num_slices * NOISE_TILE)) * NOISE_TILE
 
 
 def _own_part(vocab_size: int, vocab_axis: str | None) -> tuple[Int[Array, ""], bool]:
@@ -131,41 +169,109 @@ def _logits(
     return _round(logits[1] + scaled, logits_dtype)
 
 
+# (hidden [g, b, r, d], positions [b, r], weights [s, d], first token) -> of a slice
+_Summarise = Callable[[Array, Array, Array, Array], Summary]
+
+
 def _over_slices(
-    summarise_slice: Callable[[Array, Array], Summary],
+    summarise_slice: _Summarise,
+    hidden: Float[Array, "g b r d"],
+    positions: Int[Array, "b r"],
     head: Float[Array, "v d"],
     first_token: Int[Array, ""],
-    vocab_slice: int,
+    size: int,
 ) -> Summary:
     """The summary of a head, made slice by slice.
 
     Args:
-      summarise_slice: (weights, first token) -> summary of a slice.
+      summarise_slice: makes the summary of a slice.
+      hidden: what the head reads.
+      positions: where its rows stand, for the noise.
       head: all weights.
       first_token: the token of the head's first row.
-      vocab_slice: rows of the head per slice.
+      size: rows of the head per slice; the last slice may have fewer.
     """
-    summaries = []
-    num_slices, num_left = divmod(head.shape[0], vocab_slice)
-    if num_slices:
-        # The first slice is outside of the scan and gives the scan's initial value.
-        first = summarise_slice(head[:vocab_slice], first_token)
+    num_slices = -(-head.shape[0] // size)
+    if num_slices == 1:
+        return summarise_slice(hidden, positions, head, first_token)
+    inputs = hidden, positions, head, first_token
+    scan = functools.partial(scan_slices, summarise_slice, size)
+    if num_slices > _MAX_UNROLLED:
+        return scan(*inputs)
+    unroll = functools.partial(unroll_slices, summarise_slice, size)
+    # A CPU copies static slices too, and all of them first.
+    return jax.lax.platform_dependent(*inputs, cpu=scan, default=unroll)
 
-        def scan_slice(running: Summary, i: Array) -> tuple[Summary, None]:
-            start = i * vocab_slice
-            weights = jax.lax.dynamic_slice_in_dim(head, start, vocab_slice)
-            return merge(running, summarise_slice(weights, first_token + start)), None
 
-        if num_slices > 1:
-            first, _ = jax.lax.scan(
-                scan_slice, first, jnp.arange(1, num_slices, dtype=jnp.int32)
-            )
-        summaries.append(first)
+def scan_slices(
+    summarise_slice: _Summarise,
+    size: int,
+    hidden: Float[Array, "g b r d"],
+    positions: Int[Array, "b r"],
+    head: Float[Array, "v d"],
+    first_token: Int[Array, ""],
+) -> Summary:
+    """The summary of a head in a loop over slices, each copied out of the head.
+
+    Args: see `_over_slices`.
+    """
+
+    def add(running: Summary, weights: Array, start: int | Array) -> Summary:
+        new = summarise_slice(hidden, positions, weights, first_token + start)
+        return merge(running, new)
+
+    def scan_slice(running: Summary, i: Array) -> tuple[Summary, None]:
+        start = i * size
+        weights = jax.lax.dynamic_slice_in_dim(head, start, size)
+        return add(running, weights, start), None
+
+    # The first slice is outside of the scan and gives the scan's initial value.
+    num_whole, num_left = divmod(head.shape[0], size)
+    running = summarise_slice(hidden, positions, head[:size], first_token)
+    slices = jnp.arange(1, num_whole, dtype=jnp.int32)
+    running, _ = jax.lax.scan(scan_slice, running, slices)
     if num_left:
         # The rest has its own static size: padding the head would copy it.
-        start = num_slices * vocab_slice
-        summaries.append(summarise_slice(head[start:], first_token + start))
-    return functools.reduce(merge, summaries)
+        start = num_whole * size
+        running = add(running, head[start:], start)
+    return running
+
+
+def unroll_slices(
+    summarise_slice: _Summarise,
+    size: int,
+    hidden: Float[Array, "g b r d"],
+    positions: Int[Array, "b r"],
+    head: Float[Array, "v d"],
+    first_token: Int[Array, ""],
+) -> Summary:
+    """The same as `scan_slices`, by code for each slice that reads the head in place.
+
+    Args: see `_over_slices`.
+    """
+    running = summarise_slice(hidden, positions, head[:size], first_token)
+    for start in range(size, head.shape[0], size):
+        hidden, positions = _after(running, hidden, positions)
+        weights = head[start : start + size]
+        new = summarise_slice(hidden, positions, weights, first_token + start)
+        running = merge(running, new)
+    return running
+
+
+def _after(
+    running: Summary, hidden: Float[Array, "g b r d"], positions: Int[Array, "b r"]
+) -> tuple[Float[Array, "g b r d"], Int[Array, "b r"]]:
+    """The same hidden states and positions, once a summary is there.
+
+    Logits and noise of one slice are then made after those of another, and one slice's
+    are alive at a time. An optimization barrier is gone when a program is scheduled.
+    """
+    # Always true, also of NaN; but a compiler has to have the values first.
+    is_there = functools.reduce(
+        jnp.logical_and, (~(value > jnp.inf) for value in running.values())
+    )
+    hidden = jnp.where(is_there[None, ..., None], hidden, 0)
+    return hidden, jnp.where(is_there, positions, 0)
 
 
 def _over_devices(summary: Summary, vocab_axis: str) -> Summary:

@@ -6,6 +6,7 @@ comparisons alone.
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -166,23 +167,38 @@ def load_llada(directory: str | pathlib.Path) -> TorchLLaDA:
     _, config = hf_format.read_config(directory)
     if not isinstance(config, LLaDAConfig):
         raise InputError(f"checkpoint ({directory}) must be of LLaDAModelLM")
-    # Weights that are replaced need neither memory nor time to be drawn.
-    with torch.device("meta"):
-        model = TorchLLaDA(config)
     weights = {}
     paths = sorted(directory.glob("*.safetensors"))
     if not paths:
         raise InputError(f"{directory} holds no safetensors file")
     for path in paths:
-        weights |= load_file(path, device=_device())
+        weights |= load_file(path, device=device())
+    try:
+        return with_weights(config, weights)
+    except RuntimeError as error:
+        raise InputError(f"{directory}: {' '.join(str(error).split())}") from None
+
+
+def with_weights(
+    config: LLaDAConfig, weights: Mapping[str, torch.Tensor]
+) -> TorchLLaDA:
+    """A LLaDA of these weights, which are not copied.
+
+    Args:
+      config: its shape.
+      weights: by their names in Hugging Face files, on one device.
+
+    Raises:
+      RuntimeError: if they are not the config's.
+    """
+    # Weights that are replaced need neither memory nor time to be drawn.
+    with torch.device("meta"):
+        model = TorchLLaDA(config)
     prefix = "model.transformer."
     weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     if config.weight_tying and "wte.weight" in weights:
         weights.setdefault("ff_out.weight", weights["wte.weight"])
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise InputError(f"{directory}: {' '.join(str(error).split())}") from None
+    model.load_state_dict(weights, assign=True)
     if config.weight_tying:  # Assigned, they would be two parameters.
         model.ff_out.weight = model.wte.weight
     return model.to(next(iter(weights.values())).dtype).eval()
@@ -207,8 +223,9 @@ def load_transformers(directory: str | pathlib.Path) -> torch.nn.Module:
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{directory}: {' '.join(str(error).split())}") from None
-    return model.to(_device()).eval()
+    return model.to(device()).eval()
 
 
-def _device() -> str:
+def device() -> str:
+    """A GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"

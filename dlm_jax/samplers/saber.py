@@ -1,5 +1,6 @@
 """Saber: accelerate as context grows, take back tokens whose confidence fell."""
 
+import dataclasses
 from typing import ClassVar
 
 import flax.struct
@@ -53,7 +54,6 @@ class Saber(Sampler):
     threshold: float | None = number(default=None, at_least=0, at_most=1)
     acceleration: bool = flax.struct.field(pytree_node=False, default=True)
     backtracking: bool = flax.struct.field(pytree_node=False, default=True)
-    needs: ClassVar[tuple[str, ...]] = ("held_log_prob",)
     may_remask: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -67,12 +67,18 @@ class Saber(Sampler):
                 f"threshold ({self.threshold}) has no effect without acceleration"
             )
 
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What backtracking compares."""
+        return ("held_log_prob",) if self.backtracking else ()
+
     def init(self, canvas: Canvas) -> SaberState:
         unknown = jnp.ones(canvas.tokens.shape)
         return SaberState(committed=unknown, previous=unknown)
 
     def region(self, canvas: Canvas) -> Int[Array, "r"]:
-        return canvas.blanks
+        """All blanks: those of earlier blocks may go back. Else the active block."""
+        return canvas.blanks if self.backtracking else super().region(canvas)
 
     def step(
         self,
@@ -90,22 +96,20 @@ class Saber(Sampler):
             above = canvas.is_eligible & (doubt < bound)
             draft = jnp.where(jnp.sum(above) < self.n, draft, above)
 
+        committed = jnp.where(draft, doubt, state.committed)
+        if not self.backtracking:
+            return dataclasses.replace(state, committed=committed), Decision(draft)
         held = select.doubt(prediction.held_log_prob)
-        remask = jnp.zeros_like(draft)
-        if self.backtracking:
-            num_drafted = jnp.sum(draft)
-            num_back = jnp.maximum(1, (num_drafted / self.mu).astype(jnp.int32))
-            num_back = jnp.minimum(num_back, num_drafted - 1)
-            drop = held - state.previous
-            may_fall = is_committed & canvas.is_open & prediction.is_known
-            remask = select.top_k(drop, may_fall, num_back)
+        num_drafted = jnp.sum(draft)
+        num_back = jnp.maximum(1, (num_drafted / self.mu).astype(jnp.int32))
+        num_back = jnp.minimum(num_back, num_drafted - 1)
+        drop = held - state.previous
+        may_fall = is_committed & canvas.is_open & prediction.is_known
+        remask = select.top_k(drop, may_fall, num_back)
         # With a cache a step tells nothing of positions outside its window.
         seen = jnp.where(draft, doubt, held)
-        state = SaberState(
-            committed=jnp.where(draft, doubt, state.committed),
-            previous=jnp.where(prediction.is_known, seen, state.previous),
-        )
-        return state, Decision(draft, remask)
+        previous = jnp.where(prediction.is_known, seen, state.previous)
+        return SaberState(committed, previous), Decision(draft, remask)
 
     def _bound(
         self,

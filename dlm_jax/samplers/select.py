@@ -54,8 +54,26 @@ def doubt(log_prob: Float[Array, "*l"]) -> Float[Array, "*l"]:
 
 
 def best(score: Num[Array, "l"], is_eligible: Bool[Array, "l"]) -> Bool[Array, "l"]:
-    """The eligible position of highest score; none if nothing is eligible."""
-    return top_k(score, is_eligible, jnp.int32(1))
+    """The eligible position of highest score; none if nothing is eligible.
+
+    The first of `order`, by comparisons alone: a sort would take a kernel of its own.
+    A NaN is worse than every number, as in a sort.
+
+    >>> best(jnp.array([0.2, 0.9, 0.7]), jnp.array([True, False, True])).tolist()
+    [False, False, True]
+    """
+    is_number = is_eligible & ~jnp.isnan(score)
+    highest = jnp.max(jnp.where(is_number, score, _lowest(score.dtype)))
+    is_best = is_number & (score == highest)
+    is_best = jnp.where(jnp.any(is_number), is_best, is_eligible)
+    # The first of those that are equal.
+    return is_best & (jnp.arange(score.shape[0]) == jnp.argmax(is_best))
+
+
+def _lowest(dtype: jnp.dtype) -> int | float:
+    """Not above any number of the dtype."""
+    is_real = jnp.issubdtype(dtype, jnp.floating)
+    return -jnp.inf if is_real else jnp.iinfo(dtype).min
 
 
 def above(

@@ -37,7 +37,7 @@ class Settings(TypedDict, total=False):
       logits_dtype: what logits are rounded to, see `Options`.
       probability_dtype: what probabilities are rounded to, see `Options`.
       precision: of products of float32 models, see `Options`.
-      vocab_slice: entries of the vocabulary whose logits are alive at once.
+      logits_bytes: of logits that are computed in one piece, see `Options`.
       trajectory: keep every step in `Output.trajectory`.
     """
 
@@ -60,7 +60,7 @@ class Settings(TypedDict, total=False):
     logits_dtype: Any
     probability_dtype: Any
     precision: str
-    vocab_slice: int
+    logits_bytes: int
     trajectory: bool
 
 

@@ -87,6 +87,18 @@ def fill(
     return tokens.cpu().numpy(), num_steps.cpu().numpy()
 
 
+def problem_of_compiling() -> str | None:
+    """Why torch.compile does not work here, in a line; None if it does."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    # The compiler that is missing may be PyTorch's, Triton's or the system's; each
+    # raises errors of its own.
+    except Exception as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return None
+
+
 def check(sampler: Sampler, prompts: Prompts, block_length: int | None) -> None:
     """Checks the arguments of `fill`.
 

@@ -1,13 +1,14 @@
-"""Races: the compiled loop against another, timed in pairs on the same prompts.
+"""Races: the compiled loop against others, timed in pairs on the same prompts.
 
-A machine's speed drifts by more than the differences to be measured. So the two ways
-run in turn, A B A B, and a speed-up is the median of the ratios of neighbouring runs.
+A machine's speed drifts by more than the differences to be measured. So the ways run
+in turn, A B A B, and a speed-up is the median of the ratios of neighbouring runs.
 """
 
 import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -33,10 +34,11 @@ Fill = Callable[[Sampler, Prompts, Key[jax.Array, "n"]], tuple[np.ndarray, np.nd
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One sampler at one batch size; n rows in all, p pairs.
+    """One sampler at one batch size against one reference; n rows in all, p pairs.
 
     Attributes:
       sampler: its spec.
+      reference: name of the reference; None without one.
       length: tokens of a row, padding included.
       batch_size: rows in flight at once.
       compile_seconds: before the first run, not part of any time below.
@@ -50,6 +52,7 @@ class Result:
     """
 
     sampler: str
+    reference: str | None
     length: int
     batch_size: int
     compile_seconds: float
@@ -151,10 +154,10 @@ def race(
     forward: Callable[[], float],
     num_pairs: int,
     seed: int = 0,
-    reference: Fill | None = None,
+    references: Mapping[str, Fill] = MappingProxyType({}),
     on_run: Callable[[], object] = lambda: None,
 ) -> list[Result]:
-    """Times every sampler on the same rows, dlm_jax and the reference in turn.
+    """Times every sampler on the same rows, dlm_jax and the references in turn.
 
     A round runs all samplers, so that ratios between samplers are of neighbours too.
     Each way has one untimed run first.
@@ -168,16 +171,19 @@ def race(
         dlm_jax, because a machine's speed drifts between runs.
       num_pairs: rounds.
       seed: of the random keys.
-      reference: another way to fill rows; it gets batches of as many rows as
-        dlm_jax has in flight.
+      references: other ways to fill rows, by name; they get batches of as many rows
+        as dlm_jax has in flight.
       on_run: called after every run of all rows.
+
+    Returns:
+      A result for each reference, or one without, of each sampler.
 
     Raises:
       InputError: naming the argument that does not fit.
     """
     if num_pairs < 1:
         raise InputError(f"num_pairs ({num_pairs}) must be at least 1")
-    # The ways to run a sampler: dlm_jax, then the reference.
+    # The ways to run a sampler: dlm_jax, then the references.
     num_rows = len(prompts.tokens)
     num_slots = options.num_slots or num_rows
     batch_size = min(num_slots * parallel.num_groups, num_rows)
@@ -189,10 +195,10 @@ def race(
         num_forwards[spec] = int(np.max(generation.last_iteration))
         return np.asarray(generation.tokens), np.asarray(generation.num_steps)
 
-    ways = [run]
-    if reference is not None:
-        fill = in_batches(reference, batch_size)
-        ways.append(lambda spec: fill(samplers[spec], prompts, keys))
+    def refer(reference: Fill, spec: str) -> tuple[np.ndarray, np.ndarray]:
+        return in_batches(reference, batch_size)(samplers[spec], prompts, keys)
+
+    ways = [run, *(functools.partial(refer, x) for x in references.values())]
 
     # An untimed run of each, then the timed ones in turn.
     compile_seconds, outputs = {}, {}
@@ -206,21 +212,25 @@ def race(
         is_token = prompts.is_blank & (tokens != parallel.denoiser.eos_id)
         return int(is_token.sum())
 
+    # Without a reference a sampler still has a result, of the loop alone.
+    numbered = list(enumerate(references, start=1)) or [(0, None)]
     return [
         Result(
             sampler=spec,
+            reference=name,
             length=prompts.tokens.shape[1],
             batch_size=batch_size,
             compile_seconds=compile_seconds[spec],
             seconds=seconds[spec][0],
-            reference_seconds=None if reference is None else seconds[spec][1],
+            reference_seconds=seconds[spec][i] if i else None,
             forward_seconds=forward_seconds[spec],
             num_steps=outputs[spec][0][1],
             num_forwards=num_forwards[spec],
             num_tokens=num_tokens(outputs[spec][0][0]),
-            num_equal=None if reference is None else _num_equal(*outputs[spec]),
+            num_equal=_num_equal(outputs[spec][0], outputs[spec][i]) if i else None,
         )
         for spec in specs
+        for i, name in numbered
     ]
 
 
@@ -291,6 +301,7 @@ def records(results: Sequence[Result], **common: Any) -> Iterator[dict[str, Any]
         if result.reference_seconds is not None:
             ratios = result.reference_seconds / result.seconds
             record |= {
+                "reference": result.reference,
                 "reference_seconds": result.reference_seconds.tolist(),
                 "reference_rows_per_second": num_rows
                 / float(np.median(result.reference_seconds)),
@@ -313,10 +324,11 @@ _SPEED = (
     ("sampler", "sampler", "s"),
     ("length", "length", "d"),
     ("batch", "batch_size", "d"),
+    ("reference", "reference", "s"),
     ("dlm_jax rows/s", "rows_per_second", ".2f"),
     ("reference rows/s", "reference_rows_per_second", ".2f"),
     ("speed-up", "ratio", ".2f"),
-    ("speed-up per pair", "ratios", ".2f"),
+    ("speed-up of each pair", "ratios", ".2f"),
     ("dlm_jax tokens/s", "tokens_per_second", ".0f"),
     ("rows", "num_rows", "d"),
     ("identical rows", "num_equal", "d"),
@@ -326,17 +338,28 @@ _GAINS = (
     ("sampler", "sampler", "s"),
     ("length", "length", "d"),
     ("batch", "batch_size", "d"),
-    ("NFE", "nfe", ".1f"),
+    ("mean forwards", "nfe", ".1f"),
     ("busy slots", "busy_slots", ".0%"),
-    ("gain", "gain", ".2f"),
-    ("NFE gain", "nfe_gain", ".2f"),
-    ("gain / NFE gain", "gain_per_nfe_gain", ".2f"),
+    ("gain in rows/s", "gain", ".2f"),
+    ("gain in forwards", "nfe_gain", ".2f"),
+    (
+        "gain in rows/s divided by gain in forwards",
+        "gain_per_nfe_gain",
+        ".2f",
+    ),
 )
 
 
 def tables(records: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: speed of both loops, and gains over each race's first sampler."""
-    return "\n\n".join(table(records, columns) for columns in (_SPEED, _GAINS))
+    """Markdown: speed of all loops, and gains over each race's first sampler."""
+    speed, gains = table(records, _SPEED), table(one_each(records), _GAINS)
+    return f"{speed}\n\n{gains}"
+
+
+def one_each(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The records without those of further references, for what is of dlm_jax alone."""
+    first = records[0].get("reference")
+    return [record for record in records if record.get("reference") == first]
 
 
 def table(

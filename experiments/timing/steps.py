@@ -64,6 +64,17 @@ def synthetic(
     return Prompts(tokens.astype(np.int32), is_blank.copy(), np.ones_like(is_blank))
 
 
+def distinct_tokens(
+    num_rows: int, length: int, vocab_size: int
+) -> Int[np.ndarray, "b l"]:
+    """Random tokens, all different as far as the vocabulary goes.
+
+    Of equal tokens a GPU is faster, as of `operand`'s constants: 8 to 18 % on an H100.
+    """
+    places = np.random.default_rng(0).permutation(num_rows * length)
+    return (places % vocab_size).astype(np.int32).reshape(num_rows, length)
+
+
 def forward_timer(parallel: DataParallel, shape: Shape) -> Callable[[], float]:
     """A function that gives the seconds of a forward, without head and sampler.
 
@@ -76,7 +87,8 @@ def forward_timer(parallel: DataParallel, shape: Shape) -> Callable[[], float]:
     denoiser, shard = parallel.denoiser, parallel.first_shard()
     b, length = shape.batch_size, shape.length
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (b, length))
-    tokens = jnp.zeros((b, length), jnp.int32)
+    head = jax.eval_shape(lambda x: denoiser.head(without_axis(x)), shard)
+    tokens = jnp.asarray(distinct_tokens(b, length, head.shape[0]))
 
     # All that the loop's forward is given is an argument: of constants the compiler
     # would make a cheaper program, without a mask for instance.
@@ -193,7 +205,7 @@ COLUMNS = (
     ("sampler", "sampler", "s"),
     ("length", "length", "d"),
     ("batch", "batch_size", "d"),
-    ("forward, ms", "forward_ms", ".2f"),
+    ("forward alone, ms", "forward_ms", ".2f"),
     ("step, ms", "step_ms", ".2f"),
     ("step beyond the forward", "beyond_forward", ".1%"),
     ("share of the matmul peak", "of_peak", ".0%"),

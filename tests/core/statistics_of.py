@@ -23,7 +23,7 @@ B, R = 2, 3
         "deferred_ids",
         "logits_dtype",
         "probability_dtype",
-        "vocab_slice",
+        "logits_bytes",
         "adjust",
     ),
 )
@@ -32,9 +32,17 @@ def _jitted(hidden, head, held, keys, needs=ALL, **options):
     return predict(hidden, head, held, needs, keys=keys, positions=positions, **options)
 
 
-def predicted(hidden, head, held=None, *, mask_id, seed=0, **options):
-    """Runs predict under jit; fields come back as float64 numpy arrays."""
+def predicted(hidden, head, held=None, *, mask_id, seed=0, vocab_slice=None, **options):
+    """Runs predict under jit; fields come back as float64 numpy arrays.
+
+    Args:
+      vocab_slice: entries of the vocabulary per slice; all in one piece by default.
+    """
     b, r = hidden.shape[1:3]
+    if vocab_slice is not None:
+        itemsize = max(hidden.dtype.itemsize, 4)
+        num_positions = hidden.shape[0] * b * r
+        options["logits_bytes"] = vocab_slice * num_positions * itemsize
     held = np.zeros((b, r), np.int32) if held is None else held
     prediction = _jitted(
         jnp.asarray(hidden),

@@ -24,7 +24,7 @@ from dlm_jax.errors import InputError
         ({"gen_length": 5}, "gen_length (5) must be at least the blanks of the"),
         ({"temperature": -1.0}, "temperature (-1.0) must be at least 0 and finite"),
         ({"guidance": np.inf}, "guidance (inf) must be at least 0 and finite"),
-        ({"vocab_slice": 1000}, "vocab_slice (1000) must be a multiple of 1024"),
+        ({"logits_bytes": 0}, "logits_bytes (0) must be at least 1"),
     ],
 )
 def test_bad_options_are_named(change, message):

@@ -8,6 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statistics_of import ALL, assert_close, inputs, of_logits, predicted, reference
 
+from dlm_jax.core import predict
+from dlm_jax.core.keys import row_keys
+from dlm_jax.core.predict import LOGITS_BYTES
+
 
 @pytest.mark.parametrize(
     ("vocab_size", "slices"),
@@ -19,6 +23,9 @@ from statistics_of import ALL, assert_close, inputs, of_logits, predicted, refer
         (2048, [1024]),
         (3000, [1024, 2048, 16384]),
         (5120, [2048]),
+        # More slices than have code of their own; the last one whole or not.
+        (9216, [1024]),
+        (9300, [1024]),
     ],
 )
 def test_statistics_equal_full_logits_at_every_slice(vocab_size, slices):
@@ -29,6 +36,76 @@ def test_statistics_equal_full_logits_at_every_slice(vocab_size, slices):
     for vocab_slice in slices:
         actual = predicted(hidden, head, held, mask_id=mask_id, vocab_slice=vocab_slice)
         assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.7])
+def test_unrolled_slices_give_what_scanned_ones_give(temperature, monkeypatch):
+    """CPUs scan; others unroll where the slices are few."""
+    inputs_, options = inputs(3000, g=2), {"mask_id": 7, "vocab_slice": 1024, "seed": 5}
+    options["guidance"] = jnp.float32(0.5)
+    if temperature is not None:
+        options["temperature"] = jnp.float32(temperature)
+    scanned = predicted(*inputs_, **options)
+    monkeypatch.setattr(predict, "scan_slices", predict.unroll_slices)
+    jax.clear_caches()
+    unrolled = predicted(*inputs_, **options)
+    jax.clear_caches()
+    assert_close(unrolled, scanned, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("num_slices", "looping"),
+    [(1, ()), (2, ("cpu",)), (8, ("cpu",)), (9, ("cpu", "cuda", "tpu"))],
+)
+def test_few_slices_are_unrolled_but_on_a_cpu(num_slices, looping):
+    """In a loop a GPU would copy each slice out of the head."""
+    vocab_size = 1024 * num_slices
+    hidden, head, held = inputs(vocab_size)
+    keys = row_keys(0, np.arange(2))
+
+    @jax.jit
+    def function(hidden, head, held):
+        budget = -(-4 * held.size * vocab_size // num_slices)
+        return predict.predict(
+            hidden,
+            head,
+            held,
+            ALL,
+            mask_id=7,
+            keys=keys,
+            positions=held,
+            logits_bytes=budget,
+        )
+
+    traced = function.trace(hidden, head, jnp.asarray(held))
+    for platform in ("cpu", "cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.while" in text) == (platform in looping)
+        # Each has its matrix product, or two do: the first and that of the loop.
+        products = 2 if platform in looping else num_slices
+        assert text.count("stablehlo.dot_general") == products
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "num_positions", "itemsize", "logits_bytes", "expected"),
+    [
+        # LLaDA-8B: 8 rows x 32 positions in one piece, by default; a row more is not.
+        (126464, 8 * 32, 4, LOGITS_BYTES, 126464),
+        (126464, 9 * 32, 4, LOGITS_BYTES, 63488),
+        (126464, 8 * 32, 8, LOGITS_BYTES, 63488),
+        # What fits to the byte, and what is a byte too much.
+        (5000, 3, 4, 60000, 5000),
+        (5000, 3, 4, 59999, 3072),
+        # Never less than a tile.
+        (5000, 3, 4, 1, 1024),
+        (700, 3, 4, 1, 1024),
+    ],
+)
+def test_slices_fit_the_budget(
+    vocab_size, num_positions, itemsize, logits_bytes, expected
+):
+    size = predict.slice_size(vocab_size, num_positions, itemsize, logits_bytes)
+    assert size == expected
 
 
 def test_float64_is_kept():

@@ -13,10 +13,12 @@ from flax import nnx
 from helpers import equations
 
 from dlm_jax import samplers
+from dlm_jax.core import predict
 from dlm_jax.core.canvas import Prompts
 from dlm_jax.core.checks import prepare
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.loop import sample
+from dlm_jax.core.noise import NOISE_TILE
 from dlm_jax.core.options import Options
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA, LLaDAConfig
@@ -58,7 +60,9 @@ def _arguments(
     vocab_size=VOCAB_SIZE,
     batch=1,
     temperature=0,
+    logits_bytes=None,
 ):
+    """What `sample` takes; by default slices of SLICE, at a region of one block."""
     denoiser, params = _tiny(vocab_size)
     prompts = Prompts(
         np.zeros((batch, length), int),
@@ -69,7 +73,7 @@ def _arguments(
         gen_length=gen_length,
         block_length=block_length,
         temperature=temperature,
-        vocab_slice=SLICE,
+        logits_bytes=logits_bytes or 4 * SLICE * batch * block_length,
     )
     sampler, prompts, options = prepare(
         denoiser, samplers.parse(spec), prompts, options
@@ -118,20 +122,46 @@ def test_memory_grows_with_the_rows_by_as_few_arrays(batch, temperature):
     assert array < wide - short < 1.3 * MEASURED[temperature] * array
 
 
+@pytest.mark.parametrize("num_slices", [1, 3, 31])
+@pytest.mark.parametrize("temperature", [pytest.param(0, marks=pytest.mark.slow), 0.7])
+def test_memory_is_bounded_by_the_budget(num_slices, temperature):
+    budget = -(-4 * VOCAB_SIZE * 256 // num_slices)
+    found = _temporary_bytes(
+        512, 256, 256, temperature=temperature, logits_bytes=budget
+    )
+    assert 0.9 * budget < found < 1.3 * MEASURED[temperature] * budget
+
+
+def test_unrolled_slices_wait_for_each_other(monkeypatch):
+    """As GPUs and TPUs have them. A CPU would make all logits first if it could."""
+    monkeypatch.setattr(predict, "scan_slices", predict.unroll_slices)
+    budget = -(-4 * VOCAB_SIZE * 256 // 3)
+    found = _temporary_bytes(512, 256, 256, logits_bytes=budget)
+    assert 0.9 * budget < found < 2.5 * budget
+
+
 @pytest.mark.parametrize("spec", samplers.SAMPLERS)
 def test_no_array_of_the_vocabulary_but_the_weights(spec):
     gen_length, block_length = 64, 32
-    function, arguments = _arguments(
-        spec, 96, gen_length, block_length, temperature=0.5
-    )
-    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-    avals = [x.aval for _, e in equations(jaxpr) for x in (*e.invars, *e.outvars)]
-    shapes = {aval.shape for aval in avals if hasattr(aval, "shape")}
     # Samplers that revise look at all blanks, the others at the active block.
     region = {"saber": gen_length, "saber_released": gen_length + 2}.get(
         spec, block_length
     )
+    function, arguments = _arguments(
+        spec,
+        96,
+        gen_length,
+        block_length,
+        temperature=0.5,
+        logits_bytes=4 * SLICE * region,
+    )
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    avals = [x.aval for _, e in equations(jaxpr) for x in (*e.invars, *e.outvars)]
+    shapes = {aval.shape for aval in avals if hasattr(aval, "shape")}
     assert (1, region, SLICE) in shapes
     assert {shape for shape in shapes if VOCAB_SIZE in shape} == {(VOCAB_SIZE, 16)}
-    largest = max(math.prod(shape) for shape in shapes - {(VOCAB_SIZE, 16)})
+    # The random bits of noise are two words an entry; on no machine are they stored,
+    # except for a tile.
+    bits = {shape for shape in shapes if shape[-2:] == (2, NOISE_TILE)}
+    largest = max(math.prod(shape) for shape in shapes - {(VOCAB_SIZE, 16)} - bits)
     assert largest == region * SLICE

@@ -85,7 +85,7 @@ def _draw(ids, temperature, *, vocab_slice, length, batch_size, is_blank=None):
         gen_length=NUM_BLANKS,
         block_length=BLOCK_LENGTH,
         temperature=temperature,
-        vocab_slice=vocab_slice,
+        logits_bytes=vocab_slice * batch_size * BLOCK_LENGTH * 4,
     )
     params = jnp.asarray(_logits())
     results = [

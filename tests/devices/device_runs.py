@@ -142,7 +142,7 @@ def run_mixed(spec, num_slots, all_sharing=(None,)):
         suppressed_ids=(5,),
         deferred_ids=(2,),
         num_slots=num_slots,
-        vocab_slice=1024,
+        logits_bytes=1,
     )
     prompts = mixed_prompts(12)
     keys = row_keys(5, np.arange(len(prompts.tokens)))

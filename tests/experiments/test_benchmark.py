@@ -55,7 +55,7 @@ def test_eager_loop_fills_as_ours_does(spec, block_length, checkpoint, parallel)
         2,
         1,
         block_length,
-        reference=fill,
+        references={"PyTorch": fill},
     )
     assert result.num_equal == 2
     blanks = prompts_of(2).is_blank.sum(axis=1)
@@ -104,7 +104,7 @@ def test_the_queue_changes_no_row(parallel):
         forward=float,
         num_pairs=1,
         seed=3,
-        reference=races.without_queue(parallel, options),
+        references={"batches": races.without_queue(parallel, options)},
     )
     assert [result.num_equal for result in results] == [5, 5]
 
@@ -125,7 +125,7 @@ def test_a_loop_driven_from_python_fills_as_the_compiled_one(checkpoint, guidanc
             options,
             forward=float,
             num_pairs=1,
-            reference=races.host_driven(parallel, options),
+            references={"host": races.host_driven(parallel, options)},
         )
     assert [result.num_equal for result in results] == [5, 5]
 
@@ -196,6 +196,55 @@ def test_a_preset_runs_on_random_prompts_of_all_lengths(other, run_script, tmp_p
         assert f"{record['ratios'][0]:.2f} |" in out
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_a_compiled_pytorch_has_a_row_of_its_own(
+    works, run_script, monkeypatch, tmp_path
+):
+    torch = pytest.importorskip("torch")
+    modes = []
+
+    def compile(model, mode=None, dynamic=None):
+        if not works:
+            raise RuntimeError("no compiler\nis found")
+        modes.append(mode)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile)
+    output = tmp_path / "out.jsonl"
+    status, out, err = run_script(
+        "benchmark",
+        "--preset=tiny",
+        "--torch_compile=reduce-overhead",
+        "--samplers=threshold(threshold=0.0)",
+        "--prompt_length=5",
+        "--gen_lengths=8",
+        "--batch_sizes=2",
+        "--rows_per_slot=1",
+        "--num_pairs=1",
+        f"--output={output}",
+    )
+    assert status == 0, err
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    names = ["eager PyTorch", "torch.compile"] if works else ["eager PyTorch"]
+    assert [record["reference"] for record in records] == names
+    assert [record["num_equal"] for record in records] == [2] * len(names)
+    line = (
+        "is left out, for it does not work here: RuntimeError: no compiler is found\n"
+    )
+    assert (line in out) == (not works)
+    # The first call is a trial.
+    assert modes == ([None, "reduce-overhead"] if works else [])
+
+
+@pytest.mark.slow
+def test_pytorch_compiles_here_or_says_why_not():
+    pytest.importorskip("torch")
+    from experiments.timing import eager
+
+    problem = eager.problem_of_compiling()
+    assert problem is None or (problem and "\n" not in problem)
+
+
 def test_too_little_memory_for_torch_is_one_line(run_script, monkeypatch):
     torch = pytest.importorskip("torch")
     from experiments.timing import eager
@@ -237,7 +286,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_timed(
     flags, message, run_script, monkeypatch
 ):
     pytest.importorskip("torch")
-    for module, name in ((steps, "matmul_peak"), (checkpoints, "save_hf")):
+    from dlm_jax.parity import torch_models
+
+    for module, name in ((steps, "matmul_peak"), (torch_models, "twin")):
         monkeypatch.setattr(module, name, None)
     status, out, err = run_script("benchmark", *flags.split())
     assert (status, out, err.count("\n")) == (1, "", 1)

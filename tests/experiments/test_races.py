@@ -1,14 +1,16 @@
 """Races: what is run, in which order, and how it is counted."""
 
+import functools
 from unittest import mock
 
 import numpy as np
 import pytest
+from helpers import DATA
 from race_helpers import prompts_of, race
 
 from dlm_jax import samplers
 from dlm_jax.core.options import Options
-from experiments.timing import races
+from experiments.timing import races, steps
 
 
 def test_rows_that_differ_are_not_counted_equal(parallel):
@@ -23,7 +25,7 @@ def test_rows_that_differ_are_not_counted_equal(parallel):
         parallel,
         ["low_confidence"],
         num_slots=2,
-        reference=one_wrong_token_one_wrong_nfe,
+        references={"wrong": one_wrong_token_one_wrong_nfe},
     )
     assert result.num_equal == 0
 
@@ -39,7 +41,7 @@ def test_race_alternates_and_compiles_before(parallel):
         parallel,
         ["entropy_bound(gamma=2.0)"],
         num_pairs=3,
-        reference=reference,
+        references={"theirs": reference},
         on_run=lambda: runs.append("end"),
     )
     # An untimed pass, then three pairs; two batches of a row.
@@ -49,6 +51,43 @@ def test_race_alternates_and_compiles_before(parallel):
     assert result.seconds.shape == result.reference_seconds.shape == (3,)
     assert (result.seconds > 0).all()
     assert result.num_forwards == result.num_steps.sum()
+
+
+def test_references_run_in_turn_and_have_a_result_each(parallel):
+    runs = []
+
+    def reference(name, sampler, prompts, keys):
+        runs.append(name)
+        generation = parallel(sampler, prompts, keys, Options(60))
+        is_wrong = name == "second"
+        return generation.tokens + is_wrong, generation.num_steps
+
+    specs = ["entropy_bound(gamma=2.0)", "entropy_bound(gamma=4.0)"]
+    results = race(
+        parallel,
+        specs,
+        num_slots=2,
+        num_pairs=2,
+        references={
+            name: functools.partial(reference, name) for name in ("first", "second")
+        },
+    )
+    assert runs == ["first", "second"] * 2 * (1 + 2)
+    assert [(x.sampler, x.reference, x.num_equal) for x in results] == [
+        (spec, name, num)
+        for spec in specs
+        for name, num in (("first", 2), ("second", 0))
+    ]
+    one, other = results[:2]
+    np.testing.assert_array_equal(one.seconds, other.seconds)
+    assert (one.reference_seconds != other.reference_seconds).all()
+    records = list(races.records(results))
+    assert [x["gain"] for x in records[:2]] == [1, 1]
+    assert records[2]["gain"] == records[3]["gain"] != 1
+    # What is of dlm_jax alone is printed once.
+    speed, gains = races.tables(records).split("\n\n")
+    assert (speed.count("gamma"), gains.count("gamma")) == (4, 2)
+    assert speed.count(" second ") == 2
 
 
 def test_slots_of_all_devices_are_counted(parallel):
@@ -70,7 +109,7 @@ def test_slots_of_all_devices_are_counted(parallel):
         options,
         forward=float,
         num_pairs=1,
-        reference=reference,
+        references={"theirs": reference},
     )
     assert result.batch_size == 4
     # An untimed pass and a pair, with as many rows at once as ours has.
@@ -81,6 +120,7 @@ def test_records_are_medians_of_neighbours():
     def result(name, seconds, reference, num_steps, num_forwards):
         return races.Result(
             sampler=name,
+            reference="theirs",
             length=90,
             batch_size=2,
             compile_seconds=1.0,
@@ -112,6 +152,7 @@ def test_records_are_medians_of_neighbours():
         "one",
         "90",
         "2",
+        "theirs",
         "1.00",
         "1.00",
         "2.00",
@@ -123,6 +164,16 @@ def test_records_are_medians_of_neighbours():
     ]
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in gains.splitlines()]
     assert cells[3] == ["two", "90", "2", "3.0", "60%", "2.00", "5.00", "0.40"]
+
+
+def test_headings_are_those_of_the_documentation():
+    page = (DATA.parents[1] / "docs/results/speed.md").read_text()
+    # The page leaves some columns out, and names its reference in the heading.
+    own = {"length", "reference", "reference rows/s", "rows", "dlm_jax tokens/s"}
+    own.add("loop memory, MB")
+    for columns in (races._SPEED, races._GAINS, steps.COLUMNS):
+        for title, _, _ in columns:
+            assert title in own or f"| {title} |" in page, title
 
 
 def test_in_batches_fills_all_rows_in_order():

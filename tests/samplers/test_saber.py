@@ -9,8 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import DATA, prompts_of
 
+from dlm_jax import checkpoints, models
+from dlm_jax.core import loop
 from dlm_jax.core.canvas import Canvas, Prediction
+from dlm_jax.core.keys import row_keys
+from dlm_jax.core.options import Options
 from dlm_jax.samplers.saber import Saber, SaberState
 
 KEY = jax.random.key(0)
@@ -157,6 +162,45 @@ def test_ablations():
     assert step(slow, state, DOUBT, held)[1:] == ([2], [])
     fixed = Saber(threshold=0.5)
     assert step(fixed, state, DOUBT, held)[1:] == ([2, 3, 4, 5], [0])
+
+
+def test_without_backtracking_only_the_active_block_is_predicted():
+    canvas = dataclasses.replace(canvas_of(), blanks=jnp.arange(1, 13))
+    whole, block = Saber(), Saber(backtracking=False)
+    assert whole.region(canvas).tolist() == list(range(1, 13))
+    assert block.region(canvas).tolist() == list(range(1, 7))
+    canvas = dataclasses.replace(canvas, block=jnp.int32(1))
+    assert block.region(canvas).tolist() == list(range(7, 13))
+    assert (whole.needs, block.needs) == (("held_log_prob",), ())
+
+
+def test_a_smaller_region_changes_no_token():
+    """Against the same rule with predictions of all blanks, in float64."""
+
+    class Everywhere(Saber):
+        def region(self, canvas):
+            return canvas.blanks
+
+    path = DATA / "checkpoints" / "tiny_kv2_seed3"
+    with jax.enable_x64(True):
+        denoiser, params = models.as_denoiser(checkpoints.load(path, "float64"))
+        prompts = prompts_of([3, 5], 12)
+        found = [
+            loop.generate(
+                denoiser,
+                params,
+                rule(n=1, backtracking=False),
+                prompts,
+                row_keys(0, np.arange(2)),
+                Options(12, 6, temperature=0.5),
+            )
+            for rule in (Saber, Everywhere)
+        ]
+    for name in ("tokens", "num_steps", "commit_step"):
+        np.testing.assert_array_equal(*(getattr(x, name) for x in found))
+    np.testing.assert_allclose(*(x.confidence for x in found), rtol=1e-12)
+    # More than one step a block, or nothing would have been decided.
+    assert (found[0].num_steps > 2).all()
 
 
 def test_nothing_of_an_earlier_step_enters_where_a_position_is_not_decided():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import equations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,11 @@ SCORES = st.lists(
     min_size=LENGTH,
     max_size=LENGTH,
 )
+SCORES_OR_NAN = st.lists(
+    st.sampled_from([-math.inf, -0.0, 0.0, 0.5, math.inf, math.nan]),
+    min_size=LENGTH,
+    max_size=LENGTH,
+)
 ELIGIBLE = st.lists(st.booleans(), min_size=LENGTH, max_size=LENGTH)
 PROBABILITIES = st.lists(
     st.sampled_from([0.0, 0.25, 0.5, 0.75, 0.875, 0.9375, 1.0]),
@@ -35,6 +41,7 @@ ENTROPIES = st.lists(
 )
 
 top_k = jax.jit(select.top_k)
+best = jax.jit(select.best)
 above = jax.jit(select.above)
 factor = jax.jit(select.factor)
 entropy_bound = jax.jit(select.entropy_bound)
@@ -70,8 +77,49 @@ def test_top_k_ranks_integers_too():
 @SETTINGS
 @given(SCORES, ELIGIBLE)
 def test_best_is_one_or_none(score, is_eligible):
-    taken = select.best(_row(score), jnp.asarray(is_eligible))
+    taken = best(_row(score), jnp.asarray(is_eligible))
     assert taken.tolist() == _mask(_ranked(score, is_eligible)[:1])
+
+
+@SETTINGS
+@given(SCORES_OR_NAN, ELIGIBLE)
+def test_best_is_the_first_of_the_sort_also_among_nans(score, is_eligible):
+    score, is_eligible = _row(score), jnp.asarray(is_eligible)
+    expected = top_k(score, is_eligible, jnp.int32(1))
+    np.testing.assert_array_equal(best(score, is_eligible), expected)
+
+
+@pytest.mark.parametrize(
+    ("score", "is_eligible", "expected"),
+    [
+        ([math.nan, -math.inf, 0.5], [True, True, False], 1),
+        ([-math.inf, math.nan, math.nan], [False, True, True], 1),
+        ([0.5, -math.inf, -math.inf], [False, True, True], 1),
+        ([-0.0, 0.0, math.nan], [True, True, True], 0),
+        ([3, -7, 5], [True, True, False], 0),
+        ([-(2**31), -7, 5], [True, False, False], 0),
+    ],
+)
+def test_best_at_the_edges(score, is_eligible, expected):
+    taken = select.best(jnp.asarray(score), jnp.asarray(is_eligible))
+    assert taken.tolist() == _mask([expected], len(score))
+
+
+def test_rules_that_need_the_best_alone_do_not_sort():
+    """Over a batch, where a sort would be a program of its own in every step."""
+    score, is_eligible = jnp.zeros((4, LENGTH)), jnp.ones((4, LENGTH), bool)
+    for rule, sorts in ((select.best, False), (_above_half, False), (_first, True)):
+        jaxpr = jax.make_jaxpr(jax.vmap(rule))(score, is_eligible).jaxpr
+        names = {equation.primitive.name for _, equation in equations(jaxpr)}
+        assert ("sort" in names) == sorts
+
+
+def _above_half(score, is_eligible):
+    return select.above(score, is_eligible, 0.5)
+
+
+def _first(score, is_eligible):
+    return select.top_k(score, is_eligible, 1)
 
 
 @SETTINGS

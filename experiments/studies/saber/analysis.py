@@ -139,7 +139,7 @@ def _confidence(
             positions=blanks,
             suppressed_ids=options.suppressed_ids,
             deferred_ids=options.deferred_ids,
-            vocab_slice=options.vocab_slice,
+            logits_bytes=options.logits_bytes,
         )
     is_mask = held == denoiser.mask_id
     return jnp.exp(jnp.where(is_mask, prediction.log_prob, prediction.held_log_prob))

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from dlm_jax.core.canvas import Generation, Trajectory
+from dlm_jax.text import page
 from dlm_jax.text.codec import Codec
 from dlm_jax.text.prompts import Encoded
 
@@ -14,6 +15,8 @@ from dlm_jax.text.prompts import Encoded
 @dataclasses.dataclass(frozen=True)
 class Output:
     """One prompt with its blanks filled.
+
+    With a trajectory, a notebook shows the run forward by forward.
 
     Attributes:
       text: the continuation up to its stop; of an infilling the whole text. Masks are
@@ -31,6 +34,7 @@ class Output:
         shares of a call add up to it.
       compile_seconds: the call's, divided by its rows.
       trajectory: every step of the row, without padding; None unless asked for.
+      replay: the same as a page shows it, see `dlm_jax.text.page`.
     """
 
     text: str
@@ -45,6 +49,14 @@ class Output:
     seconds: float
     compile_seconds: float
     trajectory: Trajectory | None = None
+    replay: page.Run | None = dataclasses.field(default=None, repr=False)
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows; without a trajectory it falls back to `repr`."""
+        if self.replay is None:
+            return None
+        name = f"{self.nfe} forwards, {self.num_tokens} tokens"
+        return page.frame(page.build({name: self.replay}))
 
 
 def read_output(
@@ -92,4 +104,5 @@ def read_output(
         seconds=seconds,
         compile_seconds=compile_seconds,
         trajectory=trajectory,
+        replay=trajectory and page.of_trajectory(trajectory, codec),
     )

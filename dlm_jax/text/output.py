@@ -82,7 +82,7 @@ def read_output(
     new = codec.generated(encoded, tokens)
     # Of a continuation, what follows the stop is left out of all arrays.
     places = np.flatnonzero(encoded.is_blank)[: new.size]
-    trajectory = None
+    trajectory = replay = None
     if filled.trajectory is not None:
         nfe = int(filled.num_steps[row])
         # Some arrays are of steps, others of steps and positions.
@@ -91,6 +91,7 @@ def read_output(
         )
         canvas = filled.trajectory.canvas[row, : nfe + 1, :size]
         trajectory = dataclasses.replace(trajectory, canvas=canvas)
+        replay = page.of_trajectory(trajectory, codec)
     return Output(
         text=codec.decode(encoded, tokens),
         tokens=new,
@@ -104,5 +105,5 @@ def read_output(
         seconds=seconds,
         compile_seconds=compile_seconds,
         trajectory=trajectory,
-        replay=trajectory and page.of_trajectory(trajectory, codec),
+        replay=replay,
     )

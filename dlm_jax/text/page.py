@@ -191,13 +191,14 @@ def _forward(run: Run, canvas: Int[np.ndarray, "s l"], step: int) -> dict[str, A
     if run.log_prob is not None:
         log_prob = run.log_prob[step].astype(float)
         made["confidence"] = [
-            _number(np.exp(x)) if np.isfinite(x) else None for x in log_prob[commit]
+            _number(float(np.exp(x))) if np.isfinite(x) else None
+            for x in log_prob[commit]
         ]
         is_candidate = (run.canvas[step] == run.mask_id) & np.isfinite(log_prob)
         if is_candidate.any():
-            made["log_prob"] = _number(log_prob[is_candidate].mean())
+            made["log_prob"] = _number(float(log_prob[is_candidate].mean()))
     if run.staleness is not None:
-        made["staleness"] = _number(run.staleness[step])
+        made["staleness"] = _number(float(run.staleness[step]))
     return made
 
 

@@ -23,10 +23,12 @@ def random_run(
     while (canvas[-1] == MASK).any():
         now = canvas[-1].copy()
         commit = (now == MASK) & (rng.random(now.size) < 0.3)
-        remask = is_blank & (now != MASK) & (rng.random(now.size) < 0.05)
-        if commit.any():
+        remask = np.zeros(now.size, bool)
+        if len(commits) < 8:  # so that it ends
+            remask = is_blank & (now != MASK) & (rng.random(now.size) < 0.15)
+        if len(commits) == 2:
             # What is written may be taken back in the same forward.
-            remask[np.flatnonzero(commit)[0]] = rng.random() < 0.1
+            remask |= commit & (rng.random(now.size) < 0.5)
         now[commit] = rng.choice(tokens, commit.sum())
         now[remask] = MASK
         canvas.append(now)

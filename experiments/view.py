@@ -14,6 +14,7 @@ values of --config, which is that of `experiments.generate` by default.
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -54,13 +55,16 @@ _TASK = flags.DEFINE_string(
     "task", None, "What is solved without a prompt; else how the text is laid out."
 )
 _BLOCK = flags.DEFINE_integer("block_length", None, "Tokens per block, left to right.")
-_OWN = [
-    _BLOCK,
-    _TASK,
-    flags.DEFINE_integer("gen_length", None, "Tokens to generate after the prompt."),
-    flags.DEFINE_string("split", None, "Of the task's examples."),
-    *_app.define_drawing(),
-]
+_LENGTH = flags.DEFINE_integer(
+    "gen_length", None, "Tokens to generate after the prompt."
+)
+_SPLIT = flags.DEFINE_string("split", None, "Of the task's examples.")
+_DRAWING = _app.define_drawing()
+# What stands for a field of the config.
+_OWN = [_BLOCK, _TASK, _LENGTH, _SPLIT, *_DRAWING]
+_OF_PROMPT = [_CHAT, _INFILL, _LENGTH, _BLOCK]
+_OF_EXAMPLE = [_EXAMPLE, _SPLIT]
+_OF_RUN = [_PROMPT, _SAMPLER, _CACHE, _STALENESS, _DTYPE, *_DRAWING]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -73,14 +77,19 @@ def main(argv: Sequence[str]) -> None:
     print(f"{_OUTPUT.value}: {len(text.encode()) / 1024:.0f} KiB, open it in a browser")
 
 
+def _refuse(given: Sequence[flags.FlagHolder[Any]], reason: str) -> None:
+    for flag in given:
+        if flag.present:
+            raise InputError(f"{flag.name} ({flag.value}) {reason}")
+
+
 def _of_traces() -> str:
     """The page of recorded runs."""
-    for flag in (_PROMPT, _SAMPLER, _CACHE):
-        if flag.present:
-            raise InputError(f"{flag.name} must not be given with trace")
+    _refuse([*_OF_RUN, *_OF_PROMPT, *_OF_EXAMPLE], "must not be given with a trace")
     runs: dict[str, page.Run] = {}
     remarks = {}
-    for path in map(pathlib.Path, _TRACE.value):
+    for name in _TRACE.value:
+        path = pathlib.Path(name).expanduser()
         trace = traces.load(path)
         own = path.absolute().parents[1] / trace.checkpoint
         directory = pathlib.Path(_CHECKPOINT.value or own)
@@ -99,6 +108,12 @@ def _of_traces() -> str:
 def _of_samplers() -> str:
     """The page of one prompt, filled by each sampler with each cache."""
     # What is asked, checked before any weight is read.
+    if _PROMPT.value is None:
+        _refuse(_OF_PROMPT, "needs a prompt")
+    else:
+        _refuse(_OF_EXAMPLE, "must not be given with a prompt")
+    if _INFILL.value:
+        _refuse([_CHAT, _LENGTH], "is for a prompt that is continued, not infilled")
     config = _app.merged(_CONFIG, _OWN)
     check_seed(config.seed)
     rules = samplers.parse_all(_SAMPLER.value)

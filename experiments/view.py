@@ -119,8 +119,8 @@ def _of_samplers() -> str:
     rules = samplers.parse_all(_SAMPLER.value)
     plans = {spec: caches.parse(spec) for spec in _CACHE.value}
     task = tasks.get(config.task)
-    example = None
-    if _PROMPT.value is None:
+    prompt, example = _PROMPT.value, None
+    if prompt is None:
         if _EXAMPLE.value < 0:
             raise InputError(f"example ({_EXAMPLE.value}) must be at least 0")
         example = task.examples(config.split, _EXAMPLE.value + 1)[-1]
@@ -142,12 +142,12 @@ def _of_samplers() -> str:
             settings["block_length"] = task.block_length
             options = model.options(task.gen_length, settings)
         elif _INFILL.value:
-            rows, options = model.infilled([_PROMPT.value], settings)
+            rows, options = model.infilled([prompt or ""], settings)
         else:
             if not model.parallel.denoiser.is_block_causal:
                 settings["block_length"] = config.block_length
             rows, options = model.continued(
-                [_PROMPT.value], config.gen_length, _CHAT.value, settings
+                [prompt or ""], config.gen_length, _CHAT.value, settings
             )
         for spec, rule in rules.items():
             ((_, out),) = model.stream_rows(rows, rule, options, own)

@@ -38,7 +38,7 @@ class Settings(TypedDict, total=False):
       probability_dtype: what probabilities are rounded to, see `Options`.
       precision: of products of float32 models, see `Options`.
       logits_bytes: of logits that are computed in one piece, see `Options`.
-      trajectory: keep every step in `Output.trajectory`.
+      trajectory: keep every step in `Output.trajectory`, and show it in notebooks.
     """
 
     block_length: int | None

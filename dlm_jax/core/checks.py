@@ -112,8 +112,8 @@ def _check_cache(denoiser: Denoiser, options: Options) -> None:
     name = type(plan).__name__
     if plan.needs_block_causal and not denoiser.is_block_causal:
         raise InputError(
-            f"cache ({name}) must be of a model whose blocks do not see later ones, "
-            "and in this one every position sees all"
+            f"cache ({name}) must be used with a model whose blocks do not see later "
+            "ones; in this one every position sees all others"
         )
     if options.has_staleness and not (plan.has_window and options.has_trajectory):
         raise InputError("has_staleness must be used with a cache and has_trajectory")

@@ -60,6 +60,7 @@ def run(
     num_views = view.tokens.shape[0] // b
     sources = denoiser.sources(region)
 
+    # From b rows to all views of them, and back.
     def tile(x: Array) -> Array:
         return jnp.tile(x, (num_views, *[1] * (x.ndim - 1)))
 
@@ -71,10 +72,11 @@ def run(
         everywhere = jnp.ones(region.shape, bool)
         return Forward(apart(hidden), everywhere, ~is_done, cache)
 
-    # The windows of all rows. What this writes for a row that waits to be computed
-    # whole is written over before it is read.
+    # The windows of all rows, stale ones too. What this writes for a stale row is
+    # overwritten before it is read: its next forward computes the whole row.
     columns = jax.vmap(options.cache.window)(canvas)
-    # Past the end of the row is not yet past the end of what a sampler shows.
+    # A sampler may show more than the row. What a plan puts past the end of the row
+    # must then be past the end of what is shown.
     columns = jnp.where(columns < canvas.length, columns, view.tokens.shape[1])
     is_source = sources[:, :, None] == columns[:, None, :]
     places = jnp.argmax(is_source, axis=-1).astype(jnp.int32)
@@ -92,7 +94,7 @@ def run(
     is_window = ~Kind.is_whole(kind) & ~is_done
     stepped, cache = jax.lax.cond(jnp.any(is_window), step, skip, cache)
 
-    # Whole rows, as many as are served in one iteration, gathered and scattered back.
+    # The whole rows that are served in this iteration, gathered and scattered back.
     ids = _first(is_whole, min(options.num_refreshed, b), turn)
     is_refreshed = jnp.zeros(b, bool).at[ids].set(True, mode="drop")
     both = jnp.concatenate(

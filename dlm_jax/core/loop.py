@@ -146,8 +146,8 @@ def proceed(
             carry.cache,
             carry.iteration,
         )
-        # The cache stays out of the condition, which might copy it: a row that is new
-        # in its slot writes all of it before it reads any.
+        # The cache stays out of the condition, which might copy it. Nothing needs to be
+        # cleared: a row sees only columns that it has written itself.
         carry = dataclasses.replace(
             carry, slots=slots, cache=(), iteration=carry.iteration + 1
         )
@@ -272,7 +272,10 @@ def _predict(
     hidden: Float[Array, "g b r d"],
     held: Int[Array, "b r"] | None = None,
 ) -> Prediction:
-    """The statistics of a region; `held` are the tokens on the canvas by default."""
+    """The statistics of a region: all that the sampler needs.
+
+    With `held`, only the log-probabilities of these tokens.
+    """
     step_keys = jax.vmap(jax.random.fold_in)(jobs.keys, rows.step)
     draw_keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, _DRAW)
     needs = jobs.sampler.needs
@@ -318,7 +321,7 @@ def _staleness(
     region: Int[Array, "b r"],
     prediction: Prediction,
 ) -> Float[Array, "b"]:
-    """The largest error of a candidate's log-probability, against a full forward."""
+    """How far the candidates' log-probabilities are from a full forward's, at most."""
     full = dataclasses.replace(options, cache=CachePlan())
     kind = jnp.full(rows.is_done.shape, Kind.REFRESH, jnp.int32)
     with full_precision(denoiser, params, options.precision):

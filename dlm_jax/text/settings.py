@@ -30,9 +30,9 @@ class Settings(TypedDict, total=False):
         finished first.
       cache: a cache plan or its spec, such as "dual(refresh_every=8)"; "none", the
         default, computes the whole row in every forward.
-      num_refreshed: rows that are computed whole in one iteration beside the others'
-        steps, see `Options`. Changes a result at most by rounding.
-      staleness: measure what the cache changes, into the trajectory.
+      num_refreshed: with a cache, how many rows one iteration computes whole at most,
+        see `Options`. Changes a result at most by rounding.
+      staleness: measure what the cache changes, see `Trajectory`. Needs `trajectory`.
       max_steps: bound on a row's forwards; the sampler's own by default.
       logits_dtype: what logits are rounded to, see `Options`.
       probability_dtype: what probabilities are rounded to, see `Options`.

@@ -427,7 +427,7 @@ def test_staleness_is_the_error_of_the_log_probabilities():
 
 def test_what_a_model_cannot_have_is_refused():
     params, prompts = params_of(26), batch()
-    with pytest.raises(InputError, match=r"cache \(Block\) must be of a model"):
+    with pytest.raises(InputError, match=r"cache \(Block\) must be used with a model"):
         generate(Memory(), params, prompts, cache=caches.Block())
     with pytest.raises(InputError, match="has_staleness must be used with a cache"):
         generate(Memory(), params, prompts, has_staleness=True)

@@ -13,7 +13,8 @@ class Settings(TypedDict, total=False):
     """Keywords that `Model.generate`, `infill` and `stream` share.
 
     Attributes:
-      block_length: tokens per semi-autoregressive block; one block by default.
+      block_length: tokens per semi-autoregressive block; one block by default, of a
+        block-causal model the config's block_size.
       temperature: of the candidates' draw; 0, the default, takes the most probable.
       guidance: scale of classifier-free guidance; 0, the default, is off.
       seed: of the random draws, an integer from 0 to 2^32 - 1; 0 by default. A

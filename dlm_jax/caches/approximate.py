@@ -14,8 +14,7 @@ class Approximate(CachePlan):
     """Base of plans that keep keys and values although what they depend on changes.
 
     The whole row is computed again when a block begins, as in Fast-dLLM
-    (arXiv:2505.22618). It also is while a mask that may be filled lies outside the
-    window: a sampler took back a token of an earlier block.
+    (arXiv:2505.22618).
 
     Attributes:
       refresh_every: also refresh at every so many steps of a block; 0 never.
@@ -27,8 +26,5 @@ class Approximate(CachePlan):
     def kind(self, canvas: Canvas) -> Int[Array, ""]:
         # A remainder by 0 has no meaning: a period that no block reaches instead.
         period = jnp.where(self.refresh_every > 0, self.refresh_every, 2**30)
-        is_in_window = jnp.zeros_like(canvas.is_mask)
-        is_in_window = is_in_window.at[self.window(canvas)].set(True, mode="drop")
         is_stale = canvas.block_step % period == 0
-        is_stale |= jnp.any(canvas.is_mask & canvas.is_open & ~is_in_window)
         return jnp.where(is_stale, jnp.int32(Kind.REFRESH), jnp.int32(Kind.STEP))

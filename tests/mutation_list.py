@@ -316,8 +316,8 @@ MUTATIONS = (
     Mutation(
         "a CPU draws all tiles at once",
         NOISE,
-        "cpu=functools.partial(tile_by_tile, dtype=dtype)",
-        "cpu=functools.partial(all_tiles, dtype=dtype)",
+        "cpu=functools.partial(tile_by_tile, width=width, dtype=dtype)",
+        "cpu=functools.partial(all_tiles, width=width, dtype=dtype)",
         ("tests/core/test_noise.py",),
     ),
     Mutation(

@@ -281,9 +281,9 @@ class Model:
         Raises:
           InputError: naming the argument or the prompt that does not fit.
         """
+        options = self.options(gen_length, settings)
         is_chat = self.codec.has_chat_template if chat is None else chat
         rows = self.codec.encode_prompts(prompts, gen_length, is_chat)
-        options = self.options(gen_length, settings)
         return prompts_.fit_blocks(rows, options, self.parallel.denoiser)
 
     def infilled(

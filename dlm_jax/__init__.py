@@ -11,7 +11,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from dlm_jax import zoo
+from dlm_jax import likelihood, zoo
 from dlm_jax.core.canvas import (
     Canvas,
     Decision,
@@ -91,6 +91,7 @@ __all__ = [
     "View",
     "__version__",
     "as_denoiser",
+    "likelihood",
     "load",
     "number",
     "parse",

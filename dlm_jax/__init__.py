@@ -11,7 +11,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from dlm_jax import caches, zoo
+from dlm_jax import caches, likelihood, zoo
 from dlm_jax.core.cache import CachePlan
 from dlm_jax.core.canvas import (
     Canvas,
@@ -94,6 +94,7 @@ __all__ = [
     "__version__",
     "as_denoiser",
     "caches",
+    "likelihood",
     "load",
     "number",
     "parse",

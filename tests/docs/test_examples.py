@@ -110,6 +110,14 @@ def test_arrays_are_filled_with_the_likeliest_tokens(run_example):
     assert (result.num_steps < 8).all()
 
 
+def test_the_correct_answer_is_the_likeliest(run_example):
+    names, out = run_example("likelihood")
+    assert re.findall(r"greedy: (\w+)", out) == ["True", "False", "False"]
+    for errors in names["errors"].values():
+        # It is certain of the correct answer, and its estimate has no noise.
+        assert errors[0] < 0.1 < min(errors[1:])
+
+
 def test_a_task_of_one_s_own_keeps_the_rules_of_tasks(run_example):
     names, out = run_example("my_task")
     task = names["Addition"]()

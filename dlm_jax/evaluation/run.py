@@ -26,6 +26,7 @@ from dlm_jax.devices import batches
 from dlm_jax.devices.runner import Parallel
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation.records import Key, Log, Manifest
+from dlm_jax.sandbox import processors
 from dlm_jax.tasks.base import Example, Task
 from dlm_jax.text.codec import Codec
 from dlm_jax.text.output import Output
@@ -286,8 +287,9 @@ def _judge(
 ) -> list[dict[str, Any]]:
     """What records say of outputs."""
     texts = [output.text for output in outputs]
-    # Judging may wait for a process that runs the answer.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    # Judging may wait for a process that runs the answer. More of them than processors
+    # would take each other's time.
+    with ThreadPoolExecutor(processors.usable()) as pool:
         verdicts = list(pool.map(task.verdict, examples, texts))
     return [
         {

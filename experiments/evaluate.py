@@ -88,6 +88,7 @@ def main(argv: Sequence[str]) -> None:
         print(
             f"\nThe records of {asked.workdir} are of {len(commits)} commits: {names}."
         )
+    evaluation_files.check_finite(records)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
 from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
+from dlm_jax.evaluation.records import check_finite
 from dlm_jax.tasks.base import BLANK, check_codec
 from dlm_jax.text.output import Output
 from dlm_jax.text.prompts import Encoded, read_prompts
@@ -144,6 +145,7 @@ def main(argv: Sequence[str]) -> None:
     if examples:
         lines, num_right = _report.answers(task, examples, runs, config.num_shown)
     print(*lines, *_report.summary(runs, num_right), sep="\n")
+    check_finite(records)
 
 
 def _encode(

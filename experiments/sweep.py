@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from dlm_jax.evaluation import figures, sweeps
 from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation.records import check_finite
 from experiments import _app, _evaluating
 
 _READ = _evaluating.define_evaluation(
@@ -64,6 +65,7 @@ def main(argv: Sequence[str]) -> None:
     )
     print(sweeps.table(made))
     print(f"Wrote {workdir / 'sweep.csv'} and {workdir / 'sweep.png'}")
+    check_finite(records)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Output:
       confidence: float32 [n]; the probability of each token when it was written; 0 at
         masks.
       is_complete: False where the bound on steps or a NaN ended the row.
-      has_nan: the model gave no finite prediction.
+      has_nan: the model gave NaN at the last forward, which ended the row.
       seconds: the row's share of the wall time, by forwards of any kind, compiling
         excluded: the shares of a call add up to it.
       compile_seconds: the call's, divided by its rows.

@@ -179,12 +179,15 @@ class _Search:
         for place, region in enumerate(self._regions):
             for chunk in region:
                 for node in chunk.nodes:
-                    for part in node.body if isinstance(node, ast.ClassDef) else ():
+                    if not isinstance(node, ast.ClassDef):
+                        continue
+                    for part in node.body:
                         quality = self._quality(part, chunk.last)
-                        if quality is not None and not isinstance(part, ast.Assign):
-                            owner = f"{node.name}()" if _has_self(part) else node.name
-                            alias = f"{self._name} = {owner}.{self._name}"
-                            yield self._candidate(quality, True, chunk, place, alias)
+                        if quality is None or isinstance(part, ast.Assign):
+                            continue
+                        owner = f"{node.name}()" if _has_self(part) else node.name
+                        alias = f"{self._name} = {owner}.{self._name}"
+                        yield self._candidate(quality, True, chunk, place, alias)
 
     def _indented(self) -> Iterator[_Candidate]:
         """Definitions that do not begin at the left margin of anything."""

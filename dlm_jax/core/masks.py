@@ -32,7 +32,7 @@ class Drawn(NamedTuple):
 
 
 class Masks(Rule):
-    """Base of the ways to draw masks: what `counts` and `sets` are made of.
+    """Base of the ways to draw masks; a subclass writes `batch`, and mostly `size`.
 
     Batches are independent of each other, and the masks of a batch need not be.
     """

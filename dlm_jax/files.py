@@ -5,11 +5,14 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dlm_jax.errors import InputError
+
+STDOUT = "-"
 
 
 def check_output(path: str | os.PathLike, num_bytes: int = 0) -> None:
@@ -90,9 +93,28 @@ def staged(
 def write_jsonl(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object per line; the file appears when it is complete.
 
+    Args:
+      path: to be created; "-" is stdout.
+      records: the objects.
+
     Raises:
       InputError: as `check_output`.
     """
-    with staged(path) as partial, partial.open("w", encoding="utf-8") as file:
+    if os.fspath(path) == STDOUT:
+        sys.stdout.flush()
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            sys.stdout.buffer.write(_line(record))
+        sys.stdout.buffer.flush()
+        return
+    with staged(path) as partial, partial.open("wb") as file:
+        for record in records:
+            file.write(_line(record))
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    # A text that is no Unicode, such as half a pair of surrogates, stays readable.
+    text = json.dumps(record, ensure_ascii=False)
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(record).encode() + b"\n"

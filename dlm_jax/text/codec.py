@@ -207,6 +207,8 @@ class Codec:
         """
         encoded = []
         for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(f"prompt {index} must be a text to be infilled")
             tokens = self._tokens(index, text)
             is_blank = tokens == self.mask_id
             if not is_blank.any():

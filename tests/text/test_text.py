@@ -28,7 +28,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.base import BLANK
 from dlm_jax.text.codec import Codec, character_tokenizer
-from dlm_jax.text.prompts import pad, read_prompts
+from dlm_jax.text.prompts import pad
 
 SUDOKU = pathlib.Path(zoo.__file__).parent / "sudoku"
 SUDOKU_CONFIG = sudoku.Sudoku().model_config(
@@ -223,35 +223,6 @@ def test_load_refuses_what_does_not_fit(directory, tmp_path):
     small = dataclasses.replace(CONFIG, vocab_size=20, embedding_size=34)
     with pytest.raises(InputError, match=r"token id \(35\) must be below .*\(34\)"):
         Codec.load(directory, small)
-
-
-def test_read_prompts(tmp_path):
-    lines = tmp_path / "prompts.txt"
-    lines.write_text(" one\r\n\n  \ntwo é", encoding="utf-8")
-    assert read_prompts(lines) == [" one", "two é"]
-    records = tmp_path / "prompts.jsonl"
-    records.write_text('{"prompt": "two\\nlines"}\n\n{"prompt": "x", "id": 3}\n')
-    assert read_prompts(records) == ["two\nlines", "x"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", b" \n\n", "holds no prompt"),
-        ("a.txt", b"\xff\xfe", "cannot be read"),
-        ("a.txt", None, "cannot be read"),
-        ("a.jsonl", b'{"prompt": "x"}\n{"text": "x"}', "line 2: must be a JSON object"),
-        ("a.jsonl", b'{"prompt": 3}', "line 1: must be a JSON object"),
-        ("a.jsonl", b"[1]", "line 1: must be a JSON object"),
-        ("a.jsonl", b"hello", "line 1: must be a JSON object"),
-    ],
-)
-def test_bad_prompt_file_is_refused(tmp_path, name, content, message):
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        read_prompts(path)
 
 
 def test_shipped_tokenizer_writes_puzzles_as_the_model_was_trained():

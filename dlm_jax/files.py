@@ -44,6 +44,27 @@ def _check_writable(path: pathlib.Path, num_bytes: int) -> None:
         )
 
 
+def nature(path: str | os.PathLike) -> str:
+    """What a file is that was downloaded wrongly, as the end of an error message.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      Such as " (it is a Git LFS pointer: run git lfs pull)"; empty if nothing is known.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(256).lstrip()
+    except OSError:
+        return ""
+    if start.startswith(b"version https://git-lfs.github.com/"):
+        return " (it is a Git LFS pointer, not the file: run git lfs pull)"
+    if start[:15].lower().startswith((b"<!doctype html", b"<html")):
+        return " (it is a web page, not the file: download it again)"
+    return "" if start else " (it is empty: download it again)"
+
+
 @contextlib.contextmanager
 def staged(
     path: str | os.PathLike,

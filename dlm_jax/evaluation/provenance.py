@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from dlm_jax import checkpoints
+
 _PACKAGES = ("dlm_jax", "jax", "jaxlib", "flax", "numpy", "transformers")
 
 
@@ -60,12 +62,16 @@ def short_commit(commit: str | None) -> str:
 
 
 def digest(directory: str | os.PathLike) -> str:
-    """SHA-256 of a checkpoint: the names and bytes of all its files, README apart."""
+    """SHA-256 of a checkpoint: names and bytes of weights, config and tokenizer.
+
+    Other files beside them do not count, see `checkpoints.essential_files`.
+
+    Raises:
+      InputError: if the directory does not exist, or its index is damaged.
+    """
     root = pathlib.Path(directory)
     total = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        if path.name == "README.md":
-            continue
+    for path in checkpoints.essential_files(root):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         total.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())

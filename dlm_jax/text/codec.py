@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32
 
+from dlm_jax import files
 from dlm_jax.errors import InputError
 from dlm_jax.models import registry
 from dlm_jax.models.family import ModelConfig
@@ -62,7 +63,9 @@ class Codec:
                 path.parent, local_files_only=True
             )
         except Exception as error:  # the Rust tokenizers raise nothing narrower
-            raise InputError(f"{path} does not load: {error}") from None
+            raise InputError(
+                f"{path} does not load{files.nature(path)}: {error}"
+            ) from None
         return cls.of(tokenizer, config, _generation_eos(path.parent, config))
 
     @classmethod

@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
     devices = jax.local_devices()
     return {
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        **{name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "device": devices[0].device_kind,
         "num_devices": len(devices),
@@ -37,6 +37,14 @@ def describe(environment: Mapping[str, Any]) -> str:
         f"{environment['num_cores']} cores, jax {environment['jax']}, commit "
         f"{environment['commit']}"
     )
+
+
+def _version(package: str) -> str | None:
+    """A package's version; None if it was not installed, but copied or frozen."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

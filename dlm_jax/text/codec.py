@@ -173,6 +173,12 @@ class Codec:
         """A conversation in the chat template, up to where the answer begins."""
         if not self.has_chat_template:
             raise InputError("the checkpoint's tokenizer has no chat template")
+        templates = self.tokenizer.chat_template
+        if isinstance(templates, Mapping) and "default" not in templates:
+            raise InputError(
+                f"the checkpoint's tokenizer has chat templates "
+                f"({', '.join(map(str, templates))}), but none of the name default"
+            )
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         for message in prompt:
@@ -210,8 +216,6 @@ class Codec:
         """
         encoded = []
         for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InputError(f"prompt {index} must be a text to be infilled")
             tokens = self._tokens(index, text)
             is_blank = tokens == self.mask_id
             if not is_blank.any():

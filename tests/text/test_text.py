@@ -225,6 +225,34 @@ def test_load_refuses_what_does_not_fit(directory, tmp_path):
         Codec.load(directory, small)
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["default", "tool_use"], None),
+        (["rag", "tool_use"], r"has chat templates \(rag, tool_use\), but none of the"),
+    ],
+)
+def test_of_several_chat_templates_the_default_is_used(
+    directory, tmp_path, names, message
+):
+    copied = shutil.copytree(directory, tmp_path / "model")
+    (copied / "chat_template.jinja").unlink(missing_ok=True)
+    path = copied / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["chat_template"] = [{"name": name, "template": TEMPLATE} for name in names]
+    path.write_text(json.dumps(config))
+    codec = Codec.load(copied, CONFIG)
+    if message:
+        with pytest.raises(InputError, match=message):
+            codec.encode_chat(["abc"], 4)
+        assert codec.encode(["abc"], 4)
+    else:
+        [row], [one] = (
+            x.encode_chat(["abc"], 4) for x in (codec, Codec.load(directory, CONFIG))
+        )
+        np.testing.assert_array_equal(row.tokens, one.tokens)
+
+
 def test_shipped_tokenizer_writes_puzzles_as_the_model_was_trained():
     shipped = Codec.load(SUDOKU, SUDOKU_CONFIG)
     made = character_tokenizer(sudoku.VOCABULARY, bos=BOS, eos=EOS, mask=MASK)

@@ -6,4 +6,4 @@ import sys
 if sys.argv[:1] == ["-m"]:
     from experiments import _signals
 
-    _signals.install()
+    _signals.end_at_once()

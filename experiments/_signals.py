@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 _WORDS = {
@@ -27,8 +27,17 @@ class Stopped(SystemExit):
     """
 
 
-def install() -> dict[int, object]:
-    """Sets handlers, except for signals that are ignored (nohup, or in background).
+def end_at_once() -> None:
+    """From now on, signals end the process without clean-up.
+
+    For the time of imports: there is nothing to clean up yet, and not all of what is
+    imported lets an exception pass.
+    """
+    _install(_end)
+
+
+def _install(handler: Callable[[int, FrameType | None], None]) -> dict[int, object]:
+    """Sets a handler, except for signals that are ignored (nohup, or in background).
 
     Returns:
       The handlers that were there.
@@ -40,26 +49,37 @@ def install() -> dict[int, object]:
     for name in _WORDS:
         number = getattr(signal, name, None)  # Windows has no SIGHUP.
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            before[number] = signal.signal(number, _stop)
+            before[number] = signal.signal(number, handler)
     return before
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Ends the process."""
+    del frame
+    _tell(number)
+    os._exit(128 + number)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     """Raises Stopped; the same signal once more ends the process at once."""
     del frame
     signal.signal(number, signal.SIG_DFL)
-    with contextlib.suppress(OSError):
+    _tell(number)
+    raise Stopped(128 + number)
+
+
+def _tell(number: int) -> None:
+    with contextlib.suppress(OSError, ValueError):
         # A progress bar may stand in the line.
         start = "\n" if sys.stderr is not None and sys.stderr.isatty() else ""
         word = _WORDS[signal.Signals(number).name]
         os.write(2, f"{start}error: {word}\n".encode())
-    raise Stopped(128 + number)
 
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
     """Handles signals in a block."""
-    before = install()
+    before = _install(_stop)
     try:
         yield
     finally:

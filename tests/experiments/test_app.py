@@ -3,7 +3,9 @@
 import contextlib
 import importlib.metadata
 import os
+import pathlib
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -183,6 +185,28 @@ def test_a_signal_is_one_line_and_lets_clean_up(run, number, word):
     # Once more ends the process, whatever hangs.
     assert cleaned == [signal.SIG_DFL]
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_script_is_imported_is_one_line_too(tmp_path, number):
+    # Stands for something big, whose import does not let an exception pass.
+    (tmp_path / "jax.py").write_text(
+        "import os\n"
+        "try:\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "finally:\n"
+        "    raise ImportError\n"
+    )
+    root = pathlib.Path(_app.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.generate"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 128 + number
+    assert done.stderr in ("error: interrupted\n", "error: told to end (SIGTERM)\n")
 
 
 def test_an_ignored_signal_stays_ignored(run):

@@ -78,10 +78,35 @@ def _tell(number: int) -> None:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Handles signals in a block."""
+    """Handles signals in a block: cleans up, and raises Stopped."""
     before = _install(_stop)
+    hook = sys.unraisablehook
+    sys.unraisablehook = _again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Repeats a signal whose exception was raised where Python drops it.
+
+    That is in a callback of the garbage collector, which JAX has, or in a destructor.
+    """
+    error = unraisable.exc_value
+    if not isinstance(error, Stopped):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = int(str(error.code)) - 128
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Stopped(128 + number)
+
+    signal.signal(number, stop)
+    # Not now: this is still inside of what drops it.
+    repeat = threading.Timer(0.05, os.kill, (os.getpid(), number))
+    repeat.daemon = True
+    repeat.start()

@@ -1,6 +1,7 @@
 """What the user writes on the command line is answered with one line."""
 
 import contextlib
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -185,6 +186,26 @@ def test_a_signal_is_one_line_and_lets_clean_up(run, number, word):
     # Once more ends the process, whatever hangs.
     assert cleaned == [signal.SIG_DFL]
     assert signal.getsignal(number) == before
+
+
+def test_a_signal_in_a_callback_that_drops_exceptions_is_not_lost(run):
+    """JAX has a callback of the garbage collector, in which one may come."""
+
+    def kill(phase, _):
+        if phase == "stop" and gc.callbacks.count(kill):
+            gc.callbacks.remove(kill)
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(1000):
+                pass  # Here it is handled.
+
+    def main(_):
+        gc.callbacks.append(kill)
+        gc.collect()
+        time.sleep(60)
+
+    with capture_descriptor(2) as said:
+        assert run(main=main)[0] == 143
+        assert said() == "error: told to end (SIGTERM)\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -222,7 +222,8 @@ def _told(error: Exception) -> str | None:
     is_backend = is_backend and frames[-1].filename.endswith("xla_bridge.py")
     if is_backend or (isinstance(error, RuntimeError) and text.startswith(_NO_BACKEND)):
         reason = text.splitlines()[0] if text else "it is not there"
-        return f"JAX_PLATFORMS ({jax.config.jax_platforms}) cannot be used: {reason}"
+        asked = os.environ.get("JAX_PLATFORMS")
+        return f"JAX_PLATFORMS ({asked}) cannot be used: {reason}"
     strict = [
         f"{name.upper()}={getattr(jax.config, name)}"
         for name, normal in _STRICT.items()

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 _WORDS = {
     "SIGINT": "interrupted",
@@ -36,7 +37,7 @@ def end_at_once() -> None:
     _install(_end)
 
 
-def _install(handler: Callable[[int, FrameType | None], None]) -> dict[int, object]:
+def _install(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
     """Sets a handler, except for signals that are ignored (nohup, or in background).
 
     Returns:

@@ -18,6 +18,7 @@ On several hosts, each process is given the same prompts and takes its share of 
     python -m experiments.merge --output=answers.jsonl     # once, when all are done
 """
 
+import contextlib
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -25,14 +26,14 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-import dlm_jax as dlm
 from dlm_jax import caches, files, samplers, tasks, zoo
 from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
 from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
+from dlm_jax.model import Outline
+from dlm_jax.model import outline as read_outline
 from dlm_jax.tasks.base import BLANK, check_codec
 from dlm_jax.text.codec import Messages
 from dlm_jax.text.output import Output
@@ -40,6 +41,7 @@ from dlm_jax.text.prompt_files import read_prompts
 from dlm_jax.text.prompts import Encoded
 from dlm_jax.text.settings import Settings
 from experiments import _app, _report
+from experiments._progress import Progress
 
 _CONFIG = _app.define_config(_app.CONFIGS / "generate.py", "Defaults.")
 _CHECKPOINT = _app.define_path("checkpoint", None, "Hugging Face or Orbax directory.")
@@ -90,8 +92,8 @@ def main(argv: Sequence[str]) -> None:
     if host.count > 1 and not _OUTPUT.value:
         raise InputError("several processes need an --output, to write shards of it")
     is_piped = _OUTPUT.value == files.STDOUT
-    if host.count > 1 and is_piped:
-        raise InputError(f"output ({files.STDOUT}) is written by one process")
+    if is_piped and (host.count > 1 or sys.stdout is None):
+        raise InputError(f"output ({files.STDOUT}) needs one process, and a stdout")
     output: str | pathlib.Path | None = _OUTPUT.value
     if output and not is_piped:
         output = host.shard(output)
@@ -113,16 +115,19 @@ def main(argv: Sequence[str]) -> None:
 
     # Rows with blanks.
     checkpoint = _CHECKPOINT.value or zoo.path(config.task)
-    model = dlm.load(checkpoint, _DTYPE.value, _SHARING.value)
+    outline = read_outline(checkpoint)
     if examples:
-        check_codec(task, model.codec)
-        prompts = [e.prompt.replace(BLANK, model.mask_text) for e in examples]
-        rows = task.encode(model.codec, examples)
+        check_codec(task, outline.codec)
+        prompts = [e.prompt.replace(BLANK, outline.mask_text) for e in examples]
+        rows = task.encode(outline.codec, examples)
         settings = _app.drawing(config) | {"block_length": task.block_length}
         settings["cache"] = plan
-        options = model.options(task.gen_length, settings)
+        options = outline.options(task.gen_length, settings)
     else:
-        rows, options = _encode(model, prompts, config)
+        rows, options = _encode(outline, prompts, config)
+    own = Settings(seed=config.seed, batch_size=config.batch_size)
+    for rule in rules.values():
+        outline.check(rows, rule, options, own)
 
     # This process's share of them. All have the same shapes, whatever their share.
     if len(prompts) < host.count:
@@ -132,7 +137,6 @@ def main(argv: Sequence[str]) -> None:
         )
     common: dict[str, Any] = {
         "checkpoint": str(checkpoint),
-        "dtype": str(model.dtype),
         "gen_length": options.gen_length,
         "block_length": options.block_length,
         "cache": caches.to_spec(plan),
@@ -149,21 +153,26 @@ def main(argv: Sequence[str]) -> None:
     # Fill the rows with each sampler.
     if how_read:
         print(how_read, file=sys.stderr)
-    own = Settings(seed=config.seed, batch_size=config.batch_size)
     runs: dict[str, list[Output]] = {}
-    with tqdm(total=len(rules) * len(rows), unit="prompt", disable=None) as progress:
+    with contextlib.ExitStack() as stack:
+        if output and not is_piped:
+            stack.enter_context(files.locked(output))
+        model = outline.load(_DTYPE.value, _SHARING.value)
+        total = len(rules) * len(rows)
+        progress = stack.enter_context(Progress(total, "prompt"))
         for spec, rule in rules.items():
-            progress.set_description(spec)
+            progress.describe(spec)
             done = {}
             for i, out in model.stream_rows(rows, rule, options, own, ids):
                 done[i] = out
-                progress.update()
+                progress.add([out.nfe])
             runs[spec] = [done[i] for i in range(len(rows))]
+        common["dtype"] = str(model.dtype)
+        records = list(_report.records(prompts, runs, ids, **common))
+        if output:
+            files.write_jsonl(output, records)
 
-    # Write and print.
-    records = list(_report.records(prompts, runs, ids, **common))
-    if output:
-        files.write_jsonl(output, records)
+    # Print.
     lines = _report.texts(dict(zip(ids, prompts, strict=True)), records)
     num_right: dict[str, int] = {}
     if examples:
@@ -173,7 +182,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _encode(
-    model: dlm.Model, prompts: list[str | Messages], config: ConfigDict
+    model: Outline, prompts: list[str | Messages], config: ConfigDict
 ) -> tuple[list[Encoded], Options]:
     """The prompts as rows with blanks, and how to fill them."""
     settings = _app.drawing(config)
@@ -187,7 +196,7 @@ def _encode(
         settings["block_length"] = _BLOCK.value
         return model.infilled(_texts(prompts), settings)
     settings["block_length"] = config.block_length
-    if model.parallel.denoiser.is_block_causal:
+    if model.denoiser.is_block_causal:
         # The config's own is LLaDA's; a block-causal model was trained with one.
         settings["block_length"] = _BLOCK.value
     return model.continued(prompts, config.gen_length, _CHAT.value, settings)

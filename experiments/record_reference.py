@@ -55,10 +55,10 @@ def main(_: Sequence[str]) -> None:
     generate = recorder.resolve(FLAGS.generate)
     load_model = recorder.resolve(FLAGS.model)
     params = recorder.parse_params(FLAGS.params)
-    prompts = read_prompts(FLAGS.prompts_file).prompts
-    for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise InputError(f"prompt {index} must be a text, not a conversation")
+    read = read_prompts(FLAGS.prompts_file).prompts
+    prompts = [prompt for prompt in read if isinstance(prompt, str)]
+    if len(prompts) < len(read):
+        raise InputError("prompts_file must hold texts, not conversations")
     output = pathlib.Path(FLAGS.output)
     names = [f"{FLAGS.name or FLAGS.sampler}__p{i}" for i in range(len(prompts))]
     traces.check_output(output, names)

@@ -16,7 +16,8 @@ def get_config() -> ConfigDict:
             # Each sampler runs with each cache: none, prefix, dual(refresh_every=8).
             "cache": ("none",),
             "seeds": (0,),
-            "split": "valid",
+            # valid, where a task has it, or else its first.
+            "split": config_dict.placeholder(str),
             "num_examples": 1000,
             "example_seed": 0,
             # Of the task, where none are given.

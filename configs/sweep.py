@@ -48,7 +48,8 @@ def get_config() -> ConfigDict:
             # saber_released, whose n is static.
             "curves": curves,
             "cache": "none",
-            "split": "valid",
+            # valid, where a task has it, or else its first.
+            "split": config_dict.placeholder(str),
             "num_examples": 1000,
             "example_seed": 0,
             "seed": 0,

@@ -1,15 +1,27 @@
 """Result files and directories that appear whole or not at all."""
 
 import contextlib
+import contextvars
+import errno
+import glob
 import json
 import os
 import pathlib
 import shutil
+import socket
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dlm_jax.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+STDOUT = "-"
 
 
 def check_output(path: str | os.PathLike, num_bytes: int = 0) -> None:
@@ -41,6 +53,149 @@ def _check_writable(path: pathlib.Path, num_bytes: int) -> None:
         )
 
 
+def nature(path: str | os.PathLike) -> str:
+    """What a file is that was downloaded wrongly, as the end of an error message.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      Such as " (it is a Git LFS pointer: run git lfs pull)"; empty if nothing is known.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(256).lstrip()
+    except OSError:
+        return ""
+    if start.startswith(b"version https://git-lfs.github.com/"):
+        return " (it is a Git LFS pointer, not the file: run git lfs pull)"
+    if start[:15].lower().startswith((b"<!doctype html", b"<html")):
+        return " (it is a web page, not the file: download it again)"
+    return "" if start else " (it is empty: download it again)"
+
+
+@contextlib.contextmanager
+def locked(
+    path: str | os.PathLike, *, is_directory: bool = False, name: str = "output"
+) -> Iterator[None]:
+    """Keeps other processes from writing a file, or into a directory, in a block.
+
+    The kernel holds the lock and releases it when the process ends, however it ends.
+    What earlier writers left behind when they were killed is removed. The same thread
+    may take the lock again. Where the file system has no locks, there is none.
+
+    Args:
+      path: of the file that will be written, or of the directory, which is created.
+      is_directory: the lock is of all files in a directory.
+      name: what errors call the path.
+
+    Raises:
+      InputError: if another process holds the lock, or nothing can be written there.
+    """
+    path = pathlib.Path(path).absolute()
+    if path in _held.get():
+        yield
+        return
+    lock = path / ".lock" if is_directory else path.with_name(f".{path.name}.lock")
+    made = [x for x in (lock.parent, *lock.parent.parents) if not os.path.lexists(x)]
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, is_locked = _take(lock)
+    except BlockingIOError:
+        raise InputError(
+            f"{name} ({path}) is being written by another process{_writer(lock)}"
+        ) from None
+    except OSError as error:
+        _remove_empty(made)
+        raise InputError(
+            f"{name} ({path}) cannot be written: {error.strerror}"
+        ) from error
+    token = _held.set(_held.get() | {path})
+    try:
+        if is_locked:
+            _remove_partial(lock.parent, "*" if is_directory else path.name)
+        yield
+    finally:
+        _held.reset(token)
+        # Before it is released: another process then makes a new one.
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+        _remove_empty(made)
+
+
+# Paths that are locked by this thread.
+_held: contextvars.ContextVar[frozenset[pathlib.Path]] = contextvars.ContextVar(
+    "held", default=frozenset()
+)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
+
+
+def _take(lock: pathlib.Path) -> tuple[int, bool]:
+    """Opens and locks a file.
+
+    Returns:
+      Its descriptor, and whether the file system has locks.
+
+    Raises:
+      BlockingIOError: if another process has it.
+      OSError: if it cannot be written.
+    """
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            is_locked = _flock(descriptor)
+            # Its last holder may have removed it since it was opened.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                    os.ftruncate(descriptor, 0)
+                    os.write(
+                        descriptor, f"{socket.gethostname()} {os.getpid()}".encode()
+                    )
+                    return descriptor, is_locked
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _flock(descriptor: int) -> bool:
+    """Locks an open file; False where there are no locks."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    return True
+
+
+def _writer(lock: pathlib.Path) -> str:
+    """Who holds a lock, as the end of a message."""
+    try:
+        host, process = lock.read_text().split()
+    except (OSError, ValueError):
+        return ""
+    return f" (number {process} on {host})"
+
+
+def _remove_empty(directories: Iterable[pathlib.Path]) -> None:
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+
+def _remove_partial(parent: pathlib.Path, name: str) -> None:
+    """Removes what killed processes left of a file, or of all in a directory."""
+    pattern = name if name == "*" else glob.escape(name)
+    for path in parent.glob(f".{pattern}.partial-{32 * '[0-9a-f]'}"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def staged(
     path: str | os.PathLike,
@@ -51,8 +206,8 @@ def staged(
 ) -> Iterator[pathlib.Path]:
     """Yields a hidden sibling that becomes `path` if the block ends well.
 
-    If it does not, the sibling is removed; a killed process leaves it behind, under a
-    name that is never used again.
+    If it does not, the sibling is removed; a killed process leaves it behind, and the
+    next one that writes the same path removes it.
 
     Args:
       path: to be created, and its parents with it.
@@ -61,38 +216,59 @@ def staged(
       may_exist: replace a file; until then readers see the old one, whole.
 
     Raises:
-      InputError: as `check_output`.
+      InputError: as `check_output`, or if another process is writing the path.
     """
     path = pathlib.Path(path)
-    if may_exist:
-        _check_writable(path, num_bytes)
-    else:
-        check_output(path, num_bytes)
-    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
-    try:
+    check = _check_writable if may_exist else check_output
+    check(path, num_bytes)
+    with locked(path):
+        # Another process may just have ended.
+        check(path, num_bytes)
+        partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex}")
         try:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.mkdir() if is_directory else partial.touch(exist_ok=False)
-        except OSError as error:
-            raise InputError(
-                f"output ({path}) cannot be written: {error.strerror}"
-            ) from error
-        yield partial
-        partial.rename(path)
-    except BaseException:
-        if is_directory:
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
-        raise
+            try:
+                partial.mkdir() if is_directory else partial.touch(exist_ok=False)
+            except OSError as error:
+                raise InputError(
+                    f"output ({path}) cannot be written: {error.strerror}"
+                ) from error
+            yield partial
+            partial.rename(path)
+        except BaseException:
+            if is_directory:
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink(missing_ok=True)
+            raise
 
 
 def write_jsonl(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object per line; the file appears when it is complete.
 
+    Args:
+      path: to be created; "-" is stdout.
+      records: the objects.
+
     Raises:
       InputError: as `check_output`.
     """
-    with staged(path) as partial, partial.open("w", encoding="utf-8") as file:
+    if os.fspath(path) == STDOUT:
+        if sys.stdout is None:
+            raise InputError(f"output ({path}) cannot be written: stdout is closed")
+        sys.stdout.flush()
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            sys.stdout.buffer.write(_line(record))
+        sys.stdout.buffer.flush()
+        return
+    with staged(path) as partial, partial.open("wb") as file:
+        for record in records:
+            file.write(_line(record))
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    # A text that is no Unicode, such as half a pair of surrogates, stays readable.
+    text = json.dumps(record, ensure_ascii=False)
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(record).encode() + b"\n"

@@ -1,6 +1,7 @@
 """What all scripts share: errors that a user can mend are one line, not a traceback."""
 
 import contextlib
+import io
 import os
 import pathlib
 import sys
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
 from dlm_jax.text.settings import Settings
+from experiments import _signals
 
 # Default configs are found from any folder.
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -144,30 +146,33 @@ def define_hosts() -> Callable[[], hosts.Host]:
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Parses flags, runs main and exits: 1 after bad input, with one line on stderr.
 
-    Bad input is a wrong flag, an `InputError`, or what the machine refuses: an
-    `OSError` (disk full, permission denied, a sandbox that does not start), or memory
-    on a device. Any other exception is a defect and keeps its traceback.
+    Bad input is a wrong flag, or what `_told` knows. Any other exception is a defect
+    and keeps its traceback. A signal ends the script with one line, and with the status
+    that shells expect: 128 and its number.
     """
 
     def guarded(argv: Sequence[str]) -> int:
-        _keep_compiled_programs()
-        if not flags.FLAGS["verbosity"].present:
-            # Orbax reports every step of its work, and warns where nothing is wrong.
-            logging.set_verbosity(logging.ERROR)
         try:
-            if getattr(flags.FLAGS, "dtype", None) == "float64":
-                jax.config.update("jax_enable_x64", True)
+            _prepare()
             if len(argv) > 1:
                 raise InputError(f"unexpected arguments: {' '.join(argv[1:])}")
             main(argv)
-        except (InputError, OSError) as error:
-            _print(str(error))
-            return 1
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            _flush()
+        except Exception as error:
+            if (line := _told(error)) is None:
                 raise
-            _print(f"too little memory for this batch and model: {error}"[:300])
+            _print(line)
+            if isinstance(error, BrokenPipeError):
+                # What is left in the buffer would fail again at exit.
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
+        except _signals.Stopped as stop:
+            if jax.distributed.is_initialized():
+                # At exit, JAX would wait for the other processes.
+                _flush()
+                os._exit(int(str(stop.code)))
+            raise
         return 0
 
     # --help lists the flags that a script shares with others, not only its own.
@@ -175,7 +180,89 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         if module.startswith("experiments."):
             for flag in own:
                 flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(guarded, flags_parser=_parse_flags)
+    with _signals.handled():
+        app.run(guarded, flags_parser=_parse_flags)
+
+
+def _prepare() -> None:
+    """Sets up what is of the process, and not of a script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Any text can be printed, also where the locale is not UTF-8.
+            stream.reconfigure(errors="backslashreplace")
+    _keep_compiled_programs()
+    if not flags.FLAGS["verbosity"].present:
+        # Orbax reports every step of its work, and warns where nothing is wrong.
+        logging.set_verbosity(logging.ERROR)
+    if getattr(flags.FLAGS, "dtype", None) == "float64":
+        jax.config.update("jax_enable_x64", True)
+
+
+def _told(error: Exception) -> str | None:
+    """The line for a failure that is no defect of the code, None for others.
+
+    That is bad input, what the machine refuses (disk full, permission denied, a sandbox
+    that does not start), memory, a package or a backend that is not there, and what JAX
+    raises because the environment asks it to be strict.
+    """
+    text = str(error)
+    if isinstance(error, BrokenPipeError):
+        return "the output was closed before all was written"
+    if isinstance(error, (InputError, OSError)):
+        return text or type(error).__name__
+    if isinstance(error, MemoryError):
+        return f"too little memory on this machine: {text or 'none is left'}"[:300]
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
+        return f"too little memory for this batch and model: {text}"[:300]
+    if isinstance(error, ModuleNotFoundError) and not _is_own(error.name):
+        return f"the package {error.name} is not installed"
+    # Where no backend that is named starts, an assertion of JAX's own may fail.
+    frames = traceback.extract_tb(error.__traceback__)
+    is_backend = isinstance(error, AssertionError) and frames
+    is_backend = is_backend and frames[-1].filename.endswith("xla_bridge.py")
+    if is_backend or (isinstance(error, RuntimeError) and text.startswith(_NO_BACKEND)):
+        reason = text.splitlines()[0] if text else "it is not there"
+        asked = os.environ.get("JAX_PLATFORMS")
+        return f"JAX_PLATFORMS ({asked}) cannot be used: {reason}"
+    strict = [
+        f"{name.upper()}={getattr(jax.config, name)}"
+        for name, normal in _STRICT.items()
+        if getattr(jax.config, name, normal) not in (normal, None)
+    ]
+    if strict:
+        names = ", ".join(strict)
+        kind = type(error).__name__
+        return f"dlm_jax does not run with {names}: {kind}: {text}"[:300]
+    return None
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # It may be closed.
+        sys.stdout.flush()
+
+
+def _is_own(module: str | None) -> bool:
+    return (module or "dlm_jax").partition(".")[0] in ("dlm_jax", "experiments")
+
+
+# How JAX's messages begin where a backend does not start.
+_NO_BACKEND = ("Unable to initialize backend", "Unknown backend")
+# Options of JAX that raise where code is otherwise right, with their normal values.
+_STRICT = {
+    "jax_debug_nans": False,
+    "jax_debug_infs": False,
+    "jax_check_tracer_leaks": False,
+    "jax_numpy_rank_promotion": "allow",
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_transfer_guard": "allow",
+    "jax_transfer_guard_host_to_device": "allow",
+    "jax_transfer_guard_device_to_host": "allow",
+    "jax_transfer_guard_device_to_device": "allow",
+    "jax_explain_cache_misses": False,
+    "jax_disable_jit": False,
+    "jax_enable_custom_prng": False,
+    "jax_legacy_prng_key": "allow",
+}
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -242,6 +329,10 @@ def _print(message: str) -> None:
 def _keep_compiled_programs() -> None:
     """Turns on JAX's compilation cache, where JAX_COMPILATION_CACHE_DIR does not."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         directory = pathlib.Path(caches) / "dlm_jax"
-        jax.config.update("jax_compilation_cache_dir", str(directory))
+        # A user without a home, or with one that is read-only, keeps nothing.
+        with contextlib.suppress(OSError):
+            if not caches.startswith("~"):
+                directory.mkdir(parents=True, exist_ok=True)
+                jax.config.update("jax_compilation_cache_dir", str(directory))

@@ -1,5 +1,6 @@
 """What the scripts share that ask one task's examples of one model: their flags."""
 
+import contextlib
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,9 +9,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import dlm_jax as dlm
-from dlm_jax import tasks, zoo
+from dlm_jax import files, tasks, zoo
 from dlm_jax.core.keys import check_seed
 from dlm_jax.evaluation import provenance
+from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation.records import check_directory
+from dlm_jax.model import outline as read_outline
 from dlm_jax.tasks.base import check_codec
 from experiments import _app
 
@@ -34,16 +38,43 @@ class Asked(NamedTuple):
     dtype: str | None
     devices_per_model: int | None
 
-    def load(self) -> tuple[dlm.Model, dict[str, Any]]:
+    def load(self, todo: Sequence[evaluation.Lane]) -> tuple[dlm.Model, dict[str, Any]]:
         """The model, and what a manifest says of the checkpoint.
 
+        Everything that can be checked is, before a weight is read.
+
+        Args:
+          todo: what will be asked of it.
+
         Raises:
-          InputError: as `dlm.load`, or if the model's tokenizer is not the task's.
+          InputError: naming what does not fit, or as `dlm.load`.
         """
-        model = dlm.load(self.checkpoint, self.dtype, self.devices_per_model)
-        check_codec(self.task, model.codec)
+        outline = read_outline(self.checkpoint)
+        check_codec(self.task, outline.codec)
+        ready = evaluation.check(
+            denoiser=outline.denoiser,
+            codec=outline.codec,
+            task=self.task,
+            plan=evaluation.Plan.of(self.config),
+            todo=todo,
+            num_examples=self.config.num_examples,
+        )
+        identity: dict[str, Any] = ready.identity
+        if self.dtype:
+            identity["dtype"] = self.dtype
+        check_directory(self.workdir, identity)
         digest = provenance.digest(self.checkpoint)
+        check_directory(self.workdir, {"checkpoint": digest})
+        model = outline.load(self.dtype, self.devices_per_model)
         return model, {"checkpoint": digest, "dtype": str(model.dtype)}
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other processes from writing to the work directory.
+
+        Raises:
+          InputError: if one does, or it cannot be written.
+        """
+        return files.locked(self.workdir, is_directory=True, name="workdir")
 
 
 def define_evaluation(
@@ -92,10 +123,14 @@ def define_evaluation(
     def read() -> Asked:
         asked = _app.merged(config, overrides)
         check_seed(asked.example_seed, "example_seed")
-        # The lengths are checked here, before the weights are loaded.
         chosen = tasks.get(task.value).with_lengths(
             asked.get("gen_length"), asked.get("block_length")
         )
+        if asked.split is None:
+            # Not the test examples, where a task has others.
+            with asked.unlocked():
+                splits = chosen.splits
+                asked.split = "valid" if "valid" in splits else splits[0]
         return Asked(
             config=asked,
             task=chosen,

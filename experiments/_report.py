@@ -12,13 +12,14 @@ from dlm_jax.evaluation import stats
 from dlm_jax.evaluation.run import verdict_on
 from dlm_jax.tasks import Task
 from dlm_jax.tasks.base import Example
+from dlm_jax.text.codec import Messages
 from dlm_jax.text.output import Output
 
 _WIDTH, _GAP = 100, 3
 
 
 def records(
-    prompts: Sequence[str],
+    prompts: Sequence[str | Messages],
     runs: Mapping[str, Sequence[Output]],
     ids: Sequence[int],
     **common: Any,
@@ -26,7 +27,7 @@ def records(
     """One JSON object for each prompt and sampler; the common fields end each.
 
     Args:
-      prompts: as they were given.
+      prompts: as they were given; a conversation's field is `messages`.
       runs: what they became, by the sampler's spec.
       ids: of the prompts.
       **common: fields of every record.
@@ -36,7 +37,7 @@ def records(
         for index, prompt, output in zip(ids, prompts, outputs, strict=True):
             yield {
                 "index": index,
-                "prompt": prompt,
+                **_named(prompt),
                 "sampler": sampler,
                 "text": output.text,
                 "tokens": output.tokens.tolist(),
@@ -49,15 +50,27 @@ def records(
             }
 
 
+def _named(prompt: str | Messages) -> dict[str, Any]:
+    """A prompt under the name that it has in a file of prompts."""
+    return {"prompt" if isinstance(prompt, str) else "messages": prompt}
+
+
+def _shown(prompt: str | Messages) -> str:
+    """A prompt as it is printed; a conversation has a line for each message."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{x['role']}: {x['content']}" for x in prompt)
+
+
 def texts(
-    prompts: Mapping[int, str], records: Sequence[Mapping[str, Any]]
+    prompts: Mapping[int, str | Messages], records: Sequence[Mapping[str, Any]]
 ) -> Iterator[str]:
     """Every prompt by its id, and under it what each sampler made of it."""
     by_prompt: dict[int, list[Mapping[str, Any]]] = {}
     for record in records:
         by_prompt.setdefault(record["index"], []).append(record)
     for i, prompt in prompts.items():
-        yield f"[{i}] {prompt}"
+        yield f"[{i}] {_shown(prompt)}"
         for record in by_prompt[i]:
             end = "" if record["is_complete"] else ", NOT COMPLETE"
             end = f", NaN{end}" if record["has_nan"] else end

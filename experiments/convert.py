@@ -4,7 +4,8 @@ r"""Converts a checkpoint: Hugging Face to Orbax, or back.
         --dtype=bfloat16
     python -m experiments.convert --checkpoint=llada-bf16 --output=llada-hf --format=hf
 
-Both formats are recognised by what is in the directory. Tokenizer files come along.
+Both formats are recognised by what is in the directory. Tokenizer files, licences, the
+fields of config.json and the code that it names come along; the code is never run.
 Random weights of a shape stand in for a checkpoint where only time is to be measured:
 
     python -m experiments.convert --preset=llada_8b --dtype=bfloat16 --format=hf \
@@ -82,10 +83,12 @@ def main(argv: Sequence[str]) -> None:
     start = time.perf_counter()
     if _PRESET.value is not None:
         model, extra_files = registry.random_preset(source, _DTYPE.value), ()
+        origin = None
     else:
+        origin = checkpoints.read_origin(source)
         model = checkpoints.load(source, _DTYPE.value, placements)
         extra_files = checkpoints.companions(source)
-    _SAVERS[_FORMAT.value](model, _OUTPUT.value, extra_files)
+    _SAVERS[_FORMAT.value](model, _OUTPUT.value, extra_files, origin=origin)
     seconds = time.perf_counter() - start
     params = jax.tree.leaves(nnx.state(model))
     print(f"wrote {_OUTPUT.value} ({_FORMAT.value}, {params[0].dtype})")

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from tqdm import tqdm
 
 from dlm_jax import samplers
 from dlm_jax.evaluation import provenance, tables
 from dlm_jax.evaluation import records as evaluation_files
 from dlm_jax.evaluation import run as evaluation
 from experiments import _app, _evaluating
+from experiments._progress import Progress
 
 _READ = _evaluating.define_evaluation(
     "evaluate",
@@ -48,36 +48,8 @@ def main(argv: Sequence[str]) -> None:
         is_mixed=False,
         plans=config.get("cache") or ("none",),
     )
-    model, about = asked.load()
-
-    done: dict[tuple[str, str, int], list[bool]] = {}
-    total = len(todo) * config.num_examples
-    with tqdm(total=total, unit="example", disable=None) as progress:
-
-        def show(records: list[dict[str, Any]]) -> None:
-            # A lane is of one sampler, one cache and one seed.
-            key = evaluation_files.key(records[0])
-            spec, cache, seed = key.sampler, key.cache, key.seed
-            own = done.setdefault((spec, cache, seed), [])
-            own += [record["is_correct"] for record in records]
-            name = samplers.short_spec(spec)
-            if cache != "none":
-                name += f", cache {cache}"
-            progress.set_description(name)
-            progress.set_postfix(seed=seed, right=f"{sum(own) / len(own):.1%}")
-            progress.update(len(records))
-
-        records = evaluation.run(
-            parallel=model.parallel,
-            codec=model.codec,
-            task=asked.task,
-            plan=evaluation.Plan.of(config),
-            todo=todo,
-            num_examples=config.num_examples,
-            directory=asked.workdir,
-            about=about,
-            on_records=show,
-        )
+    with asked.locked():
+        records = _records(asked, todo)
     results = evaluation.summaries(records)
     print(tables.accuracy(results))
     if len(results) > 1:
@@ -89,6 +61,45 @@ def main(argv: Sequence[str]) -> None:
             f"\nThe records of {asked.workdir} are of {len(commits)} commits: {names}."
         )
     evaluation_files.check_finite(records)
+
+
+def _records(
+    asked: _evaluating.Asked, todo: list[evaluation.Lane]
+) -> list[dict[str, Any]]:
+    """Asks what the directory does not hold yet, and shows how far it is."""
+    config = asked.config
+    model, about = asked.load(todo)
+    done: dict[tuple[str, str, int], list[bool]] = {}
+    total = len(todo) * config.num_examples
+    with Progress(total, "example") as progress:
+
+        def shown(records: list[dict[str, Any]]) -> dict[str, Any]:
+            # A lane is of one sampler, one cache and one seed.
+            key = evaluation_files.key(records[0])
+            spec, cache, seed = key.sampler, key.cache, key.seed
+            own = done.setdefault((spec, cache, seed), [])
+            own += [record["is_correct"] for record in records]
+            name = samplers.short_spec(spec)
+            if cache != "none":
+                name += f", cache {cache}"
+            progress.describe(name)
+            return {"seed": seed, "right": f"{sum(own) / len(own):.1%}"}
+
+        def nfe(records: list[dict[str, Any]]) -> list[int]:
+            return [record["nfe"] for record in records]
+
+        return evaluation.run(
+            parallel=model.parallel,
+            codec=model.codec,
+            task=asked.task,
+            plan=evaluation.Plan.of(config),
+            todo=todo,
+            num_examples=config.num_examples,
+            directory=asked.workdir,
+            about=about,
+            on_records=lambda new: progress.add(nfe(new), **shown(new)),
+            on_known=lambda old: progress.add_known(nfe(old), **shown(old)),
+        )
 
 
 if __name__ == "__main__":

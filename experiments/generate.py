@@ -4,6 +4,10 @@ r"""Generates with one or more samplers: a task's answers, or text for your own 
     python -m experiments.generate --checkpoint=LLaDA-8B-Instruct --prompt='Why 42?' \
         --sampler='entropy_bound(gamma=0.1)' --sampler=saber --output=answers.jsonl
 
+    python -m experiments.generate --checkpoint=LLaDA-8B-Instruct \
+        --prompts_file=- --output=- < prompts.jsonl > answers.jsonl
+
+reads prompts from stdin and writes records to stdout; all else is printed on stderr.
 Without prompts, the shipped model of --task solves held-out examples of it. With
 --infill, every mask token in a prompt's text is a blank. Flags that are not given have
 the values of --config.
@@ -14,25 +18,31 @@ On several hosts, each process is given the same prompts and takes its share of 
     python -m experiments.merge --output=answers.jsonl     # once, when all are done
 """
 
+import contextlib
+import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-import dlm_jax as dlm
 from dlm_jax import caches, files, samplers, tasks, zoo
 from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
 from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation.records import check_finite
+from dlm_jax.model import Outline
+from dlm_jax.model import outline as read_outline
 from dlm_jax.tasks.base import BLANK, check_codec
+from dlm_jax.text.codec import Messages
 from dlm_jax.text.output import Output
-from dlm_jax.text.prompts import Encoded, read_prompts
+from dlm_jax.text.prompt_files import read_prompts
+from dlm_jax.text.prompts import Encoded
 from dlm_jax.text.settings import Settings
 from experiments import _app, _report
+from experiments._progress import Progress
 
 _CONFIG = _app.define_config(_app.CONFIGS / "generate.py", "Defaults.")
 _CHECKPOINT = _app.define_path("checkpoint", None, "Hugging Face or Orbax directory.")
@@ -40,12 +50,18 @@ _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["bfloat16", "float32", "float64"], "Default: as stored."
 )
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.")
-_FILE = _app.define_path("prompts_file", None, "A prompt a line, or JSONL: `prompt`.")
+_FILE = _app.define_path(
+    "prompts_file",
+    None,
+    "A prompt a line, or JSON: `prompt` or `messages`; - is stdin.",
+)
 _CHAT = flags.DEFINE_bool(
     "chat", None, "Default: if the tokenizer has a chat template."
 )
 _INFILL = flags.DEFINE_bool("infill", False, "Fill the mask tokens in the prompts.")
-_OUTPUT = _app.define_path("output", None, "JSONL file to write; must not exist.")
+_OUTPUT = _app.define_path(
+    "output", None, "JSONL file to write, must not exist; - is stdout."
+)
 _START = _app.define_hosts()
 _SHARING = _app.define_sharing()
 _BLOCK = flags.DEFINE_integer("block_length", None, "Tokens per block, left to right.")
@@ -76,12 +92,21 @@ def main(argv: Sequence[str]) -> None:
     host = _START()
     if host.count > 1 and not _OUTPUT.value:
         raise InputError("several processes need an --output, to write shards of it")
-    output = host.shard(_OUTPUT.value) if _OUTPUT.value else None
-    if output:
+    is_piped = _OUTPUT.value == files.STDOUT
+    if is_piped and (host.count > 1 or sys.stdout is None):
+        raise InputError(f"output ({files.STDOUT}) needs one process, and a stdout")
+    output: str | pathlib.Path | None = _OUTPUT.value
+    if output and not is_piped:
+        output = host.shard(output)
         files.check_output(output)
     rules = samplers.parse_all(config.sampler)
     plan = caches.parse(config.get("cache") or "none")
-    prompts = _PROMPT.value + (read_prompts(_FILE.value) if _FILE.value else [])
+    prompts: list[str | Messages] = list(_PROMPT.value)
+    how_read = ""
+    if _FILE.value:
+        read = read_prompts(_FILE.value)
+        prompts += read.prompts
+        how_read = f"{len(read.prompts)} prompts of {_FILE.value}, read as {read.form}"
     if not prompts:
         for flag in (_INFILL, _CHAT, _LENGTH, _BLOCK):
             if flag.present:
@@ -91,16 +116,19 @@ def main(argv: Sequence[str]) -> None:
 
     # Rows with blanks.
     checkpoint = _CHECKPOINT.value or zoo.path(config.task)
-    model = dlm.load(checkpoint, _DTYPE.value, _SHARING.value)
+    outline = read_outline(checkpoint)
     if examples:
-        check_codec(task, model.codec)
-        prompts = [e.prompt.replace(BLANK, model.mask_text) for e in examples]
-        rows = task.encode(model.codec, examples)
+        check_codec(task, outline.codec)
+        prompts = [e.prompt.replace(BLANK, outline.mask_text) for e in examples]
+        rows = task.encode(outline.codec, examples)
         settings = _app.drawing(config) | {"block_length": task.block_length}
         settings["cache"] = plan
-        options = model.options(task.gen_length, settings)
+        options = outline.options(task.gen_length, settings)
     else:
-        rows, options = _encode(model, prompts, config)
+        rows, options = _encode(outline, prompts, config)
+    own = Settings(seed=config.seed, batch_size=config.batch_size)
+    for rule in rules.values():
+        outline.check(rows, rule, options, own)
 
     # This process's share of them. All have the same shapes, whatever their share.
     if len(prompts) < host.count:
@@ -110,7 +138,6 @@ def main(argv: Sequence[str]) -> None:
         )
     common: dict[str, Any] = {
         "checkpoint": str(checkpoint),
-        "dtype": str(model.dtype),
         "gen_length": options.gen_length,
         "block_length": options.block_length,
         "cache": caches.to_spec(plan),
@@ -125,31 +152,39 @@ def main(argv: Sequence[str]) -> None:
     examples = host.share(examples)
 
     # Fill the rows with each sampler.
-    own = Settings(seed=config.seed, batch_size=config.batch_size)
+    if how_read:
+        print(how_read, file=sys.stderr)
     runs: dict[str, list[Output]] = {}
-    with tqdm(total=len(rules) * len(rows), unit="prompt", disable=None) as progress:
+    with contextlib.ExitStack() as stack:
+        if output and not is_piped:
+            stack.enter_context(files.locked(output))
+        model = outline.load(_DTYPE.value, _SHARING.value)
+        total = len(rules) * len(rows)
+        progress = stack.enter_context(Progress(total, "prompt"))
         for spec, rule in rules.items():
-            progress.set_description(spec)
+            progress.describe(spec)
             done = {}
             for i, out in model.stream_rows(rows, rule, options, own, ids):
                 done[i] = out
-                progress.update()
+                progress.add([out.nfe])
             runs[spec] = [done[i] for i in range(len(rows))]
+        common["dtype"] = str(model.dtype)
+        records = list(_report.records(prompts, runs, ids, **common))
+        if output:
+            files.write_jsonl(output, records)
 
-    # Write and print.
-    records = list(_report.records(prompts, runs, ids, **common))
-    if output:
-        files.write_jsonl(output, records)
+    # Print.
     lines = _report.texts(dict(zip(ids, prompts, strict=True)), records)
     num_right: dict[str, int] = {}
     if examples:
         lines, num_right = _report.answers(task, examples, runs, config.num_shown)
-    print(*lines, *_report.summary(runs, num_right), sep="\n")
+    said = sys.stderr if is_piped else sys.stdout
+    print(*lines, *_report.summary(runs, num_right), sep="\n", file=said)
     check_finite(records)
 
 
 def _encode(
-    model: dlm.Model, prompts: list[str], config: ConfigDict
+    model: Outline, prompts: list[str | Messages], config: ConfigDict
 ) -> tuple[list[Encoded], Options]:
     """The prompts as rows with blanks, and how to fill them."""
     settings = _app.drawing(config)
@@ -161,12 +196,19 @@ def _encode(
                     f"{flag.name} is for prompts that are continued, not infilled"
                 )
         settings["block_length"] = _BLOCK.value
-        return model.infilled(prompts, settings)
+        return model.infilled(_texts(prompts), settings)
     settings["block_length"] = config.block_length
-    if model.parallel.denoiser.is_block_causal:
+    if model.denoiser.is_block_causal:
         # The config's own is LLaDA's; a block-causal model was trained with one.
         settings["block_length"] = _BLOCK.value
     return model.continued(prompts, config.gen_length, _CHAT.value, settings)
+
+
+def _texts(prompts: Sequence[str | Messages]) -> list[str]:
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if len(texts) < len(prompts):
+        raise InputError("infill takes prompts that are texts, not conversations")
+    return texts
 
 
 if __name__ == "__main__":

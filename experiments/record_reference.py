@@ -22,14 +22,14 @@ from tqdm import tqdm
 
 from dlm_jax.errors import InputError
 from dlm_jax.parity import traces
-from dlm_jax.text.prompts import read_prompts
+from dlm_jax.text.prompt_files import read_prompts
 from experiments import _app
 
 FLAGS = flags.FLAGS
 _FLAGS = {
     "generate": "The sampler: path/to/file.py:function or module:function.",
     "checkpoint": "Directory of the model.",
-    "prompts_file": "One prompt a line.",
+    "prompts_file": "A prompt a line, or JSON with `prompt`; - is stdin.",
     "sampler": "The trace's name of the rule, as compare knows it.",
     "params": "Arguments of the call: name=literal,name=literal.",
     "output": "Directory that the traces are written to.",
@@ -55,7 +55,10 @@ def main(_: Sequence[str]) -> None:
     generate = recorder.resolve(FLAGS.generate)
     load_model = recorder.resolve(FLAGS.model)
     params = recorder.parse_params(FLAGS.params)
-    prompts = read_prompts(FLAGS.prompts_file)
+    read = read_prompts(FLAGS.prompts_file).prompts
+    prompts = [prompt for prompt in read if isinstance(prompt, str)]
+    if len(prompts) < len(read):
+        raise InputError("prompts_file must hold texts, not conversations")
     output = pathlib.Path(FLAGS.output)
     names = [f"{FLAGS.name or FLAGS.sampler}__p{i}" for i in range(len(prompts))]
     traces.check_output(output, names)

@@ -10,12 +10,12 @@ the same arguments it goes on where it was stopped; the curves are configs/sweep
 from collections.abc import Sequence
 
 from absl import flags
-from tqdm import tqdm
 
 from dlm_jax.evaluation import figures, sweeps
 from dlm_jax.evaluation import run as evaluation
 from dlm_jax.evaluation.records import check_finite
 from experiments import _app, _evaluating
+from experiments._progress import Progress
 
 _READ = _evaluating.define_evaluation(
     "sweep",
@@ -34,35 +34,37 @@ def main(argv: Sequence[str]) -> None:
     specs = [spec for line in curves.values() for spec in line]
     cache = config.get("cache") or "none"
     todo = evaluation.lanes(specs, (config.seed,), is_mixed=True, plans=(cache,))
-    model, about = asked.load()
-    total = len(specs) * config.num_examples
-    with tqdm(total=total, unit="row", disable=None) as progress:
-        records = evaluation.run(
-            parallel=model.parallel,
-            codec=model.codec,
-            task=asked.task,
-            plan=evaluation.Plan.of(config),
-            todo=todo,
-            num_examples=config.num_examples,
-            directory=workdir,
-            about=about,
-            on_records=lambda records: progress.update(len(records)),
+    with asked.locked():
+        model, about = asked.load(todo)
+        total = len(specs) * config.num_examples
+        with Progress(total, "row") as progress:
+            records = evaluation.run(
+                parallel=model.parallel,
+                codec=model.codec,
+                task=asked.task,
+                plan=evaluation.Plan.of(config),
+                todo=todo,
+                num_examples=config.num_examples,
+                directory=workdir,
+                about=about,
+                on_records=lambda new: progress.add([x["nfe"] for x in new]),
+                on_known=lambda old: progress.add_known([x["nfe"] for x in old]),
+            )
+        made = sweeps.points(curves, evaluation.summaries(records))
+        sweeps.write_csv(workdir / "sweep.csv", made)
+        (workdir / "sweep.md").write_text(sweeps.table(made) + "\n")
+        figures.curves(
+            workdir / "sweep.png",
+            made,
+            x="nfe",
+            y="accuracy",
+            x_label="mean number of forwards (NFE)",
+            y_label="accuracy",
+            title=f"{asked.task.name}, {config.num_examples} examples, cache "
+            f"{cache}, 95 % intervals",
+            is_log=True,
+            front=sweeps.front(made),
         )
-    made = sweeps.points(curves, evaluation.summaries(records))
-    sweeps.write_csv(workdir / "sweep.csv", made)
-    (workdir / "sweep.md").write_text(sweeps.table(made) + "\n")
-    figures.curves(
-        workdir / "sweep.png",
-        made,
-        x="nfe",
-        y="accuracy",
-        x_label="mean number of forwards (NFE)",
-        y_label="accuracy",
-        title=f"{asked.task.name}, {config.num_examples} examples, cache "
-        f"{cache}, 95 % intervals",
-        is_log=True,
-        front=sweeps.front(made),
-    )
     print(sweeps.table(made))
     print(f"Wrote {workdir / 'sweep.csv'} and {workdir / 'sweep.png'}")
     check_finite(records)

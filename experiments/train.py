@@ -57,41 +57,41 @@ def main(argv: Sequence[str]) -> None:
         check_seed(data.get("seed", 0), "data.seed")
     workdir = Path(_WORKDIR.value or f"runs/{task.name}")
     files.check_output(workdir / "model")
-    workdir.mkdir(parents=True, exist_ok=True)
-    model, first = _start(config, task)
-    begun = {"seed": config.seed}
-    if _FROM_MODEL.value:
-        begun = {"model": provenance.digest(_FROM_MODEL.value), "stage": first}
-    stages = zip(config.stages, schedules, contents, strict=True)
-    for index, (stage, train, data) in enumerate(stages, start=1):
-        if index < first:
-            continue
-        print(f"Stage {index} of {len(config.stages)}: the data ...", flush=True)
-        if stage.get("is_deepened"):
-            model = registry.deepen(model)
-        batch_at = task.training_batches(
-            data,
-            batch_size=config.batch_size,
-            seed=train.seed,
-            workdir=workdir,
-        )
-        model = training.train(
-            model,
-            batch_at,
-            train,
-            workdir / f"stage_{index}",
-            mask_id=model.config.mask_token_id,
-            made_by={
-                "task": task.name,
-                "data": data,
-                "model": dataclasses.asdict(model.config),
-                "begun": begun,
-            },
-            stop_at=stage["stop_at"],
-        )
-    tokenizer_files = task.tokenizer().save_pretrained(workdir / "tokenizer")
-    checkpoints.save_hf(model, workdir / "model", tokenizer_files)
-    print(f"Wrote {workdir / 'model'}")
+    with files.locked(workdir, is_directory=True, name="workdir"):
+        model, first = _start(config, task)
+        begun = {"seed": config.seed}
+        if _FROM_MODEL.value:
+            begun = {"model": provenance.digest(_FROM_MODEL.value), "stage": first}
+        stages = zip(config.stages, schedules, contents, strict=True)
+        for index, (stage, train, data) in enumerate(stages, start=1):
+            if index < first:
+                continue
+            print(f"Stage {index} of {len(config.stages)}: the data ...", flush=True)
+            if stage.get("is_deepened"):
+                model = registry.deepen(model)
+            batch_at = task.training_batches(
+                data,
+                batch_size=config.batch_size,
+                seed=train.seed,
+                workdir=workdir,
+            )
+            model = training.train(
+                model,
+                batch_at,
+                train,
+                workdir / f"stage_{index}",
+                mask_id=model.config.mask_token_id,
+                made_by={
+                    "task": task.name,
+                    "data": data,
+                    "model": dataclasses.asdict(model.config),
+                    "begun": begun,
+                },
+                stop_at=stage["stop_at"],
+            )
+        tokenizer_files = task.tokenizer().save_pretrained(workdir / "tokenizer")
+        checkpoints.save_hf(model, workdir / "model", tokenizer_files)
+        print(f"Wrote {workdir / 'model'}")
 
 
 def _start(config: ConfigDict, task: Trainable) -> tuple[Module, int]:

@@ -17,8 +17,12 @@ from jaxtyping import PyTree
 from dlm_jax.errors import InputError
 from dlm_jax.models.family import ModelConfig, Module
 
+# How transformers calls the dtype in config.json, before and since version 5.
+_DTYPE_NAMES = ("torch_dtype", "dtype")
 _DTYPES = ("bfloat16", "float32", "float64")
-_COMPANIONS = (
+# Where transformers keeps chat templates beside the first.
+_TEMPLATES = "additional_chat_templates"
+_TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -26,6 +30,20 @@ _COMPANIONS = (
     "generation_config.json",
     "vocab.*",
     "merges.txt",
+    f"{_TEMPLATES}/*.jinja",
+)
+# What Hugging Face's own loader needs, and what a licence asks for. Code is carried
+# along and never run.
+_CARRIED = (
+    "*.py",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "COPYING*",
+    "COPYRIGHT*",
+    "USE_POLICY*",
 )
 
 
@@ -35,10 +53,21 @@ def astype(model: Module, dtype: jax.typing.DTypeLike) -> Module:
     return nnx.merge(graph, jax.tree.map(lambda x: x.astype(dtype), state))
 
 
-def companions(directory: str | os.PathLike) -> tuple[Path, ...]:
+def tokenizer_files(directory: str | os.PathLike) -> tuple[Path, ...]:
     """The tokenizer and generation files that belong to a checkpoint, sorted."""
-    directory = Path(directory)
-    found = {path for pattern in _COMPANIONS for path in directory.glob(pattern)}
+    return _matching(Path(directory), _TOKENIZER)
+
+
+def companions(directory: str | os.PathLike) -> tuple[Path, ...]:
+    """The files that a converted checkpoint takes along, sorted.
+
+    Those of `tokenizer_files`, code that Hugging Face's `auto_map` names, and licences.
+    """
+    return _matching(Path(directory), _TOKENIZER + _CARRIED)
+
+
+def _matching(directory: Path, patterns: Sequence[str]) -> tuple[Path, ...]:
+    found = {path for pattern in patterns for path in directory.glob(pattern)}
     return tuple(sorted(path for path in found if path.is_file()))
 
 
@@ -96,9 +125,29 @@ def dtype_of(model: Module) -> np.dtype:
     return dtypes.pop()
 
 
-def hf_config(model: Module) -> dict[str, Any]:
-    """What config.json holds of a model."""
-    return {**model.config.to_hf(), "torch_dtype": str(dtype_of(model))}
+def hf_config(model: Module, origin: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What config.json holds of a model.
+
+    Args:
+      model: with parameters of one dtype.
+      origin: contents of the config.json that it was read from. If it is still the
+        model's, its fields are kept, those too that are unknown here: `auto_map`, which
+        names the code that Hugging Face's loader runs, does not come from the model.
+    """
+    dtype = str(dtype_of(model))
+    if origin is None or _shape(model, origin) != model.config:
+        return {**model.config.to_hf(), "torch_dtype": dtype}
+    kept = {name: x for name, x in origin.items() if name not in _DTYPE_NAMES}
+    names = [name for name in _DTYPE_NAMES if name in origin] or _DTYPE_NAMES[:1]
+    return kept | dict.fromkeys(names, dtype)
+
+
+def _shape(model: Module, origin: Mapping[str, Any]) -> ModelConfig | None:
+    """The shape that the contents of a config.json mean; None if they mean none."""
+    try:
+        return type(model.config).from_hf(origin)
+    except InputError:
+        return None
 
 
 def choose_dtype(
@@ -126,9 +175,12 @@ def choose_dtype(
 
 
 def copy(sources: Iterable[str | Path], directory: Path) -> None:
-    """Copies files into a directory."""
-    for file in sources:
-        shutil.copyfile(file, directory / Path(file).name)
+    """Copies files into a directory; further chat templates have one of their own."""
+    for file in map(Path, sources):
+        is_below = file.parent.name == _TEMPLATES
+        target = directory / _TEMPLATES if is_below else directory
+        target.mkdir(exist_ok=True)
+        shutil.copyfile(file, target / file.name)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from jaxtyping import PyTree
 from safetensors.numpy import save_file
 
 from dlm_jax import files
-from dlm_jax.checkpoints import common, hf_format
+from dlm_jax.checkpoints import common, hf_format, orbax
 from dlm_jax.checkpoints.hf_format import CheckpointError
 from dlm_jax.checkpoints.orbax import PARAMS, load_orbax
 from dlm_jax.errors import InputError
@@ -65,6 +66,33 @@ def read_config(directory: str | os.PathLike) -> ModelConfig:
     return hf_format.read_config(_existing(directory))[1]
 
 
+def read_origin(directory: str | os.PathLike) -> dict[str, Any]:
+    """The contents of a checkpoint's config.json, as `save_hf` takes them.
+
+    Raises:
+      InputError: if the directory does not exist.
+      CheckpointError: if the config is missing or damaged.
+    """
+    return hf_format.read_json(_existing(directory), hf_format.CONFIG)
+
+
+def essential_files(directory: str | os.PathLike) -> list[Path]:
+    """The files of a checkpoint that its results depend on, sorted.
+
+    Those are weights, config.json and tokenizer, see `common.companions`. What
+    downloads, file browsers and version control leave beside them is not among them,
+    nor are a model card, a licence and code, which is never run.
+
+    Raises:
+      InputError: if the directory does not exist, or its index is damaged.
+    """
+    directory = _existing(directory)
+    is_orbax = (directory / PARAMS).is_dir()
+    weights = (orbax if is_orbax else hf_format).weight_files(directory)
+    named = {directory / hf_format.CONFIG, *weights, *common.tokenizer_files(directory)}
+    return sorted(path for path in named if path.is_file())
+
+
 def _existing(directory: str | os.PathLike) -> Path:
     """The path of a checkpoint's directory.
 
@@ -97,7 +125,7 @@ def load_hf(
     abstract = common.abstract(family.module, config, dtype)
     specs = common.flatten(abstract)
     slots = hf_format.slots(family.weights, common.shapes(specs))
-    problems = hf_format.compare(slots, found)
+    problems = hf_format.compare(family.weights, slots, found)
     if problems:
         raise CheckpointError(directory, problems)
     placements = common.broadcast(shardings, specs)
@@ -142,6 +170,7 @@ def save_hf(
     directory: str | os.PathLike,
     extra_files: Iterable[str | Path] = (),
     max_shard_bytes: int = 2**29,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a model in Hugging Face format, in the dtype of its parameters.
 
@@ -151,6 +180,8 @@ def save_hf(
       extra_files: copied along, as `companions` finds them.
       max_shard_bytes: a shard is closed before it would grow past this; a tensor that
         is larger is alone in its shard. Shards are put together in host memory.
+      origin: contents of the config.json that the model was read from, whose fields are
+        kept, see `common.hf_config`.
 
     Raises:
       InputError: if the directory exists or the dtype has no place in the format.
@@ -159,7 +190,7 @@ def save_hf(
     dtype = common.dtype_of(model)
     if dtype not in hf_format.DTYPES.values():
         raise InputError(f"dtype ({dtype}) must be bfloat16 or float32")
-    config = common.hf_config(model)
+    config = common.hf_config(model, origin)
     slots = hf_format.slots(registry.of(model).weights, common.shapes(params))
     shards = hf_format.split(slots, dtype.itemsize, max_shard_bytes)
     num_bytes = sum(param.nbytes for param in params.values())

@@ -7,7 +7,7 @@ Files and numpy only: `checkpoints` makes modules of it.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from dlm_jax import files
 from dlm_jax.errors import InputError
 from dlm_jax.models import registry
 from dlm_jax.models.family import Family, ModelConfig, Weight
@@ -36,6 +37,15 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
 }
+# Problems that an error message lists.
+_NUM_TOLD = 12
+# What PyTorch's wrappers write into the names of weights, in any place.
+_WRAPPERS = (
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+)
 # Rows of a matrix read at a time: a whole one would be held twice, and transposing
 # narrow slabs is twice as fast because they stay in cache.
 _ROWS = 64
@@ -49,7 +59,11 @@ class CheckpointError(InputError):
     """
 
     def __init__(self, directory: Path, problems: Sequence[str]):
-        super().__init__(f"{directory}: " + "; ".join(problems))
+        # Nobody reads hundreds of names in one line.
+        told = list(problems[:_NUM_TOLD])
+        if len(problems) > len(told):
+            told.append(f"and {len(problems) - len(told)} more problems")
+        super().__init__(f"{directory}: " + "; ".join(told))
         self.problems = tuple(problems)
 
 
@@ -89,7 +103,11 @@ class Survey:
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:
-    """The object in a JSON file of a checkpoint; a key that occurs twice is refused."""
+    """The object in a JSON file of a checkpoint; a key that occurs twice is refused.
+
+    Raises:
+      CheckpointError: if it is missing, damaged or no object.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
@@ -103,8 +121,9 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
         value = json.loads(text, object_pairs_hook=unique)
     except FileNotFoundError:
         raise CheckpointError(directory, [f"{name} is missing"]) from None
-    except ValueError as error:
-        raise CheckpointError(directory, [f"{name} is damaged ({error})"]) from None
+    except (ValueError, RecursionError) as error:
+        problem = f"{name} is damaged ({error}){files.nature(directory / name)}"
+        raise CheckpointError(directory, [problem]) from None
     if not isinstance(value, dict):
         raise CheckpointError(directory, [f"{name} does not hold an object"])
     return value
@@ -133,6 +152,13 @@ def read_config(directory: Path) -> tuple[Family, ModelConfig]:
         return family, family.config.from_hf(values)
     except InputError as error:
         raise CheckpointError(directory, [str(error)]) from None
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The index and the files with weights that `survey` reads, there or not."""
+    weight_map = _read_index(directory)
+    names = [SINGLE] if weight_map is None else [INDEX, *set(weight_map.values())]
+    return [directory / name for name in sorted(names)]
 
 
 def slots(
@@ -173,9 +199,10 @@ def survey(directory: Path) -> Survey:
                 places.setdefault(name, []).append(tensor)
             readable.add(shard)
         except FileNotFoundError:
-            problems.append(f"{shard} is missing")
+            problems.append(f"{shard} is missing{_instead(directory)}")
         except (SafetensorError, OSError) as error:
-            problems.append(f"{shard} is truncated or damaged ({error})")
+            nature = files.nature(directory / shard)
+            problems.append(f"{shard} is truncated or damaged ({error}){nature}")
     if weight_map is None:
         if not readable:  # Nothing more can be known.
             raise CheckpointError(directory, problems)
@@ -196,17 +223,36 @@ def survey(directory: Path) -> Survey:
     )
 
 
-def compare(expected: Sequence[Slot], found: Survey) -> list[str]:
-    """Lists everything in which the files differ from what a model needs."""
+def compare(
+    weights: Mapping[str, Weight], expected: Sequence[Slot], found: Survey
+) -> list[str]:
+    """Lists everything in which the files differ from what a model needs.
+
+    A weight that the model shares with another one, such as a tied head, may be stored
+    as well, if the values are the same.
+
+    Args:
+      weights: of the family, see `Family.weights`.
+      expected: of the model.
+      found: in its files.
+    """
     names = {slot.name for slot in expected}
+    foreign = [name for name in found.tensors if name not in names]
     problems = list(found.problems)
-    for name, tensor in found.tensors.items():
-        if name not in names:
-            problems.append(f"{name} (in {tensor.file.name}) is not a weight of it")
+    misnamed, told = _misnamed(names - found.tensors.keys(), foreign)
+    problems += told
+    shared = {weight.name for weight in weights.values()} - names
+    for name in foreign:
+        tensor = found.tensors[name]
+        if name in misnamed or (name in shared and _is_twin(name, expected, found)):
+            continue
+        own = " with values of its own: config.json ties it" if name in shared else ""
+        problems.append(f"{name} (in {tensor.file.name}) is not a weight of it{own}")
+    accounted = found.reported | set(misnamed.values())
     for slot in expected:
         tensor = found.tensors.get(slot.name)
         if tensor is None:
-            if slot.name not in found.reported:
+            if slot.name not in accounted:
                 problems.append(f"{slot.name} is missing")
             continue
         if tensor.shape != slot.shape:
@@ -215,6 +261,94 @@ def compare(expected: Sequence[Slot], found: Survey) -> list[str]:
             takes = ", ".join(DTYPES)
             problems.append(f"{slot.name} is {tensor.dtype}, must be one of {takes}")
     return problems
+
+
+def _misnamed(
+    names: Collection[str], foreign: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Weights under names that a wrapper changed, and a text for each such change.
+
+    Args:
+      names: that are looked for.
+      foreign: that were found instead.
+
+    Returns:
+      The names that they should have, by those that they have; and the problems.
+    """
+    renamed: dict[str, dict[str, str]] = {}
+    by_tail: dict[str, list[str]] = {}
+    for name in names:
+        for tail in _tails(name):
+            by_tail.setdefault(tail, []).append(name)
+    for name in foreign:
+        parts = name.split(".")
+        bare = ".".join(part for part in parts if part not in _WRAPPERS)
+        change, own = "", ""
+        if longer := [tail for tail in _tails(name) if tail in names]:
+            own = longer[0]
+            change = f"begin with {name[: -len(own)]!r}"
+        elif bare != name and bare in names:
+            own = bare
+            wrapper = next(part for part in parts if part in _WRAPPERS)
+            change = f"have {wrapper + '.'!r} inside"
+        elif len(shorter := by_tail.get(name, [])) == 1:
+            (own,) = shorter
+            change = f"lack {own[: -len(name)]!r} at the beginning"
+        if own:
+            renamed.setdefault(change, {})[name] = own
+    problems = []
+    for change, pairs in renamed.items():
+        name, own = next(iter(pairs.items()))
+        more = f", and {len(pairs) - 1} more" if len(pairs) > 1 else ""
+        problems.append(
+            f"the names of weights must not {change} ({name} must be {own}{more}): "
+            "save the model's own state dict"
+            if not change.startswith("lack")
+            else f"the names of weights {change} ({name} must be {own}{more})"
+        )
+    every = {name: own for pairs in renamed.values() for name, own in pairs.items()}
+    return every, problems
+
+
+def _tails(name: str) -> list[str]:
+    """What is left of a dotted name without its first parts, the longest first."""
+    parts = name.split(".")
+    return [".".join(parts[i:]) for i in range(1, len(parts))]
+
+
+def _is_twin(name: str, expected: Sequence[Slot], found: Survey) -> bool:
+    """Whether a tensor equals one of its shape that the model has, bit for bit."""
+    own = found.tensors[name]
+    for slot in expected:
+        other = found.tensors.get(slot.name)
+        is_alike = other is not None and slot.layer is None
+        if is_alike and (other.shape, other.dtype) == (own.shape, own.dtype):
+            rows = range(0, own.shape[0], _ROWS)
+            if all(
+                np.array_equal(_rows(own, name, i), _rows(other, slot.name, i))
+                for i in rows
+            ):
+                return True
+    return False
+
+
+def _rows(tensor: Stored, name: str, start: int) -> np.ndarray:
+    """Some rows of a tensor, as bytes: NaN equals itself."""
+    with safe_open(tensor.file, framework="numpy") as file:
+        part = file.get_slice(name)[start : min(start + _ROWS, tensor.shape[0])]
+    return np.ascontiguousarray(part).view(np.uint8)
+
+
+def _instead(directory: Path) -> str:
+    """What lies in a directory without safetensors, as the end of a message."""
+    pickles = sorted(
+        path.name
+        for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf")
+        for path in directory.glob(pattern)
+    )
+    if not pickles:
+        return ""
+    return f" ({pickles[0]} is no substitute: save the model as safetensors)"
 
 
 def read_into(

@@ -4,8 +4,9 @@ Orbax is imported by what uses it: it takes a while.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +24,10 @@ _CHUNK_BYTES = 2**25
 
 
 def save_orbax(
-    model: Module, directory: str | os.PathLike, extra_files: Iterable[str | Path] = ()
+    model: Module,
+    directory: str | os.PathLike,
+    extra_files: Iterable[str | Path] = (),
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a model in Orbax format; arguments and errors are those of `save_hf`.
 
@@ -35,7 +39,7 @@ def save_orbax(
     """
     import orbax.checkpoint as ocp
 
-    config = common.hf_config(model)
+    config = common.hf_config(model, origin)
     params = nnx.to_pure_dict(nnx.state(model))
     save_args = jax.tree.map(
         lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params
@@ -110,6 +114,12 @@ def load_orbax(
             path, args=ocp.args.PyTreeRestore(target, restore_args=restore_args)
         )
     return common.merge(abstract, common.flatten_dict(params))
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The inventory and the files that it lists, there or not."""
+    names = hf_format.read_json(directory, _INVENTORY)
+    return [directory / _INVENTORY, *(directory / PARAMS / name for name in names)]
 
 
 def _inventory(params: Path) -> dict[str, int]:

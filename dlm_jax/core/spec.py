@@ -60,10 +60,16 @@ class Specs(Generic[_Rule]):
         try:
             node = ast.parse(call.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise InputError(
-                f"{self.kind} ({spec!r}) must be a name or a call like {self.example}"
-            ) from None
-        return self._build(node, known, self.kind, spec, name)
+            raise self._no_call(spec) from None
+        try:
+            return self._build(node, known, self.kind, spec, name)
+        except RecursionError:  # The parser takes what is too deep to be read.
+            raise self._no_call(spec) from None
+
+    def _no_call(self, spec: str) -> InputError:
+        return InputError(
+            f"{self.kind} ({spec[:200]!r}) must be a name or a call like {self.example}"
+        )
 
     def write(self, rule: _Rule, is_short: bool = False) -> str:
         """The spec that `parse` reads back.

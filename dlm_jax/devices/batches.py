@@ -56,6 +56,26 @@ class Done(NamedTuple):
         }
 
 
+def check_sizes(batch_size: int, queue_length: int | None = None) -> int:
+    """Checks the sizes that `stream` takes.
+
+    Returns:
+      The queue's length.
+
+    Raises:
+      InputError: naming the size that does not fit.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size ({batch_size}) must be at least 1")
+    if queue_length is None:
+        return 8 * batch_size
+    if queue_length < batch_size:
+        raise InputError(
+            f"queue_length ({queue_length}) must be at least batch_size ({batch_size})"
+        )
+    return queue_length
+
+
 def stream(
     parallel: Parallel,
     sampler: Sampler,
@@ -90,14 +110,7 @@ def stream(
     Raises:
       InputError: naming the argument that does not fit.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size ({batch_size}) must be at least 1")
-    if queue_length is None:
-        queue_length = 8 * batch_size
-    if queue_length < batch_size:
-        raise InputError(
-            f"queue_length ({queue_length}) must be at least batch_size ({batch_size})"
-        )
+    queue_length = check_sizes(batch_size, queue_length)
     options = dataclasses.replace(options, num_slots=parallel.num_slots(batch_size))
     sampler = canonical(sampler, (len(rows),))
     key_ids = np.arange(len(rows)) if ids is None else np.asarray(ids)

@@ -158,7 +158,7 @@ def _reach(host: str, port: int) -> None:
         time.sleep(0.2)
 
 
-def digest(prompts: Sequence[str]) -> str:
+def digest(prompts: Sequence[Any]) -> str:
     """Tells lists of prompts apart: 16 hexadecimal digits of a SHA-256."""
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from dlm_jax import checkpoints
 from dlm_jax.sandbox import processors
 
 _PACKAGES = ("dlm_jax", "jax", "jaxlib", "flax", "numpy", "transformers")
@@ -21,7 +22,7 @@ def environment() -> dict[str, Any]:
     devices = jax.local_devices()
     return {
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        **{name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "device": devices[0].device_kind,
         "num_devices": len(devices),
@@ -37,6 +38,14 @@ def describe(environment: Mapping[str, Any]) -> str:
         f"{environment['num_cores']} cores, jax {environment['jax']}, commit "
         f"{environment['commit']}"
     )
+
+
+def _version(package: str) -> str | None:
+    """A package's version; None if it was not installed, but copied or frozen."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:
@@ -62,12 +71,16 @@ def short_commit(commit: str | None) -> str:
 
 
 def digest(directory: str | os.PathLike) -> str:
-    """SHA-256 of a checkpoint: the names and bytes of all its files, README apart."""
+    """SHA-256 of a checkpoint: names and bytes of weights, config and tokenizer.
+
+    Other files beside them do not count, see `checkpoints.essential_files`.
+
+    Raises:
+      InputError: if the directory does not exist, or its index is damaged.
+    """
     root = pathlib.Path(directory)
     total = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        if path.name == "README.md":
-            continue
+    for path in checkpoints.essential_files(root):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         total.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())

@@ -62,12 +62,7 @@ class Manifest:
             return
         self._content = _read_manifest(self._path)
         known = self._content["identity"]
-        for name in identity | known:
-            if identity.get(name) != known.get(name):
-                raise InputError(
-                    f"{name} ({identity.get(name)}) must be {known.get(name)}, as in "
-                    f"the evaluation that {directory} holds"
-                )
+        _compare(directory, identity, known, identity | known)
 
     def begin(self) -> int:
         """This run's place; adds it, once it is about to add its first records."""
@@ -78,6 +73,41 @@ class Manifest:
             with files.staged(self._path, may_exist=True) as partial:
                 partial.write_text(json.dumps(self._content, indent=2) + "\n")
         return len(runs) - 1
+
+
+def _compare(
+    directory: str | os.PathLike,
+    identity: Mapping[str, Any],
+    known: Mapping[str, Any],
+    names: Iterable[str],
+) -> None:
+    """Raises InputError naming the first field with another value."""
+    for name in names:
+        if identity.get(name) != known.get(name):
+            raise InputError(
+                f"{name} ({identity.get(name)}) must be {known.get(name)}, as in "
+                f"the evaluation that {directory} holds"
+            )
+
+
+def check_directory(directory: str | os.PathLike, identity: Mapping[str, Any]) -> None:
+    """Checks that a directory may hold an evaluation's records.
+
+    Args:
+      directory: which need not exist.
+      identity: what is known so far of what the records are of, see `Manifest`.
+
+    Raises:
+      InputError: naming what differs from what it holds, a manifest that is none or
+        not there, or a line that is no record.
+    """
+    directory = pathlib.Path(directory)
+    if (directory / _MANIFEST).exists():
+        known = _read_manifest(directory / _MANIFEST)["identity"]
+        _compare(directory, identity, known, identity)
+    else:
+        Manifest(directory, identity, {})
+    Log(directory)
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:

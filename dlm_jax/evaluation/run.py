@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from dlm_jax import caches, samplers
+from dlm_jax import caches, files, samplers
+from dlm_jax.core.checks import prepare
+from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
@@ -31,7 +33,7 @@ from dlm_jax.sandbox import processors
 from dlm_jax.tasks.base import Example, Task, Verdict
 from dlm_jax.text.codec import Codec
 from dlm_jax.text.output import Output
-from dlm_jax.text.prompts import Encoded, fit_blocks
+from dlm_jax.text.prompts import Encoded, fit_blocks, pad
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +112,74 @@ def lanes(
     ]
 
 
+class Ready(NamedTuple):
+    """An evaluation whose arguments fit.
+
+    Attributes:
+      examples: that are asked.
+      rows: the same, encoded.
+      options: how to fill them.
+      identity: what the manifest says of it, but for the checkpoint.
+      asked: what the manifest says of this run.
+    """
+
+    examples: list[Example]
+    rows: list[Encoded]
+    options: Options
+    identity: dict[str, Any]
+    asked: dict[str, Any]
+
+
+def check(
+    denoiser: Denoiser,
+    codec: Codec,
+    task: Task,
+    plan: Plan,
+    todo: Sequence[Lane],
+    num_examples: int,
+) -> Ready:
+    """Checks the arguments of `run`; needs no weights.
+
+    Args:
+      denoiser: the model, with or without parameters.
+      codec: its tokenizer.
+      task: what is asked.
+      plan: how.
+      todo: the samplers, caches and seeds.
+      num_examples: the first ones of the split.
+
+    Raises:
+      InputError: naming the argument that does not fit.
+    """
+    _check_sizes(plan, num_examples)
+    examples = task.examples(plan.split, num_examples, plan.example_seed)
+    rows, options = fit_blocks(
+        task.encode(codec, examples), task.options(codec, plan.temperature), denoiser
+    )
+    one = pad(rows[:1], rows[0].tokens.size)
+    for cache in {lane.cache for lane in todo}:
+        own = dataclasses.replace(options, cache=caches.parse(cache))
+        for spec in {spec for lane in todo for spec in lane.specs}:
+            prepare(denoiser, samplers.parse(spec), one, own)
+    return Ready(
+        examples=examples,
+        rows=rows,
+        options=options,
+        identity={
+            "task": task.name,
+            **dataclasses.asdict(plan),
+            "gen_length": options.gen_length,
+            "block_length": options.block_length,
+        },
+        asked={
+            "samplers": sorted({spec for lane in todo for spec in lane.specs}),
+            "caches": sorted({lane.cache for lane in todo}),
+            "seeds": sorted({lane.seed for lane in todo}),
+            "num_examples": num_examples,
+        },
+    )
+
+
 def run(
     parallel: Parallel,
     codec: Codec,
@@ -121,6 +191,7 @@ def run(
     *,
     about: Mapping[str, Any],
     on_records: Callable[[list[dict[str, Any]]], object] = lambda records: None,
+    on_known: Callable[[list[dict[str, Any]]], object] | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluates what a directory does not hold yet.
 
@@ -135,8 +206,8 @@ def run(
         and lists the runs that made them; more samplers, seeds and examples may be
         added to what it holds. Nothing is written before the first rows are done.
       about: of the checkpoint; must be the same when a directory is continued.
-      on_records: called with new records of a lane as they come, and before with those
-        that were there.
+      on_records: called with new records of a lane as they come.
+      on_known: called before with those that were there; on_records by default.
 
     Returns:
       The records of todo, lane by lane: `sampler`, `cache`, `seed`, `index`, `name`,
@@ -146,51 +217,50 @@ def run(
       `place` in the call, and the call's rows; `run`, its place in the manifest's runs.
 
     Raises:
-      InputError: if the directory holds another evaluation, or an argument does not
-        fit.
+      InputError: if the directory holds another evaluation, another process writes to
+        it, or an argument does not fit.
     """
-    _check_sizes(plan, num_examples)
-    examples = task.examples(plan.split, num_examples, plan.example_seed)
-    rows, options = fit_blocks(
-        task.encode(codec, examples),
-        task.options(codec, plan.temperature),
-        parallel.denoiser,
-    )
     directory = pathlib.Path(directory)
-    identity = {
-        "task": task.name,
-        **dataclasses.asdict(plan),
-        "gen_length": options.gen_length,
-        "block_length": options.block_length,
-        **about,
-    }
-    asked = {
-        "samplers": sorted({spec for lane in todo for spec in lane.specs}),
-        "caches": sorted({lane.cache for lane in todo}),
-        "seeds": sorted({lane.seed for lane in todo}),
-        "num_examples": num_examples,
-    }
-    caller = _Caller(
-        parallel=parallel,
-        codec=codec,
-        task=task,
-        plan=plan,
-        examples=examples,
-        rows=rows,
-        options=options,
-        manifest=Manifest(directory, identity, asked),
-        log=Log(directory),
-        on_records=on_records,
-    )
+    with files.locked(directory, is_directory=True, name="workdir"):
+        ready = check(
+            denoiser=parallel.denoiser,
+            codec=codec,
+            task=task,
+            plan=plan,
+            todo=todo,
+            num_examples=num_examples,
+        )
+        identity = {**ready.identity, **about}
+        caller = _Caller(
+            parallel=parallel,
+            codec=codec,
+            task=task,
+            plan=plan,
+            examples=ready.examples,
+            rows=ready.rows,
+            options=ready.options,
+            manifest=Manifest(directory, identity, ready.asked),
+            log=Log(directory),
+            on_records=on_records,
+        )
+        return _run(caller, todo, num_examples, on_known or on_records)
 
+
+def _run(
+    caller: "_Caller",
+    todo: Sequence[Lane],
+    num_examples: int,
+    on_known: Callable[[list[dict[str, Any]]], object],
+) -> list[dict[str, Any]]:
+    """Asks what has no record; see `run`."""
     # Report what the directory holds.
     keys = [_keys(lane, num_examples) for lane in todo]
     for own in keys:
         if known := caller.log.find(own):
-            on_records(known)
+            on_known(known)
 
     # Lanes take turns, call by call.
-    for turn in zip_longest(*(_calls(own, plan.queue_length) for own in keys)):
+    for turn in zip_longest(*(_calls(own, caller.plan.queue_length) for own in keys)):
         for lane, call in zip(todo, turn, strict=True):
             if call is not None:
                 caller.ask(lane, call)

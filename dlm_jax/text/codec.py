@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Int, Int32
 
+from dlm_jax import files
 from dlm_jax.errors import InputError
 from dlm_jax.models import registry
 from dlm_jax.models.family import ModelConfig
@@ -64,7 +65,9 @@ class Codec:
                 path.parent, local_files_only=True
             )
         except Exception as error:  # the Rust tokenizers raise nothing narrower
-            raise InputError(f"{path} does not load: {error}") from None
+            raise InputError(
+                f"{path} does not load{files.nature(path)}: {error}"
+            ) from None
         return cls.of(tokenizer, config, _generation_eos(path.parent, config))
 
     @classmethod
@@ -226,6 +229,12 @@ class Codec:
         """A conversation in the chat template, up to where the answer begins."""
         if not self.has_chat_template:
             raise InputError("the checkpoint's tokenizer has no chat template")
+        templates = self.tokenizer.chat_template
+        if isinstance(templates, Mapping) and "default" not in templates:
+            raise InputError(
+                f"the checkpoint's tokenizer has chat templates "
+                f"({', '.join(map(str, templates))}), but none of the name default"
+            )
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         for message in prompt:

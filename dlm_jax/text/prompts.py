@@ -5,9 +5,6 @@ the last group is filled up.
 """
 
 import dataclasses
-import json
-import os
-import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -148,40 +145,3 @@ def fit_blocks(
     most = max(options.gen_length, gen_length(longer, size) if longer else 1)
     most = -(-most // size) * size
     return longer, dataclasses.replace(options, gen_length=most, block_length=size)
-
-
-def read_prompts(path: str | os.PathLike) -> list[str]:
-    """Reads prompts from a file.
-
-    Args:
-      path: one prompt per line; or, if the name ends in .jsonl, one JSON object with a
-        field `prompt` per line. Blank lines are skipped.
-
-    Raises:
-      InputError: if it cannot be read, or holds no prompt.
-    """
-    path = pathlib.Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"prompts_file ({path}) cannot be read: {error}") from None
-    prompts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if path.suffix != ".jsonl":
-            prompts.append(line.removesuffix("\r"))
-            continue
-        try:
-            prompt = json.loads(line)["prompt"]
-            if not isinstance(prompt, str):
-                raise TypeError
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise InputError(
-                f"prompts_file ({path}), line {number}: must be a JSON object with a "
-                "text field prompt"
-            ) from None
-        prompts.append(prompt)
-    if not prompts:
-        raise InputError(f"prompts_file ({path}) holds no prompt")
-    return prompts

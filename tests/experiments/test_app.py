@@ -1,12 +1,23 @@
 """What the user writes on the command line is answered with one line."""
 
+import contextlib
+import gc
+import importlib.metadata
+import os
+import pathlib
+import signal
+import subprocess
 import sys
+import tempfile
+import time
 
 import jax
 import jax.numpy as jnp
 import pytest
 from absl import app, flags
 
+from dlm_jax import samplers
+from dlm_jax.evaluation import provenance
 from dlm_jax.sandbox import process, sandbox
 from experiments import _app
 
@@ -107,6 +118,185 @@ def test_a_sandbox_that_does_not_start_is_one_line(run, monkeypatch):
     assert error == (
         "error: a sandbox did not start: not done after 0.001 s of wall time\n"
     )
+
+
+def _raise(error):
+    def main(_):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (PermissionError(13, "Permission denied", "a"), "[Errno 13] Permission denied"),
+        (MemoryError(), "too little memory on this machine: none is left"),
+        (MemoryError("Unable\nto allocate"), "machine: Unable to allocate"),
+        (ModuleNotFoundError("x", name="torch"), "the package torch is not installed"),
+        (RuntimeError("Unable to initialize backend 'x': y\nz"), "JAX_PLATFORMS ("),
+        (RuntimeError("Unknown backend x"), ") cannot be used: Unknown backend x"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(run, error, message):
+    status, _, said = run(main=_raise(error))
+    assert status == 1 and said.startswith("error: ") and said.count("\n") == 1
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("else"), ModuleNotFoundError("x", name="dlm_jax.cor")]
+)
+def test_defects_keep_their_tracebacks(run, error):
+    with pytest.raises(type(error)):
+        run(main=_raise(error))
+
+
+def test_a_strict_mode_of_jax_is_named(run):
+    with jax.numpy_rank_promotion("raise"):
+        status, _, said = run(main=lambda _: jnp.ones((2, 2)) + jnp.ones(2))
+    assert status == 1 and said.count("\n") == 1
+    assert "does not run with JAX_NUMPY_RANK_PROMOTION=raise: ValueError: " in said
+
+
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [
+        (signal.SIGINT, "interrupted"),
+        (signal.SIGTERM, "told to end (SIGTERM)"),
+        (signal.SIGHUP, "the terminal was closed"),
+    ],
+)
+def test_a_signal_is_one_line_and_lets_clean_up(run, number, word):
+    before = signal.getsignal(number)
+    cleaned = []
+
+    def main(_):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        finally:
+            cleaned.append(signal.getsignal(number))
+
+    # It is written past Python's buffers, by which a handler may be called.
+    with capture_descriptor(2) as said:
+        assert run(main=main)[0] == 128 + number
+        assert said() == f"error: {word}\n"
+    # Once more ends the process, whatever hangs.
+    assert cleaned == [signal.SIG_DFL]
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_in_a_callback_that_drops_exceptions_is_not_lost(run):
+    """JAX has a callback of the garbage collector, in which one may come."""
+
+    def kill(phase, _):
+        if phase == "stop" and gc.callbacks.count(kill):
+            gc.callbacks.remove(kill)
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(1000):
+                pass  # Here it is handled.
+
+    def main(_):
+        gc.callbacks.append(kill)
+        gc.collect()
+        time.sleep(60)
+
+    with capture_descriptor(2) as said:
+        assert run(main=main)[0] == 143
+        assert said() == "error: told to end (SIGTERM)\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_script_is_imported_is_one_line_too(tmp_path, number):
+    # Stands for something big, whose import does not let an exception pass.
+    (tmp_path / "jax.py").write_text(
+        "import os\n"
+        "try:\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "finally:\n"
+        "    raise ImportError\n"
+    )
+    root = pathlib.Path(_app.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.generate"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 128 + number
+    assert done.stderr in ("error: interrupted\n", "error: told to end (SIGTERM)\n")
+
+
+def test_an_ignored_signal_stays_ignored(run):
+    """As nohup has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(main=lambda _: os.kill(os.getpid(), signal.SIGHUP))[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@contextlib.contextmanager
+def capture_descriptor(number):
+    """What is written to a file descriptor in a block."""
+    with tempfile.TemporaryFile() as file:
+        saved = os.dup(number)
+        os.dup2(file.fileno(), number)
+
+        def said():
+            file.seek(0)
+            return file.read().decode()
+
+        try:
+            yield said
+        finally:
+            os.dup2(saved, number)
+            os.close(saved)
+
+
+def test_a_user_without_a_home_keeps_no_programs(monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr(jax.config, "update", seen.__setitem__)
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    _app._keep_compiled_programs()
+    # Nor one whose home is read-only.
+    monkeypatch.setattr(os.path, "expanduser", lambda path: "/proc/home/.cache")
+    _app._keep_compiled_programs()
+    assert not seen
+    monkeypatch.setattr(os.path, "expanduser", lambda path: str(tmp_path / ".cache"))
+    _app._keep_compiled_programs()
+    assert seen == {"jax_compilation_cache_dir": str(tmp_path / ".cache" / "dlm_jax")}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        f"saber(n={'-' * 30_000}1)",
+        f"saber(n={'[' * 30_000}",
+        f"{'a.' * 30_000}a",
+        f"saber(n={'1+' * 30_000}1)",
+        f"low_confidence(schedule={'f(x=' * 3_000}1{')' * 3_000})",
+    ],
+)
+def test_a_very_deep_spec_is_one_line(run, spec):
+    status, _, said = run(main=lambda _: samplers.parse(spec))
+    assert status == 1 and said.count("\n") == 1 and len(said) < 500
+    assert said.startswith("error: ")
+
+
+def test_records_need_no_package_metadata(monkeypatch):
+    def absent(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    found = provenance.environment()
+    assert found["dlm_jax"] is None and found["jax"] is None
+    assert "jax None" in provenance.describe(found)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--config.num_examples=5"]])

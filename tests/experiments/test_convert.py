@@ -46,9 +46,36 @@ runpy.run_module("experiments.convert", run_name="__main__")
     assert any(partial.rglob("*.safetensors" if target == "hf" else "params/*"))
     with pytest.raises(CheckpointError):
         checkpoints.load(partial)
-    # What is left over is in nobody's way.
+    # What is left over is in nobody's way, and goes.
     checkpoints.save_orbax(checkpoints.load(directory), output)
     assert checkpoints.load(output).config == config
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
+@pytest.mark.parametrize("target", ["orbax", "hf"])
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [(signal.SIGTERM, "told to end (SIGTERM)"), (signal.SIGINT, "interrupted")],
+)
+def test_a_conversion_that_is_stopped_leaves_nothing(tmp_path, target, number, word):
+    directory = files.write(tmp_path / "in", files.random_tensors(), files.CONFIG)
+    # The signal comes while the output is half there.
+    child = f"""
+import os, runpy
+from dlm_jax.checkpoints import common
+write = common.write_json
+def stopped(path, value):
+    os.kill(os.getpid(), {int(number)})
+    write(path, value)
+common.write_json = stopped
+runpy.run_module("experiments.convert", run_name="__main__")
+"""
+    arguments = [f"--checkpoint={directory}", f"--output={tmp_path / 'out'}"]
+    command = [sys.executable, "-c", child, f"--format={target}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 128 + number
+    assert (done.stdout, done.stderr) == ("", f"error: {word}\n")
+    assert os.listdir(tmp_path) == ["in"]
 
 
 # --- The script ---------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """`python -m experiments.generate`: puzzles, texts, records, and bad input."""
 
+import io
 import json
 import os
 import pathlib
 import stat
 import subprocess
 import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -144,6 +146,46 @@ def test_chat_template_is_used_unless_refused(run_script, chat_model, tmp_path):
         assert read(output)[0]["tokens"] == expected.tolist()
 
 
+def test_pipes_carry_conversations_and_nothing_else(
+    run_script, chat_model, monkeypatch, tmp_path
+):
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    lines = [json.dumps({"messages": turns}), json.dumps({"prompt": "abc"})]
+    content = b"\xef\xbb\xbf" + "\n".join(lines).encode()
+    stdin = types.SimpleNamespace(buffer=io.BytesIO(content))
+    monkeypatch.setattr("sys.stdin", stdin)
+    flags = [f"--checkpoint={chat_model}", "--gen_length=4", "--block_length=4"]
+    flags += ["--sampler=threshold(threshold=0.0)"]
+    piped = ["--prompts_file=-", "--output=-"]
+    status, out, err = run_script("generate", *flags, *piped)
+    assert status == 0
+    records = [json.loads(line) for line in out.splitlines()]
+    assert "2 prompts of -, read as JSON Lines\n" in err
+    assert "[0] user: a\nassistant: b\nuser: c\n" in err and "mean NFE" in err
+    assert records[0]["messages"] == turns and "prompt" not in records[0]
+    assert records[1]["prompt"] == "abc" and "messages" not in records[1]
+    # The records are a file of the same prompts.
+    (tmp_path / "again.jsonl").write_text(out)
+    output = tmp_path / "out.jsonl"
+    files = [f"--prompts_file={tmp_path / 'again.jsonl'}", f"--output={output}"]
+    assert run_script("generate", *flags, *files)[0] == 0
+    for old, new in zip(records, read(output), strict=True):
+        assert old | {"seconds": 0} == new | {"seconds": 0}
+
+
+def test_conversations_are_not_infilled(run_script, chat_model, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "x"}]}')
+    flags = [f"--checkpoint={chat_model}", "--infill", f"--prompts_file={path}"]
+    status, _, err = run_script("generate", *flags)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith("error: infill takes prompts that are texts, not conv")
+
+
 def test_infill_without_a_blank_is_refused(run_script, chat_model, tmp_path):
     status, out, err = run_script(
         "generate",
@@ -180,7 +222,7 @@ def test_infill_keeps_the_text(run_script, chat_model, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--sampler=sober"], "sampler (sober) must be one of entropy, "),
+        (["--sampler=sober"], "sampler (sober) must be one of dynamic, "),
         (["--sampler=saber(k=2)"], "saber has no field k; it takes n, "),
         (
             ["--gen_length=10", "--block_length=4"],
@@ -197,6 +239,7 @@ def test_infill_keeps_the_text(run_script, chat_model, tmp_path):
         ([f"--prompt=a{MASK}"], f"prompt 1 holds the mask token ({MASK}), which only"),
         (["--prompt="], "prompt 1 is empty"),
         (["--prompts_file={empty}"], "prompts_file ({empty}) holds no prompt"),
+        (["--prompts_file={tmp}"], "prompts_file ({tmp}) cannot be read"),
         (["--prompts_file={tmp}/none"], "prompts_file ({tmp}/none) cannot be read"),
         (["--output={empty}"], "output ({empty}) already exists"),
         (["--output={empty}/out"], "output ({empty}/out) cannot be written: "),
@@ -250,7 +293,7 @@ def test_command_line_answers_bad_input_without_a_traceback(tmp_path):
         command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2]
     )
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: sampler (sober) must be one of entropy, ")
+    assert result.stderr.startswith("error: sampler (sober) must be one of dynamic, ")
     assert result.stderr.count("\n") == 1
 
 

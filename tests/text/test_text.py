@@ -28,7 +28,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.base import BLANK
 from dlm_jax.text.codec import Codec, character_tokenizer
-from dlm_jax.text.prompts import pad, read_prompts
+from dlm_jax.text.prompts import pad
 
 SUDOKU = pathlib.Path(zoo.__file__).parent / "sudoku"
 SUDOKU_CONFIG = sudoku.Sudoku().model_config(
@@ -225,33 +225,32 @@ def test_load_refuses_what_does_not_fit(directory, tmp_path):
         Codec.load(directory, small)
 
 
-def test_read_prompts(tmp_path):
-    lines = tmp_path / "prompts.txt"
-    lines.write_text(" one\r\n\n  \ntwo é", encoding="utf-8")
-    assert read_prompts(lines) == [" one", "two é"]
-    records = tmp_path / "prompts.jsonl"
-    records.write_text('{"prompt": "two\\nlines"}\n\n{"prompt": "x", "id": 3}\n')
-    assert read_prompts(records) == ["two\nlines", "x"]
-
-
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("names", "message"),
     [
-        ("a.txt", b" \n\n", "holds no prompt"),
-        ("a.txt", b"\xff\xfe", "cannot be read"),
-        ("a.txt", None, "cannot be read"),
-        ("a.jsonl", b'{"prompt": "x"}\n{"text": "x"}', "line 2: must be a JSON object"),
-        ("a.jsonl", b'{"prompt": 3}', "line 1: must be a JSON object"),
-        ("a.jsonl", b"[1]", "line 1: must be a JSON object"),
-        ("a.jsonl", b"hello", "line 1: must be a JSON object"),
+        (["default", "tool_use"], None),
+        (["rag", "tool_use"], r"has chat templates \(rag, tool_use\), but none of the"),
     ],
 )
-def test_bad_prompt_file_is_refused(tmp_path, name, content, message):
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        read_prompts(path)
+def test_of_several_chat_templates_the_default_is_used(
+    directory, tmp_path, names, message
+):
+    copied = shutil.copytree(directory, tmp_path / "model")
+    (copied / "chat_template.jinja").unlink(missing_ok=True)
+    path = copied / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["chat_template"] = [{"name": name, "template": TEMPLATE} for name in names]
+    path.write_text(json.dumps(config))
+    codec = Codec.load(copied, CONFIG)
+    if message:
+        with pytest.raises(InputError, match=message):
+            codec.encode_chat(["abc"], 4)
+        assert codec.encode(["abc"], 4)
+    else:
+        [row], [one] = (
+            x.encode_chat(["abc"], 4) for x in (codec, Codec.load(directory, CONFIG))
+        )
+        np.testing.assert_array_equal(row.tokens, one.tokens)
 
 
 def test_shipped_tokenizer_writes_puzzles_as_the_model_was_trained():

@@ -1,0 +1,88 @@
+"""How far a script is, in a terminal and in a log file."""
+
+import io
+import re
+import threading
+import time
+
+import pytest
+
+from experiments import _progress
+from experiments._progress import Progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that stands still until it is set."""
+    now = [100.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_says_rows_rate_nfe_and_time_left(clock):
+    with Progress(1200, "row") as progress:
+        assert progress.line() == "0 of 1,200 rows"
+        progress.describe("saber")
+        progress.add([10, 20])
+        clock[0] += 4
+        assert progress.line() == (
+            "saber: 2 of 1,200 rows, 0.5 rows/s, mean NFE 15.0, 0:39:56 left"
+        )
+
+
+def test_rows_of_earlier_runs_take_no_time(clock):
+    with Progress(110, "row") as progress:
+        progress.add_known([4] * 90)
+        assert progress.line() == "90 of 110 rows"
+        clock[0] += 10
+        progress.add([14] * 10)
+        # One a second, and ten are left.
+        assert progress.line() == (
+            "100 of 110 rows, 1 rows/s, mean NFE 5.0, 0:00:10 left"
+        )
+
+
+def test_a_log_file_gets_lines_also_while_nothing_is_done(capsys):
+    with Progress(4, "row", period=0.05) as progress:
+        time.sleep(0.3)
+        progress.add([8])
+        time.sleep(0.3)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "0 of 4 rows"
+    assert re.fullmatch(
+        r"1 of 4 rows, [\d.]+ rows/s, mean NFE 8.0, 0:00:\d\d left", lines[-1]
+    )
+    assert 4 <= len(lines) <= 12
+    # And none after the end.
+    time.sleep(0.15)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_short_run_says_nothing(capsys):
+    with Progress(4, "row") as progress:
+        progress.add([8])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_has_a_bar_and_no_lines(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    before = threading.active_count()
+    with Progress(4, "row", period=0.01) as progress:
+        progress.add_known([2, 2], right="50.0%")
+        progress.describe("saber")
+        progress.add([8, 8], right="75.0%")
+        assert "NFE=5.0, right=75.0%" in str(progress._bar)
+        time.sleep(0.1)
+    said = terminal.getvalue()
+    assert "saber: 100%" in said and "4/4" in said
+    assert "rows/s, mean" not in said
+    # A bar may have a monitor of its own, which stays.
+    assert threading.active_count() <= before + 1
+
+
+def test_a_failure_ends_the_lines():
+    with pytest.raises(ValueError), Progress(4, "row", period=0.01) as progress:
+        raise ValueError
+    assert not progress._thread.is_alive()

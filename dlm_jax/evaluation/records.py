@@ -165,8 +165,8 @@ class Log:
 
 
 def key(record: Mapping[str, Any]) -> Key:
-    """Which row a record is of."""
-    # Records of version 0.1 know no cache.
+    """The row that a record is of."""
+    # Records of version 0.1 name no cache.
     cache = record.get("cache", "none")
     return Key(record["sampler"], cache, record["seed"], record["index"])
 

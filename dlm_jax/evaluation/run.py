@@ -377,7 +377,7 @@ def summaries(records: Sequence[Mapping[str, Any]]) -> list[Summary]:
         by_sampler.setdefault(key, []).append(record)
     results = []
     for (spec, cache), own in by_sampler.items():
-        # Records of version 0.1 know no cache: all forwards were of the whole row.
+        # Records of version 0.1 name no cache: all forwards were of the whole row.
         own = [{"num_whole": record["nfe"], **record} for record in own]
         own = sorted(own, key=lambda r: (r["seed"], r["index"]))
         num_seeds = len({record["seed"] for record in own})

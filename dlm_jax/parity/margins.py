@@ -11,7 +11,7 @@ from dlm_jax.core.denoiser import Denoiser, full_precision
 from dlm_jax.core.sampler import Sampler
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="block_length")
 def logits_at(
     denoiser: Denoiser,
     params: PyTree,
@@ -20,6 +20,7 @@ def logits_at(
     is_valid: Bool[Array, "1 l"],
     position: Int[Array, ""] | int,
     guidance: Float[Array, ""] | float,
+    block_length: int,
 ) -> Float[Array, "v"]:
     """The logits of one position in one row, with guidance.
 
@@ -31,10 +32,12 @@ def logits_at(
       is_valid: False at padding.
       position: index in the row.
       guidance: scale of classifier-free guidance; 0 is off.
+      block_length: of the run, which block-causal models count.
     """
     both = jnp.concatenate([tokens, without_prompt])
     columns = jnp.broadcast_to(jnp.arange(both.shape[1], dtype=jnp.int32), both.shape)
-    view = View(both, columns, jnp.repeat(is_valid[:, None], 2, axis=0))
+    visibility = jnp.repeat(is_valid[:, None], 2, axis=0)
+    view = View(both, columns, visibility, block_length=block_length)
     region = jnp.full((2, 1), position, jnp.int32)
     # What is compared with other code is computed as exactly as the dtype allows.
     head = denoiser.head(params)

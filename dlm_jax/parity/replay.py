@@ -414,6 +414,7 @@ def _gap(
             np.asarray(prompts.is_valid),
             i,
             float(options.guidance or 0),
+            block_length=options.block_length,
         )
         ratio = np.exp(logits[after[i]] - logits[ours[i]])
         return float(confidence[i] * abs(1 - ratio))

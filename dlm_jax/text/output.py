@@ -27,8 +27,8 @@ class Output:
         masks.
       is_complete: False where the bound on steps or a NaN ended the row.
       has_nan: the model gave no finite prediction.
-      seconds: the row's share of the wall time, by forwards, compiling excluded: the
-        shares of a call add up to it.
+      seconds: the row's share of the wall time, by forwards of any kind, compiling
+        excluded: the shares of a call add up to it.
       compile_seconds: the call's, divided by its rows.
       trajectory: every step of the row, without padding; None unless asked for.
     """

@@ -24,6 +24,8 @@ CONFIDENT = "llada_low_confidence_s6_g32_b16__kv2_seed3_p0"
 GUIDED = "llada_low_confidence_cfg__kv4_seed0_p0"
 THRESHOLD = "fastdllm_threshold_0.9__kv2_seed3_p0"
 SIX_STEPS = "low_confidence(schedule=linear(steps=6))"
+# With an exact cache: its first forward only writes that.
+BLOCKS = "sdar_static_b4_s2_stop__sdar_a_p12_g20"
 SABER = "saber_released_n2_b16__kv2_seed3_p0"
 
 
@@ -67,10 +69,10 @@ def test_recorded_run_matches(name):
     assert comparison.is_match, comparison
 
 
-def test_other_token_is_a_real_divergence():
-    trace = TRACES[CONFIDENT]
+@pytest.mark.parametrize(("name", "step"), [(CONFIDENT, 3), (BLOCKS, 1)])
+def test_other_token_is_a_real_divergence(name, step):
+    trace = TRACES[name]
     canvas = trace.canvas.copy()
-    step = 3
     i = int(np.flatnonzero(canvas[step] != canvas[step + 1])[0])
     token = int(canvas[step + 1, i])
     canvas[step + 1 :, i] = token + 1
@@ -96,7 +98,7 @@ def test_guided_logits_of_a_position():
     is_valid = np.arange(length + 4)[None] < length
     denoiser, params, _ = model(trace.checkpoint)
     found = margins.logits_at(
-        denoiser, params, rows[:1], rows[1:], is_valid, i, guidance=0.8
+        denoiser, params, rows[:1], rows[1:], is_valid, i, guidance=0.8, block_length=16
     )
     flax_model = checkpoints.load(DATA / trace.checkpoint)
     with_prompt, without = flax_model(jnp.asarray(rows[:, :length]))

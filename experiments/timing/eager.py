@@ -136,8 +136,8 @@ def _fill_with_cache(
     """Fills a canvas; returns the forwards that each row took part in.
 
     The first forward of a block is of whole rows and keeps all keys and values. Later
-    ones are of the block's blanks (dual) or also of those behind it (prefix). A row in
-    which a token of an earlier block was taken back goes through the model whole.
+    ones are of the block's blanks (dual) or also of those behind it (prefix). A row
+    whose only masks were taken back in earlier blocks goes through the model whole.
     """
     num_steps = torch.zeros_like(canvas.tokens[:, 0])
     cache = torch_llada.Cache(model, *canvas.tokens.shape)
@@ -146,11 +146,9 @@ def _fill_with_cache(
     for block in range(num_blocks):
         is_open = canvas.is_blank & (canvas.block_of <= block)
         is_own = canvas.is_blank & (canvas.block_of == block)
-        is_in_window, region = is_own, canvas.columns(is_own)
-        window = region
+        window = region = canvas.columns(is_own)
         if isinstance(plan, Prefix):  # Its first blanks are the block's.
-            is_in_window = canvas.is_blank & (canvas.block_of >= block)
-            window = canvas.columns(is_in_window)
+            window = canvas.columns(canvas.is_blank & (canvas.block_of >= block))
         step = 0
         while (is_live := (canvas.is_mask & is_open).any(dim=1)).any():
             num_steps += is_live
@@ -158,7 +156,8 @@ def _fill_with_cache(
             is_due = step == 0 or (period > 0 and step % period == 0)
             parts: list[_Part] = [(None, None if is_due else window)]
             if rule.may_remask and not is_due:
-                is_stray = (canvas.is_mask & is_open & ~is_in_window).any(dim=1)
+                # Nothing that may be filled is in the window.
+                is_stray = is_live & ~(canvas.is_mask & is_own).any(dim=1)
                 if is_stray.any():
                     strays, others = (x.nonzero()[:, 0] for x in (is_stray, ~is_stray))
                     parts = [(strays, None), (others, window)]
@@ -166,7 +165,8 @@ def _fill_with_cache(
             # A row that waits for the others must not notice the forward.
             is_known = prediction.is_known & is_live[:, None]
             prediction = dataclasses.replace(prediction, is_known=is_known)
-            canvas.advance(rule, canvas.is_mask & is_open, prediction)
+            is_eligible = canvas.is_mask & is_open & is_known
+            canvas.advance(rule, is_eligible, prediction)
             step += 1
     return num_steps
 

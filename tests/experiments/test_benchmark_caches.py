@@ -220,7 +220,10 @@ def commands():
     return re.findall(r"^    python -m experiments\.benchmark (.*)$", text, re.M)
 
 
-@pytest.mark.parametrize("number", range(4))
+# Each compiles the loop for several shapes; the first two for two batch sizes.
+@pytest.mark.parametrize(
+    "number", [*(pytest.param(i, marks=pytest.mark.slow) for i in (0, 1)), 2, 3]
+)
 def test_commands_for_a_gpu_work_on_a_small_model(
     number, run_script, monkeypatch, tmp_path
 ):

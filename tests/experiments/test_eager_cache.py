@@ -144,15 +144,13 @@ def test_a_step_computes_its_window_only(twins, plan, monkeypatch):
     assert shapes == [(1, 30), later, (1, 30), (1, 8)]
 
 
-def test_a_token_of_an_earlier_block_that_falls_is_refreshed(twins):
-    """Only the rows that have one; others go on in their window."""
-    ours, (tokens, num_steps) = both(
-        twins, "saber(n=3, mu=1)", "dual", batch(), has_trajectory=True
-    )
+def test_a_row_without_a_mask_in_its_window_is_refreshed(twins):
+    """A token of an earlier block was taken back last. Other rows go on in theirs."""
+    ours, (tokens, num_steps) = both(twins, "saber(n=3, mu=1)", "dual", batch())
     np.testing.assert_array_equal(tokens, ours.tokens)
     np.testing.assert_array_equal(num_steps, ours.num_steps)
     blocks = -(-batch().is_blank.sum(axis=1) // BLOCK)
-    assert (ours.num_whole > blocks).any() and (ours.num_whole <= num_steps).all()
+    assert (ours.num_whole > blocks).any() and (ours.num_whole < num_steps)[:3].all()
 
 
 def test_a_cache_without_an_eager_version_is_refused(twins):

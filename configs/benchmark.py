@@ -19,6 +19,10 @@ def get_config() -> ConfigDict:
             "split": "test",
             # Gains are over the first one: a token a step.
             "samplers": ("low_confidence", "threshold", "entropy_bound", "saber"),
+            # Each sampler runs with each cache: none, prefix, dual(refresh_every=8).
+            "cache": ("none",),
+            # Rows that a cache refreshes in one iteration; the backend's own without.
+            "num_refreshed": config_dict.placeholder(int),
             "batch_sizes": (1, 32),
             # Held-out puzzles per run: 8 at batch size 1, 256 at 32.
             "rows_per_slot": 8,

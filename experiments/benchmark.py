@@ -22,6 +22,14 @@ share of the matrix-product peak measured here. Rows are examples of the config'
 and split. With --gen_lengths or a preset (random weights) they are random tokens, whose
 answers and NFE mean nothing. --profile writes traces for XProf, one run per sampler and
 shape in a directory of its own, and prints which is which.
+
+With --cache every sampler runs with every cache plan, in rows of their own:
+
+    python -m experiments.benchmark --block_length=16 --cache=none --cache=dual
+
+Forwards of whole rows and of windows are then counted apart, and timed apart too: of
+all rows without a cache, of a window of every row, and of the rows that are refreshed
+together (--num_refreshed). The eager loop knows the plans prefix and dual.
 """
 
 import contextlib
@@ -32,7 +40,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -41,7 +49,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dlm_jax import checkpoints, files, samplers, tasks, zoo
+from dlm_jax import caches, checkpoints, files, samplers, tasks, zoo
+from dlm_jax.core.cache import CachePlan
 from dlm_jax.core.canvas import Prompts
 from dlm_jax.core.checks import prepare
 from dlm_jax.core.keys import check_seed, row_keys
@@ -93,6 +102,12 @@ _OVERRIDES = [
     flags.DEFINE_multi_string(
         "samplers", None, "As saber(n=2, mu=8); may be repeated."
     ),
+    flags.DEFINE_multi_string(
+        "cache", None, "As none or dual(refresh_every=8); may be repeated."
+    ),
+    flags.DEFINE_integer(
+        "num_refreshed", None, "Rows refreshed together; default: the backend's own."
+    ),
     flags.DEFINE_multi_integer("batch_sizes", None, "May be repeated."),
     flags.DEFINE_integer("prompt_length", None, "Of random prompts."),
     flags.DEFINE_integer("block_length", None, "Blanks of a block; default: all."),
@@ -102,8 +117,6 @@ _OVERRIDES = [
 ]
 
 
-# What fills rows as a reference does, for the options of a race.
-_FillOf = Callable[[Options], races.Fill]
 # Rows and options for a batch size and a gen_length, which examples know themselves.
 _Workload = Callable[[int, int], tuple[Prompts, Options]]
 
@@ -116,6 +129,7 @@ def main(argv: Sequence[str]) -> None:
     config = _app.merged(_CONFIG, _OVERRIDES)
     _check(config)
     rules = samplers.parse_all(config.samplers)
+    plans = _plans(config)
     _leave_room_for_torch()
 
     # The model and the rows.
@@ -124,18 +138,24 @@ def main(argv: Sequence[str]) -> None:
     jax.block_until_ready(nnx.state(model))
     seconds = time.perf_counter() - start
     # The count of operations is written for this shape.
-    shape_of_model, dtype = cast(LLaDAConfig, model.config), model.head.dtype
+    dtype = model.head.dtype
+    model_of = cast(LLaDAConfig, model.config), dtype.itemsize
     shapes = [(b, g) for g in gen_lengths for b in config.batch_sizes]
     work = [workload(*shape) for shape in shapes]
     denoiser, params = as_denoiser(model)
-    for rule, rows in itertools.product(rules.values(), work):
-        prepare(denoiser, rule, *rows)
+    for rule, plan, (prompts, options) in itertools.product(
+        rules.values(), plans.values(), work
+    ):
+        own = dataclasses.replace(options, cache=plan)
+        prepare(denoiser, rule, prompts, own)
 
     # What it is raced against, and the devices.
-    references: dict[str, _FillOf] = {}
+    references: dict[str, races.FillOf] = {}
     num_threads = None
     if _REFERENCE.value == "torch":
-        references, num_threads = _torch_loops(model, rules.values(), work)
+        references, num_threads = _torch_loops(
+            model, rules.values(), plans.values(), work
+        )
     devices = jax.local_devices()
     if _REFERENCE.value in ("torch", "host"):
         devices = devices[:1]
@@ -152,8 +172,9 @@ def main(argv: Sequence[str]) -> None:
     }
 
     # Races, one per batch size and length.
-    peak = steps.matmul_peak(dtype)
-    num_runs = len(shapes) * len(rules) * config.num_pairs * (1 + len(references))
+    ceilings = _Ceilings(steps.matmul_peak(dtype), steps.copy_bandwidth())
+    num_methods = len(rules) * len(plans)
+    num_runs = len(shapes) * num_methods * config.num_pairs * (1 + len(references))
     records = []
     with tqdm(total=num_runs, unit="run", disable=None) as progress:
         for (batch_size, _), (prompts, options) in zip(shapes, work, strict=True):
@@ -162,9 +183,22 @@ def main(argv: Sequence[str]) -> None:
             options = dataclasses.replace(options, num_slots=num_slots)
             shape = steps.Shape(num_slots, prompts.tokens.shape[1], options.gen_length)
             keys = row_keys(config.seed, np.arange(len(prompts.tokens)))
-            calls = {
-                spec: (rule, prompts, keys, options) for spec, rule in rules.items()
+            own = {
+                x: dataclasses.replace(options, cache=plan) for x, plan in plans.items()
             }
+            calls = {
+                (spec, cache): (rules[spec], prompts, keys, own[cache])
+                for spec, cache in itertools.product(rules, plans)
+            }
+            timers = {
+                x: steps.cached_timer(parallel, prompts, y)
+                for x, y in own.items()
+                if y.cache.has_window
+            }
+
+            def time_cached(cache: str, timers: Any = timers) -> dict[str, float]:
+                return timers[cache]() if cache in timers else {}
+
             results = races.race(
                 parallel,
                 rules,
@@ -172,12 +206,14 @@ def main(argv: Sequence[str]) -> None:
                 options,
                 num_pairs=config.num_pairs,
                 seed=config.seed,
-                references={name: fill(options) for name, fill in references.items()},
+                plans=plans,
+                cached=time_cached,
+                references=references,
                 forward=steps.forward_timer(parallel, shape),
                 on_run=progress.update,
             )
             raced = races.records(results, **common)
-            costs = _costs(parallel, calls, results, shape_of_model, shape, peak)
+            costs = _costs(parallel, calls, results, model_of, shape, ceilings)
             found = [{**r, **c} for r, c in zip(raced, costs, strict=True)]
             records += found
             if _PROFILE.value:
@@ -185,52 +221,108 @@ def main(argv: Sequence[str]) -> None:
                 _profile(parallel, calls, found, name)
     if _OUTPUT.value:
         files.write_jsonl(_OUTPUT.value, records)
-    _print(records, seconds, peak)
+    _print(records, seconds, ceilings)
+
+
+class _Ceilings(NamedTuple):
+    """What this device reaches at best.
+
+    Attributes:
+      peak: operations a second of a matrix product.
+      bandwidth: bytes a second of a copy, read and written.
+    """
+
+    peak: float
+    bandwidth: float
+
+
+def _plans(config: ConfigDict) -> dict[str, CachePlan]:
+    """The cache plans by their specs.
+
+    Raises:
+      InputError: for a spec that is not one or stands twice, or a cache of blocks
+        without a length of them.
+    """
+    plans = [caches.parse(spec) for spec in config.get("cache") or ("none",)]
+    found = {caches.to_spec(plan): plan for plan in plans}
+    if len(found) < len(plans):
+        raise InputError(f"cache ({', '.join(map(caches.to_spec, plans))}) must differ")
+    for spec, plan in found.items():
+        if plan.has_window and config.block_length is None:
+            raise InputError(
+                f"cache ({spec}) must be used with block_length: without blocks a "
+                "window is the whole answer"
+            )
+    return found
 
 
 def _costs(
     parallel: DataParallel,
-    calls: Mapping[str, tuple[Sampler, Prompts, jax.Array, Options]],
+    calls: Mapping[races.Method, tuple[Sampler, Prompts, jax.Array, Options]],
     results: Sequence[races.Result],
-    shape_of_model: roofline.Dense,
+    model_of: tuple[roofline.Dense, int],
     shape: steps.Shape,
-    peak: float,
+    ceilings: _Ceilings,
 ) -> list[dict]:
-    """What each sampler's step costs beside the forward, see `steps.records`."""
+    """What each step costs beside the forward, see `steps.records`.
+
+    Args:
+      parallel: the model.
+      calls: of the race, by sampler and cache.
+      results: of the race.
+      model_of: the model's shape, and bytes of a parameter.
+      shape: of a forward.
+      ceilings: of the device.
+    """
     regions = {
-        spec: steps.region_size(parallel.denoiser, rule, prompts, options)
-        for spec, (rule, prompts, _, options) in calls.items()
+        method: steps.region_size(parallel.denoiser, rule, prompts, options)
+        for method, (rule, prompts, _, options) in calls.items()
     }
-    memory = {spec: parallel.memory(*call) for spec, call in calls.items()}
+    config, itemsize = model_of
     return steps.records(
-        results, shape_of_model, shape, regions=regions, peak=peak, memory=memory
+        results,
+        config,
+        shape,
+        regions=regions,
+        peak=ceilings.peak,
+        bandwidth=ceilings.bandwidth,
+        memory={method: parallel.memory(*call) for method, call in calls.items()},
+        itemsize=itemsize,
     )
 
 
 def _profile(
     parallel: DataParallel,
-    calls: Mapping[str, tuple],
+    calls: Mapping[races.Method, tuple],
     records: Sequence[dict],
     name: str,
 ) -> None:
-    """Traces one call per sampler, and notes in its records where the trace is."""
-    for number, (spec, call) in enumerate(calls.items(), start=1):
-        trace = f"{name}_sampler{number}"
+    """Traces one call per method, and notes in its records where the trace is."""
+    rules, plans = (list(dict.fromkeys(specs)) for specs in zip(*calls, strict=True))
+    for (spec, cache), call in calls.items():
+        trace = f"{name}_sampler{rules.index(spec) + 1}"
+        if cache != "none":
+            trace += f"_cache{plans.index(cache) + 1}"
         with jax.profiler.trace(trace):
             parallel(*call)
         for record in records:
-            if record["sampler"] == spec:
+            if (record["sampler"], record["cache"]) == (spec, cache):
                 record["trace"] = trace
 
 
-def _print(records: Sequence[dict], seconds: float, peak: float) -> None:
-    """Prints the tables, the time the weights took, and the matmul peak in FLOP/s."""
+def _print(records: Sequence[dict], seconds: float, ceilings: _Ceilings) -> None:
+    """Prints the tables, the time the weights took, and the device's ceilings."""
     own = races.one_each(records)
     print(races.tables(records), races.table(own, steps.COLUMNS), sep="\n\n")
     print(f"\nThe weights were loaded in {seconds:.1f} s.", end=" ")
-    print(f"Matrix products reach {peak / 1e12:.3f} TFLOP/s here.")
+    print(f"Matrix products reach {ceilings.peak / 1e12:.3f} TFLOP/s here,", end=" ")
+    print(f"copies {ceilings.bandwidth / 1e9:.1f} GB/s;", end=" ")
+    print(
+        f"at that, the weights of the blocks are read in {own[0]['weights_ms']:.2f} ms."
+    )
     for record in own if _PROFILE.value else ():
-        print(f"{record['trace']} is the trace of {record['sampler']}.")
+        cache = "" if record["cache"] == "none" else f", cache {record['cache']}"
+        print(f"{record['trace']} is the trace of {record['sampler']}{cache}.")
 
 
 def _leave_room_for_torch() -> None:
@@ -255,6 +347,7 @@ def _check(config: ConfigDict) -> None:
         ("block_length", blocks, 1),
         ("rows_per_slot", [config.rows_per_slot], 1),
         ("num_pairs", [config.num_pairs], 1),
+        ("num_refreshed", [config.get("num_refreshed") or 1], 1),
         ("prompt_length", [config.prompt_length], 0),
     ):
         if min(values, default=least) < least:
@@ -275,6 +368,10 @@ def _subject(config: ConfigDict) -> tuple[Module, Sequence[int], _Workload]:
     preset, checkpoint, dtype = _PRESET.value, _CHECKPOINT.value, _DTYPE.value
     if preset and checkpoint:
         raise InputError("preset and checkpoint cannot both be given")
+    common = {
+        "block_length": config.block_length,
+        "num_refreshed": config.get("num_refreshed"),
+    }
     gen_lengths = _GEN_LENGTHS.value
     if not preset and not gen_lengths:
         task = tasks.get(config.zoo)
@@ -285,7 +382,7 @@ def _subject(config: ConfigDict) -> tuple[Module, Sequence[int], _Workload]:
             rows = task.encode(codec, task.examples(config.split, num_rows))
             length = max(row.tokens.size for row in rows)
             gen_length = text_prompts.gen_length(rows, config.block_length)
-            return pad(rows, length), Options(gen_length, config.block_length)
+            return pad(rows, length), Options(gen_length, **common)
 
         return model, [task.gen_length], examples
     if preset:
@@ -301,7 +398,7 @@ def _subject(config: ConfigDict) -> tuple[Module, Sequence[int], _Workload]:
             vocab_size=model.config.vocab_size,
             seed=config.seed,
         )
-        return prompts, Options(gen_length, config.block_length)
+        return prompts, Options(gen_length, **common)
 
     return model, gen_lengths or [config.gen_length], random
 
@@ -309,8 +406,9 @@ def _subject(config: ConfigDict) -> tuple[Module, Sequence[int], _Workload]:
 def _torch_loops(
     model: Module,
     rules: Iterable[Sampler],
+    plans: Iterable[CachePlan],
     work: Sequence[tuple[Prompts, Options]],
-) -> tuple[dict[str, _FillOf], int]:
+) -> tuple[dict[str, races.FillOf], int]:
     """PyTorch's loops on the same weights by name, and the threads that PyTorch takes.
 
     Raises:
@@ -324,8 +422,8 @@ def _torch_loops(
     except ModuleNotFoundError as error:
         raise InputError(f"--reference=torch needs PyTorch: {error}") from None
 
-    for rule, (prompts, options) in itertools.product(rules, work):
-        eager.check(rule, prompts, options.block_length)
+    for rule, plan, (prompts, options) in itertools.product(rules, plans, work):
+        eager.check(rule, prompts, options.block_length, plan)
 
     @contextlib.contextmanager
     def in_memory() -> Iterator[None]:
@@ -355,7 +453,9 @@ def _torch_loops(
             sampler: Sampler, prompts: Prompts, keys: jax.Array
         ) -> tuple[np.ndarray, np.ndarray]:
             with in_memory():
-                return eager.fill(twin, sampler, prompts, mask_id, options.block_length)
+                return eager.fill(
+                    twin, sampler, prompts, mask_id, options.block_length, options.cache
+                )
 
         return fill
 

@@ -5,8 +5,9 @@ comparisons alone.
 """
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,11 @@ from dlm_jax.checkpoints import hf_format
 from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDAConfig
 
-# Sine and cosine of the rotary angles, float32 [length, head_dim / 2].
+# Sine and cosine of the rotary angles, float32 [length, head_dim / 2] or, of columns
+# that differ from row to row, [b, 1, w, head_dim / 2].
 _Rotation = tuple[torch.Tensor, torch.Tensor]
+# (key, value) of what goes through the model -> those that its queries attend to.
+_Remember = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,58 @@ class Output:
     """
 
     logits: torch.Tensor
+
+
+class Cache:
+    """Keys and values of every layer, for forwards of a part of the columns.
+
+    Attributes:
+      keys: for each layer [b, length + 1, g, k], rotated. Nobody reads the last column:
+        columns past a row's end are written there.
+      values: likewise.
+    """
+
+    def __init__(self, model: "TorchLLaDA", batch_size: int, length: int):
+        config = model.config
+        weight = model.wte.weight
+        shape = batch_size, length + 1, config.n_kv_heads, config.head_dim
+
+        def empty() -> list[torch.Tensor]:
+            return [weight.new_zeros(shape) for _ in range(config.n_layers)]
+
+        self.keys, self.values = empty(), empty()
+
+    def write(
+        self,
+        layer: int,
+        rows: torch.Tensor | None,
+        columns: torch.Tensor | None,
+        *new: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes keys and values of a layer, and returns those of all columns.
+
+        Args:
+          layer: from 0.
+          rows: [n], of the cache; None for all of them in order.
+          columns: [n, w], length where there are fewer than w; None for all columns.
+          *new: keys, then values, [n, g, w, k].
+
+        Returns:
+          Keys and values, [n, g, length, k].
+        """
+        found = []
+        for layers, own in zip((self.keys, self.values), new, strict=True):
+            cached = layers[layer]
+            if columns is None:
+                cached[slice(None) if rows is None else rows, :-1] = own.transpose(1, 2)
+                found.append(own)
+                continue
+            ids = torch.arange(len(own), device=own.device) if rows is None else rows
+            cached[ids[:, None], columns] = own.transpose(1, 2)
+            whole = cached if rows is None else cached[rows]
+            found.append(whole[:, :-1].transpose(1, 2))
+        key, value = found
+        return key, value
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
@@ -70,7 +126,11 @@ class Block(torch.nn.Module):
         self.ff_out = torch.nn.Linear(config.mlp_hidden_size, d, bias=False)
 
     def forward(
-        self, x: torch.Tensor, rotation: _Rotation, bias: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        rotation: _Rotation,
+        bias: torch.Tensor | None,
+        remember: _Remember | None = None,
     ) -> torch.Tensor:
         """Maps [b, l, d] to the same; `bias` is added to attention scores."""
         h = self.attn_norm(x)
@@ -79,6 +139,8 @@ class Block(torch.nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         key = _rotate(key, rotation)
+        if remember is not None:
+            key, value = remember(key, value)
         if self.repeats > 1:
             key, value = (
                 x.repeat_interleave(self.repeats, dim=1) for x in (key, value)
@@ -124,14 +186,27 @@ class TorchLLaDA(torch.nn.Module):
         return self.wte.weight.device
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        rows: torch.Tensor | None = None,
+        columns: torch.Tensor | None = None,
+        region: torch.Tensor | None = None,
     ) -> Output:
-        """Logits of every position.
+        """Logits of every position, or of a region.
 
         Args:
-          input_ids: [b, l].
+          input_ids: [b, l]; with `columns` [b, w], their tokens.
           attention_mask: [b, l]; 0 at keys that nobody may attend to. Positions are
             not shifted by it.
+          cache: keys and values are written to it; None runs without one.
+          rows: [b], of the cache; all of them by default.
+          columns: [b, w], the columns that go through the model, and attend to keys and
+            values of the others as they are in the cache; all columns by default. The
+            length of a row stands for no column.
+          region: [b, r], indices into axis 1 of `input_ids` that logits are wanted of;
+            of all by default.
         """
         x = self.wte(input_ids)
         bias = None
@@ -139,19 +214,29 @@ class TorchLLaDA(torch.nn.Module):
             bias = torch.zeros(attention_mask.shape, dtype=x.dtype, device=x.device)
             bias.masked_fill_(attention_mask == 0, torch.finfo(x.dtype).min)
             bias = bias[:, None, None]
-        rotation = self._rotation(input_ids.shape[1])
-        for block in self.blocks:
-            x = block(x, rotation, bias)
+        positions = columns
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=self.device)
+        rotation = self._rotation(positions)
+        for layer, block in enumerate(self.blocks):
+            remember = None
+            if cache is not None:
+                remember = functools.partial(cache.write, layer, rows, columns)
+            x = block(x, rotation, bias, remember)
+        if region is not None:
+            x = x.gather(1, region[:, :, None].expand(-1, -1, x.shape[2]))
         return Output(self.ff_out(self.ln_f(x)))
 
-    def _rotation(self, length: int) -> _Rotation:
+    def _rotation(self, positions: torch.Tensor) -> _Rotation:
         """Sine and cosine of the rotary angles, once for all layers."""
         dtype = wide(self.wte.weight[:0]).dtype
         exponent = torch.arange(
             0, self.config.head_dim, 2, dtype=dtype, device=self.device
         )
         frequency = self.config.rope_theta ** (-exponent / self.config.head_dim)
-        angles = torch.arange(length, device=self.device)[:, None] * frequency
+        if positions.ndim == 2:  # An axis for the heads.
+            positions = positions[:, None]
+        angles = positions[..., None] * frequency
         return angles.sin(), angles.cos()
 
 

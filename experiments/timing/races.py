@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int, Key, PyTree
 
 from dlm_jax.core import loop, row
-from dlm_jax.core.canvas import ABSENT, Prompts
+from dlm_jax.core.cache import CachePlan
+from dlm_jax.core.canvas import ABSENT, Generation, Prompts
 from dlm_jax.core.checks import prepare
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
@@ -30,28 +31,38 @@ from dlm_jax.evaluation.tables import markdown
 # Fills rows by their random keys: tokens [n, l], and the forwards each row took part
 # in, [n].
 Fill = Callable[[Sampler, Prompts, Key[jax.Array, "n"]], tuple[np.ndarray, np.ndarray]]
+# What fills rows in another way, for the options of a race with one of its caches.
+FillOf = Callable[[Options], Fill]
+# A sampler and a cache plan, by their specs.
+Method = tuple[str, str]
+_NO_CACHE: Mapping[str, CachePlan] = MappingProxyType({"none": CachePlan()})
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One sampler at one batch size against one reference; n rows in all, p pairs.
+    """One sampler with one cache against one reference; n rows in all, p pairs.
 
     Attributes:
       sampler: its spec.
+      cache: spec of the cache plan.
       reference: name of the reference; None without one.
       length: tokens of a row, padding included.
       batch_size: rows in flight at once.
       compile_seconds: before the first run, not part of any time below.
       seconds: of dlm_jax, for all rows, at each pair.
       reference_seconds: of the reference; None without one.
-      forward_seconds: of a forward alone, measured around each run of dlm_jax.
+      forward_seconds: of a forward of all rows alone, measured around each run of
+        dlm_jax.
+      cached_seconds: likewise of the cache's forwards, by name; none without one.
       num_steps: NFE of each row.
+      num_whole: those that computed the whole row.
       num_forwards: of the whole batch, until the last row is done.
       num_tokens: that were generated in all; EOS and prompts are not counted.
       num_equal: rows with the tokens and the NFE of the reference; None without one.
     """
 
     sampler: str
+    cache: str
     reference: str | None
     length: int
     batch_size: int
@@ -59,7 +70,9 @@ class Result:
     seconds: Float[np.ndarray, "p"]
     reference_seconds: Float[np.ndarray, "p"] | None
     forward_seconds: Float[np.ndarray, "p"]
+    cached_seconds: Mapping[str, Float[np.ndarray, "p"]]
     num_steps: Int[np.ndarray, "n"]
+    num_whole: Int[np.ndarray, "n"]
     num_forwards: int
     num_tokens: int
     num_equal: int | None
@@ -119,27 +132,40 @@ def host_driven(parallel: DataParallel, options: Options) -> Fill:
 
     @jax.jit
     def begin(
+        shard: PyTree,
         sampler: Sampler,
         prompts: Prompts,
         keys: Key[jax.Array, "n"],
         options: Options,
-    ) -> tuple[Job, Row]:
+    ) -> tuple[Job, Row, PyTree]:
+        params = without_axis(shard)
         start = functools.partial(row.start, denoiser, options)
         frames, rows = jax.vmap(start)(sampler, prompts)
-        return Job(sampler, keys, frames), rows
+        all_at_once = dataclasses.replace(options, num_slots=ABSENT)
+        _, queue = loop.begin(denoiser, params, sampler, prompts, keys, all_at_once)
+        return Job(sampler, keys, frames), rows, queue.cache
 
-    @jax.jit
-    def step(shard: PyTree, options: Options, jobs: Job, rows: Row) -> Row:
+    @functools.partial(jax.jit, donate_argnums=4)
+    def step(
+        shard: PyTree,
+        options: Options,
+        jobs: Job,
+        rows: Row,
+        cache: PyTree,
+        turn: Int[jax.Array, ""],
+    ) -> tuple[Row, PyTree]:
         params = without_axis(shard)
-        return loop.iteration(denoiser, params, options, jobs, rows, ())[0]
+        return loop.iteration(denoiser, params, options, jobs, rows, cache, turn)
 
     def fill(
         sampler: Sampler, prompts: Prompts, keys: Key[jax.Array, "n"]
     ) -> tuple[np.ndarray, np.ndarray]:
         sampler, prompts, own = prepare(denoiser, sampler, prompts, options)
-        jobs, rows = begin(sampler, prompts, keys, own)
+        jobs, rows, cache = begin(shard, sampler, prompts, keys, own)
+        turn = 0
         while not np.all(rows.is_done):
-            rows = step(shard, own, jobs, rows)
+            rows, cache = step(shard, own, jobs, rows, cache, np.int32(turn))
+            turn += 1
         return np.asarray(rows.tokens), np.asarray(rows.num_forwards)
 
     return fill
@@ -154,13 +180,15 @@ def race(
     forward: Callable[[], float],
     num_pairs: int,
     seed: int = 0,
-    references: Mapping[str, Fill] = MappingProxyType({}),
+    plans: Mapping[str, CachePlan] = _NO_CACHE,
+    cached: Callable[[str], Mapping[str, float]] = lambda cache: {},
+    references: Mapping[str, FillOf] = MappingProxyType({}),
     on_run: Callable[[], object] = lambda: None,
 ) -> list[Result]:
-    """Times every sampler on the same rows, dlm_jax and the references in turn.
+    """Times every sampler with every cache, dlm_jax and the references in turn.
 
-    A round runs all samplers, so that ratios between samplers are of neighbours too.
-    Each way has one untimed run first.
+    All fill the same rows. A round runs all samplers and caches, so that ratios between
+    them are of neighbours too. Each way has one untimed run first.
 
     Args:
       parallel: the loop of dlm_jax.
@@ -171,12 +199,15 @@ def race(
         dlm_jax, because a machine's speed drifts between runs.
       num_pairs: rounds.
       seed: of the random keys.
-      references: other ways to fill rows, by name; they get batches of as many rows
-        as dlm_jax has in flight.
+      plans: cache plans by spec; they take the place of options.cache.
+      cached: times the forwards of a plan by its spec, in seconds by name; called where
+        `forward` is.
+      references: other ways to fill rows, by name, for the options with a plan; they
+        get batches of as many rows as dlm_jax has in flight.
       on_run: called after every run of all rows.
 
     Returns:
-      A result for each reference, or one without, of each sampler.
+      A result for each reference, or one without, of each sampler and cache.
 
     Raises:
       InputError: naming the argument that does not fit.
@@ -188,25 +219,40 @@ def race(
     num_slots = options.num_slots or num_rows
     batch_size = min(num_slots * parallel.num_groups, num_rows)
     keys = row_keys(seed, np.arange(num_rows))
-    num_forwards = {}
+    methods = [(spec, cache) for spec in samplers for cache in plans]
+    own = {x: dataclasses.replace(options, cache=plan) for x, plan in plans.items()}
+    generations: dict[Method, Generation] = {}
 
-    def run(spec: str) -> tuple[np.ndarray, np.ndarray]:
-        generation = parallel(samplers[spec], prompts, keys, options)
-        num_forwards[spec] = int(np.max(generation.last_iteration))
+    def run(method: Method) -> tuple[np.ndarray, np.ndarray]:
+        spec, cache = method
+        generation = parallel(samplers[spec], prompts, keys, own[cache])
+        generations[method] = generation
         return np.asarray(generation.tokens), np.asarray(generation.num_steps)
 
-    def refer(reference: Fill, spec: str) -> tuple[np.ndarray, np.ndarray]:
-        return in_batches(reference, batch_size)(samplers[spec], prompts, keys)
+    def refer(
+        fills: Mapping[str, Fill], method: Method
+    ) -> tuple[np.ndarray, np.ndarray]:
+        spec, cache = method
+        return in_batches(fills[cache], batch_size)(samplers[spec], prompts, keys)
 
-    ways = [run, *(functools.partial(refer, x) for x in references.values())]
+    ways = [run]
+    for fill_of in references.values():
+        fills = {cache: fill_of(own[cache]) for cache in plans}
+        ways.append(functools.partial(refer, fills))
 
     # An untimed run of each, then the timed ones in turn.
     compile_seconds, outputs = {}, {}
-    for spec, sampler in samplers.items():
-        compile_seconds[spec] = parallel.compile(sampler, prompts, keys, options)
-        outputs[spec] = [way(spec) for way in ways]
-    specs = list(samplers)
-    seconds, forward_seconds = _alternate(specs, ways, forward, num_pairs, on_run)
+    for method in methods:
+        spec, cache = method
+        compile_seconds[method] = parallel.compile(
+            samplers[spec], prompts, keys, own[cache]
+        )
+        outputs[method] = [way(method) for way in ways]
+
+    def time_forwards(method: Method) -> dict[str, float]:
+        return {_FORWARD: forward(), **cached(method[1])}
+
+    seconds, forwards = _alternate(methods, ways, time_forwards, num_pairs, on_run)
 
     def num_tokens(tokens: np.ndarray) -> int:
         is_token = prompts.is_blank & (tokens != parallel.denoiser.eos_id)
@@ -216,54 +262,65 @@ def race(
     numbered = list(enumerate(references, start=1)) or [(0, None)]
     return [
         Result(
-            sampler=spec,
+            sampler=method[0],
+            cache=method[1],
             reference=name,
             length=prompts.tokens.shape[1],
             batch_size=batch_size,
-            compile_seconds=compile_seconds[spec],
-            seconds=seconds[spec][0],
-            reference_seconds=seconds[spec][i] if i else None,
-            forward_seconds=forward_seconds[spec],
-            num_steps=outputs[spec][0][1],
-            num_forwards=num_forwards[spec],
-            num_tokens=num_tokens(outputs[spec][0][0]),
-            num_equal=_num_equal(outputs[spec][0], outputs[spec][i]) if i else None,
+            compile_seconds=compile_seconds[method],
+            seconds=seconds[method][0],
+            reference_seconds=seconds[method][i] if i else None,
+            forward_seconds=forwards[method][_FORWARD],
+            cached_seconds={x: y for x, y in forwards[method].items() if x != _FORWARD},
+            num_steps=outputs[method][0][1],
+            num_whole=np.asarray(generations[method].num_whole),
+            num_forwards=int(np.max(generations[method].last_iteration)),
+            num_tokens=num_tokens(outputs[method][0][0]),
+            num_equal=_num_equal(outputs[method][0], outputs[method][i]) if i else None,
         )
-        for spec in specs
+        for method in methods
         for i, name in numbered
     ]
 
 
+# Of all rows, without a cache.
+_FORWARD = "forward"
+
+
 def _alternate(
-    specs: Sequence[str],
-    ways: Sequence[Callable[[str], object]],
-    forward: Callable[[], float],
+    methods: Sequence[Method],
+    ways: Sequence[Callable[[Method], object]],
+    time_forwards: Callable[[Method], Mapping[str, float]],
     num_pairs: int,
     on_run: Callable[[], object],
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Times all ways in turn; a forward before and after each run of the first.
+) -> tuple[dict[Method, np.ndarray], dict[Method, dict[str, np.ndarray]]]:
+    """Times all ways in turn; forwards before and after each run of the first.
 
     Returns:
-      By spec: seconds of each way and pair, [ways, p], and of a forward, [p].
+      By method: seconds of each way and pair, [ways, p], and of forwards by name, [p].
     """
-    seconds = {spec: np.zeros((len(ways), num_pairs)) for spec in specs}
-    forward_seconds = {spec: np.zeros(num_pairs) for spec in specs}
+    seconds = {method: np.zeros((len(ways), num_pairs)) for method in methods}
+    forwards: dict[Method, list[Mapping[str, float]]] = {x: [] for x in methods}
 
-    def seconds_of(way: Callable[[str], object], spec: str) -> float:
+    def seconds_of(way: Callable[[Method], object], method: Method) -> float:
         start = time.perf_counter()
-        way(spec)
+        way(method)
         taken = time.perf_counter() - start
         on_run()
         return taken
 
     for pair in range(num_pairs):
-        for spec in specs:
-            before = forward()
-            seconds[spec][0, pair] = seconds_of(ways[0], spec)
-            forward_seconds[spec][pair] = (before + forward()) / 2
+        for method in methods:
+            before = time_forwards(method)
+            seconds[method][0, pair] = seconds_of(ways[0], method)
+            after = time_forwards(method)
+            forwards[method].append({x: (before[x] + after[x]) / 2 for x in before})
             for number, way in enumerate(ways[1:], start=1):
-                seconds[spec][number, pair] = seconds_of(way, spec)
-    return seconds, forward_seconds
+                seconds[method][number, pair] = seconds_of(way, method)
+    return seconds, {
+        method: {name: np.array([pair[name] for pair in pairs]) for name in pairs[0]}
+        for method, pairs in forwards.items()
+    }
 
 
 def _num_equal(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> int:
@@ -273,7 +330,7 @@ def _num_equal(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> int
 
 
 def records(results: Sequence[Result], **common: Any) -> Iterator[dict[str, Any]]:
-    """The records of a race; gains are over its first sampler.
+    """The records of a race; gains are over its first sampler and cache.
 
     Args:
       results: of one race.
@@ -284,10 +341,13 @@ def records(results: Sequence[Result], **common: Any) -> Iterator[dict[str, Any]
         num_rows = len(result.num_steps)
         record = {
             "sampler": result.sampler,
+            "cache": result.cache,
             "length": result.length,
             "batch_size": result.batch_size,
             "num_rows": num_rows,
             "nfe": float(result.num_steps.mean()),
+            "whole_forwards": float(result.num_whole.mean()),
+            "window_forwards": float((result.num_steps - result.num_whole).mean()),
             # Of these, each row took part in its NFE.
             "forwards": result.num_forwards,
             "busy_slots": float(
@@ -322,6 +382,7 @@ def records(results: Sequence[Result], **common: Any) -> Iterator[dict[str, Any]
 # Heading, key of a record, format.
 _SPEED = (
     ("sampler", "sampler", "s"),
+    ("cache", "cache", "s"),
     ("length", "length", "d"),
     ("batch", "batch_size", "d"),
     ("reference", "reference", "s"),
@@ -336,9 +397,12 @@ _SPEED = (
 )
 _GAINS = (
     ("sampler", "sampler", "s"),
+    ("cache", "cache", "s"),
     ("length", "length", "d"),
     ("batch", "batch_size", "d"),
     ("mean forwards", "nfe", ".1f"),
+    ("of whole rows", "whole_forwards", ".1f"),
+    ("of windows", "window_forwards", ".1f"),
     ("busy slots", "busy_slots", ".0%"),
     ("gain in rows/s", "gain", ".2f"),
     ("gain in forwards", "nfe_gain", ".2f"),
@@ -351,8 +415,11 @@ _GAINS = (
 
 
 def tables(records: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: speed of all loops, and gains over each race's first sampler."""
-    speed, gains = table(records, _SPEED), table(one_each(records), _GAINS)
+    """Markdown: speed of all loops, and gains over each race's first method."""
+    columns = _GAINS
+    if not any(record["window_forwards"] for record in records):
+        columns = tuple(x for x in columns if not x[1].endswith("_forwards"))
+    speed, gains = table(records, _SPEED), table(one_each(records), columns)
     return f"{speed}\n\n{gains}"
 
 
@@ -369,15 +436,17 @@ def table(
 
     Args:
       records: what to print, a line each.
-      columns: heading, key of a record, format; absent keys are left out, and of a
-        list every value is printed.
+      columns: heading, key of a record, format; keys that no record has are left out,
+        and of a list every value is printed.
     """
-    columns = [column for column in columns if column[1] in records[0]]
+    columns = [c for c in columns if any(r.get(c[1]) is not None for r in records)]
     rows = [[title for title, _, _ in columns]]
-    rows += [[_cell(r[key], kind) for _, key, kind in columns] for r in records]
+    rows += [[_cell(r.get(key), kind) for _, key, kind in columns] for r in records]
     return markdown(rows)
 
 
 def _cell(value: Any, kind: str) -> str:
+    if value is None:
+        return "-"
     values = value if isinstance(value, list) else [value]
     return " ".join(format(x, kind) for x in values)

@@ -1,7 +1,8 @@
 """The cost of a step of the loop beside the model's forward.
 
 A loop whose sampler, head and bookkeeping cost nothing would take as long as its
-forwards alone; those are timed here, in a loop of their own at the same shape.
+forwards alone; those are timed here, in a loop of their own at the same shape. With a
+cache there are two: of all rows' windows, and of the rows that are refreshed together.
 """
 
 import dataclasses
@@ -15,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from dlm_jax.core import forward as forwards
 from dlm_jax.core import row
+from dlm_jax.core.cache import Kind
 from dlm_jax.core.canvas import Prompts, View
 from dlm_jax.core.checks import prepare
 from dlm_jax.core.denoiser import Denoiser, full_precision
@@ -24,10 +27,12 @@ from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices.runner import DataParallel, without_axis
 from experiments.timing import roofline
-from experiments.timing.races import Result
+from experiments.timing.races import Method, Result
 
 # A single call is too short to be timed; what is timed takes at least this long.
 _SECONDS = 0.5
+# A copy is one call, of which the launch is then a small part.
+_COPY_SECONDS = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +123,111 @@ def forward_timer(parallel: DataParallel, shape: Shape) -> Callable[[], float]:
     return functools.partial(seconds_each, num)
 
 
+def cached_timer(
+    parallel: DataParallel, prompts: Prompts, options: Options
+) -> Callable[[], dict[str, float]]:
+    """A function that gives the seconds of a cache's forwards, by name.
+
+    "refresh" is of options.num_refreshed rows that are computed whole, "window" of a
+    step of all rows, of the columns that the plan names at the rows' start. Both are
+    what the loop runs, without head and sampler.
+
+    Args:
+      parallel: the model, timed on the first device.
+      prompts: at least as many rows as slots.
+      options: with the cache plan and num_slots.
+
+    Raises:
+      InputError: naming the argument that does not fit.
+    """
+    denoiser, shard = parallel.denoiser, parallel.first_shard()
+    b = min(options.num_slots or len(prompts.tokens), len(prompts.tokens))
+    prompts = jax.tree.map(lambda x: x[:b], prompts)
+    # What the model is shown, and what is wanted of it, do not depend on the rule.
+    rule, prompts, options = prepare(denoiser, Sampler(), prompts, options)
+    length = prompts.tokens.shape[1]
+    head = jax.eval_shape(lambda x: denoiser.head(without_axis(x)), shard)
+    tokens = jnp.asarray(distinct_tokens(b, length, head.shape[0]))
+
+    def start(prompts: Prompts, options: Options, tokens: Array) -> tuple:
+        frame, first = row.start(denoiser, options, rule, prompts)
+        canvas = row.observe(denoiser, options, frame, first)
+        view = dataclasses.replace(rule.view(canvas), tokens=tokens)
+        view = dataclasses.replace(view, block_length=options.block_length)
+        return canvas, view, rule.region(canvas)
+
+    shown = jax.jit(jax.vmap(start, (0, None, 0)))(prompts, options, tokens)
+
+    @functools.partial(jax.jit, donate_argnums=5)
+    def run(
+        shard: PyTree,
+        options: Options,
+        num: Array,
+        kind: Int[Array, "b"],
+        shown: tuple,
+        cache: PyTree,
+    ) -> PyTree:
+        params = without_axis(shard)
+        canvas, view, region = shown
+        is_done = jnp.zeros(b, bool)
+
+        def forward(turn: Array, carry: tuple) -> tuple:
+            tokens, cache = carry
+            own = dataclasses.replace(view, tokens=tokens)
+            with full_precision(denoiser, params):  # As the loop's forward has.
+                given = forwards.run(
+                    denoiser,
+                    params,
+                    options,
+                    kind,
+                    canvas,
+                    own,
+                    region,
+                    is_done,
+                    cache,
+                    turn,
+                )
+            # Adds nothing, but depends on the forward and is needed by the next.
+            is_bad = jnp.any(jnp.isnan(given.hidden))
+            return tokens + is_bad.astype(jnp.int32), given.cache
+
+        return jax.lax.fori_loop(0, num, forward, (view.tokens, cache))[1]
+
+    @jax.jit
+    def empty(shard: PyTree) -> PyTree:
+        return denoiser.init_cache(without_axis(shard), b, length)
+
+    kinds = {
+        name: jnp.full(b, kind, jnp.int32)
+        for name, kind in (("refresh", Kind.REFRESH), ("window", Kind.STEP))
+    }
+    lowered = run.lower(
+        shard, options, jnp.int32(1), kinds["window"], shown, empty(shard)
+    )
+    compiled = lowered.compile()
+
+    def time_all() -> dict[str, float]:
+        # A cache is held while it is needed only: a loop has its own.
+        cache, seconds = jax.block_until_ready(empty(shard)), {}
+
+        def seconds_each(num: int, kind: Array) -> float:
+            nonlocal cache
+            begin = time.perf_counter()
+            cache = compiled(shard, options, jnp.int32(num), kind, shown, cache)
+            jax.block_until_ready(cache)
+            return (time.perf_counter() - begin) / num
+
+        for name, kind in kinds.items():
+            # Rows take turns, so that the first refreshes fill the cache.
+            each = seconds_each(b if name == "refresh" else 1, kind)
+            num = max(2, int(np.ceil(_SECONDS / each)))
+            seconds[name] = seconds_each(num, kind)
+        return seconds
+
+    time_all()
+    return time_all
+
+
 def region_size(
     denoiser: Denoiser, sampler: Sampler, prompts: Prompts, options: Options
 ) -> int:
@@ -160,52 +270,91 @@ def matmul_peak(dtype: jax.typing.DTypeLike, repeats: int = 5) -> float:
         size *= 2
 
 
+def copy_bandwidth(repeats: int = 5) -> float:
+    """Bytes a second, read and written, of the best copy on this device, measured.
+
+    Of arrays that fit into no cache, of growing size until one takes long enough.
+    """
+    best, size = 0.0, 2**26
+    while True:
+        x = jnp.ones(size, jnp.float32)
+        copy = jax.jit(lambda x: x + 1).lower(x).compile()
+        copy(x).block_until_ready()
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            copy(x).block_until_ready()
+            seconds.append(time.perf_counter() - start)
+        best = max(best, 2 * x.nbytes / min(seconds))
+        if min(seconds) > _COPY_SECONDS or x.nbytes >= 2**30:
+            return best
+        size *= 2
+
+
 def records(
     results: Sequence[Result],
     config: roofline.Dense,
     shape: Shape,
     *,
-    regions: Mapping[str, int],
+    regions: Mapping[Method, int],
     peak: float,
-    memory: Mapping[str, int],
+    bandwidth: float,
+    memory: Mapping[Method, int],
+    itemsize: int = 4,
 ) -> list[dict[str, Any]]:
     """What a step of each sampler costs, beside what `races.records` says of it.
+
+    Of a step with a cache, which is of windows, whole rows or both, there is no single
+    forward to compare it with: `beyond_forward` and `of_peak` are None.
 
     Args:
       results: of one race on one device, at this shape.
       config: the model.
       shape: of its forwards.
-      regions: positions that the head is applied to, by sampler, see `region_size`.
+      regions: positions that the head is applied to, see `region_size`.
       peak: see `matmul_peak`.
-      memory: bytes of each sampler's compiled loop.
+      bandwidth: see `copy_bandwidth`.
+      memory: bytes of each compiled loop.
+      itemsize: bytes of a parameter.
     """
     found = []
+    weights = itemsize * roofline.block_parameters(config) / bandwidth
     for result in results:
-        region = regions[result.sampler]
+        method = result.sampler, result.cache
+        region = regions[method]
         flops = roofline.forward(config, shape.batch_size, shape.length, region).flops
         steps = result.seconds / result.num_forwards
         step = float(np.median(steps))
-        found.append(
-            {
-                "region": region,
-                "forward_ms": 1e3 * float(np.median(result.forward_seconds)),
-                "step_ms": 1e3 * step,
-                # Of neighbours, for a machine's speed drifts.
-                "beyond_forward": float(np.median(steps / result.forward_seconds)) - 1,
-                "flops_per_second": flops / step,
-                "of_peak": flops / step / peak,
-                "megabytes": memory[result.sampler] / 1e6,
-            }
-        )
+        # Of neighbours, for a machine's speed drifts.
+        beyond = float(np.median(steps / result.forward_seconds)) - 1
+        cached = {x: float(np.median(y)) for x, y in result.cached_seconds.items()}
+        record = {
+            "region": region,
+            "forward_ms": 1e3 * float(np.median(result.forward_seconds)),
+            "step_ms": 1e3 * step,
+            "beyond_forward": None if cached else beyond,
+            "flops_per_second": None if cached else flops / step,
+            "of_peak": None if cached else flops / step / peak,
+            "weights_ms": 1e3 * weights,
+            "megabytes": memory[method] / 1e6,
+        }
+        record |= {f"{name}_ms": 1e3 * seconds for name, seconds in cached.items()}
+        if "window" in cached:
+            record["window_per_weights"] = cached["window"] / weights
+        found.append(record)
     return found
 
 
 # Heading, key of a record, format; see `races.table`.
 COLUMNS = (
     ("sampler", "sampler", "s"),
+    ("cache", "cache", "s"),
     ("length", "length", "d"),
     ("batch", "batch_size", "d"),
     ("forward alone, ms", "forward_ms", ".2f"),
+    ("window alone, ms", "window_ms", ".2f"),
+    ("window / reading the block weights", "window_per_weights", ".2f"),
+    ("refresh alone, ms", "refresh_ms", ".2f"),
     ("step, ms", "step_ms", ".2f"),
     ("step beyond the forward", "beyond_forward", ".1%"),
     ("share of the matmul peak", "of_peak", ".0%"),

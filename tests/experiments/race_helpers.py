@@ -17,7 +17,17 @@ def prompts_of(num):
     return pad(SUDOKU.encode(codec, SUDOKU.examples("test", num)), 90)
 
 
-def race(parallel, specs, num_slots=1, num_pairs=2, block_length=None, **options):
+def race(
+    parallel,
+    specs,
+    num_slots=1,
+    num_pairs=2,
+    block_length=None,
+    references=None,
+    **options,
+):
+    """A race of two rows; references fill, whatever the options."""
+    references = references or {}
     rules = {spec: samplers.parse(spec) for spec in specs}
     loop = Options(60, block_length, num_slots=num_slots)
     return races.race(
@@ -27,5 +37,8 @@ def race(parallel, specs, num_slots=1, num_pairs=2, block_length=None, **options
         loop,
         forward=float,
         num_pairs=num_pairs,
+        references={
+            name: lambda options, fill=fill: fill for name, fill in references.items()
+        },
         **options,
     )

@@ -109,7 +109,7 @@ def test_slots_of_all_devices_are_counted(parallel):
         options,
         forward=float,
         num_pairs=1,
-        references={"theirs": reference},
+        references={"theirs": lambda options: reference},
     )
     assert result.batch_size == 4
     # An untimed pass and a pair, with as many rows at once as ours has.
@@ -120,6 +120,7 @@ def test_records_are_medians_of_neighbours():
     def result(name, seconds, reference, num_steps, num_forwards):
         return races.Result(
             sampler=name,
+            cache="none",
             reference="theirs",
             length=90,
             batch_size=2,
@@ -127,7 +128,9 @@ def test_records_are_medians_of_neighbours():
             seconds=np.array(seconds),
             reference_seconds=np.array(reference),
             forward_seconds=np.ones(3),
+            cached_seconds={},
             num_steps=np.array(num_steps),
+            num_whole=np.array(num_steps),
             num_forwards=num_forwards,
             num_tokens=30,
             num_equal=2,
@@ -150,6 +153,7 @@ def test_records_are_medians_of_neighbours():
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in speed.splitlines()]
     assert cells[2] == [
         "one",
+        "none",
         "90",
         "2",
         "theirs",
@@ -163,14 +167,16 @@ def test_records_are_medians_of_neighbours():
         "1.0",
     ]
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in gains.splitlines()]
-    assert cells[3] == ["two", "90", "2", "3.0", "60%", "2.00", "5.00", "0.40"]
+    assert cells[3] == ["two", "none", "90", "2", "3.0", "60%", "2.00", "5.00", "0.40"]
 
 
 def test_headings_are_those_of_the_documentation():
     page = (DATA.parents[1] / "docs/results/speed.md").read_text()
     # The page leaves some columns out, and names its reference in the heading.
     own = {"length", "reference", "reference rows/s", "rows", "dlm_jax tokens/s"}
-    own.add("loop memory, MB")
+    own |= {"loop memory, MB", "cache", "of whole rows", "of windows"}
+    own |= {"window alone, ms", "refresh alone, ms"}
+    own.add("window / reading the block weights")
     for columns in (races._SPEED, races._GAINS, steps.COLUMNS):
         for title, _, _ in columns:
             assert title in own or f"| {title} |" in page, title

@@ -49,6 +49,7 @@ def test_forwards_are_timed_around_every_run(parallel):
 def test_a_step_is_compared_with_forwards_beside_it():
     result = races.Result(
         "saber",
+        "none",
         None,
         16,
         2,
@@ -56,7 +57,9 @@ def test_a_step_is_compared_with_forwards_beside_it():
         seconds=np.array([11.0, 24.0, 33.0]),
         reference_seconds=None,
         forward_seconds=np.array([1.0, 2.0, 3.0]),
+        cached_seconds={},
         num_steps=np.array([10, 10]),
+        num_whole=np.array([10, 10]),
         num_forwards=10,
         num_tokens=8,
         num_equal=None,
@@ -65,9 +68,10 @@ def test_a_step_is_compared_with_forwards_beside_it():
         [result],
         tiny(),
         steps.Shape(2, 16, 8),
-        regions={"saber": 8},
+        regions={("saber", "none"): 8},
         peak=1e9,
-        memory={"saber": 2_000_000},
+        bandwidth=1e9,
+        memory={("saber", "none"): 2_000_000},
     )
     # Ratios of 1.1, 1.2 and 1.1, where that of the medians is 1.2.
     assert record["beyond_forward"] == pytest.approx(0.1)

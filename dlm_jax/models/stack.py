@@ -42,6 +42,11 @@ class Cache:
     values: Any
 
 
+def is_unrolled_on(backend: str) -> bool:
+    """Whether blocks are unrolled by default; backend is "cpu", "gpu" or "tpu"."""
+    return backend in _UNROLLED_ON
+
+
 def empty(
     num_layers: int, shape: tuple[int, int, int, int], dtype: jax.typing.DTypeLike
 ) -> Cache:
@@ -77,7 +82,7 @@ def run(
     """
     if cache is None:
         if is_unrolled is None:
-            is_unrolled = jax.default_backend() in _UNROLLED_ON
+            is_unrolled = is_unrolled_on(jax.default_backend())
         return _run_without_cache(block, x, weights, is_unrolled), None
 
     kept: list[tuple[Array, Array]] = []

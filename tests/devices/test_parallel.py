@@ -62,11 +62,11 @@ PAIRS, ALL = [[0, 1], [2, 3]], [[0, 1, 2, 3]]
         ),
         (
             "%a = s32[2,4] all-gather(%p), replica_groups=[2,2]<=[2,2]T(1,0)",
-            ["all-gather", [[2, 4]], None],
+            ["all-gather", [[2, 4]], [[0, 2], [1, 3]]],
         ),
         (
             "%a = s32[2,4] all-gather(%p), replica_groups=[2,2]<=[4]T(0)",
-            ["all-gather", [[2, 4]], None],
+            ["all-gather", [[2, 4]], PAIRS],
         ),
         (
             "%a = s32[2,4] all-gather(%p), replica_groups=mesh['x'=2,'y'=2] {'y'}",

@@ -2,12 +2,15 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
+from jax.experimental.layout import Format, Layout
 from jaxtyping import PyTree
 
 from dlm_jax.errors import InputError
+from dlm_jax.models import stack
 
 
 def make_mesh(
@@ -42,3 +45,28 @@ def make_mesh(
 def shardings(specs: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     """Where the parameters of a `partition` lie, as `checkpoints.load` takes it."""
     return jax.tree.map(functools.partial(jax.NamedSharding, mesh), specs)
+
+
+def place(
+    path: tuple[Any, ...],
+    weight: jax.Array | jax.ShapeDtypeStruct,
+    sharding: jax.sharding.Sharding,
+) -> jax.Array | jax.ShapeDtypeStruct:
+    """Puts a parameter where it lies, in the order of axes that its backend reads.
+
+    Args:
+      path: of the parameter among all, as `jax.tree_util` gives it.
+      weight: the parameter, or its shape.
+      sharding: on which devices.
+
+    Returns:
+      The parameter, itself if it lies there already; or its shape there.
+    """
+    platform = next(iter(sharding.device_set)).platform
+    where: Any = sharding
+    if stack.is_transposed(path, platform):
+        *outer, last, second = range(weight.ndim)
+        where = Format(Layout((*outer, second, last)), sharding)
+    if isinstance(weight, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=where)
+    return jax.device_put(weight, where)

@@ -30,7 +30,7 @@ from dlm_jax.core.loop import FOREVER, begin, finish, proceed
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.core.slots import Queue
-from dlm_jax.devices.mesh import make_mesh, shardings
+from dlm_jax.devices.mesh import make_mesh, place, shardings
 from dlm_jax.models import ModuleDenoiser, as_denoiser, registry
 from dlm_jax.models.family import ModelConfig
 
@@ -314,23 +314,23 @@ class DataParallel(Parallel):
         mesh = jax.sharding.Mesh(np.array(devices), ("rows",))
         sharding = jax.NamedSharding(mesh, jax.P("rows"))
 
-        def replicate(weight: Array) -> Array:
+        def replicate(path: tuple[Any, ...], weight: Array) -> Array:
+            whole = (len(devices), *weight.shape)
             if isinstance(weight, jax.ShapeDtypeStruct):
-                whole = jax.ShapeDtypeStruct(
-                    (len(devices), *weight.shape), weight.dtype
-                )
-                return _shape(whole, sharding)
-            shards = [jax.device_put(weight[None], device) for device in devices]
+                shape = jax.ShapeDtypeStruct(whole, weight.dtype)
+                return place(path, shape, sharding)
+            shards = [
+                place(path, weight[None], jax.sharding.SingleDeviceSharding(device))
+                for device in devices
+            ]
             if frees_params:
                 # Or the copies of all weights would be made before one is freed.
                 jax.block_until_ready(shards)
                 weight.delete()
-            return jax.make_array_from_single_device_arrays(
-                (len(devices), *weight.shape), sharding, shards
-            )
+            return jax.make_array_from_single_device_arrays(whole, sharding, shards)
 
         self._vocab_size = jax.eval_shape(denoiser.head, params).shape[0]
-        self._params = jax.tree.map(replicate, params)
+        self._params = jax.tree_util.tree_map_with_path(replicate, params)
         self._begin = jax.pmap(
             functools.partial(begin, denoiser),
             axis_name="rows",
@@ -365,12 +365,6 @@ def _with_axis(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[None], tree)
 
 
-def _place(weight: Array, sharding: jax.sharding.Sharding) -> Array:
-    if isinstance(weight, jax.ShapeDtypeStruct):
-        return _shape(weight, sharding)
-    return jax.device_put(weight, sharding)
-
-
 class ModelParallel(Parallel):
     """Rows over groups of devices that share the weights (`jax.shard_map`).
 
@@ -402,7 +396,9 @@ class ModelParallel(Parallel):
         self._vocab_size = jax.eval_shape(denoiser.head, params).shape[0]
         # A module's state and its nested dict list parameters in the same order.
         specs = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(specs))
-        self._params = jax.tree.map(_place, params, shardings(specs, mesh))
+        self._params = jax.tree_util.tree_map_with_path(
+            place, params, shardings(specs, mesh)
+        )
         rows = jax.P("data")
         own = dataclasses.replace(denoiser, model_axis="model")
         # Of a cache, each device of a group has its own heads.

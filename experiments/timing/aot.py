@@ -79,10 +79,11 @@ def abstract(
       InputError: if the model or the devices do not divide.
     """
     model = common.abstract(registry.of(config).module, config, np.dtype(dtype))
-    # Both ask for the backend of this machine by default.
+    # All ask for the backend of this machine by default.
     backend = devices[0].platform
     model.attention = attention.best_on(backend)
     model.is_unrolled = stack.is_unrolled_on(backend)
+    model.is_by_head = stack.is_by_head_on(backend)
     denoiser, params = as_denoiser(model)
     if num_sharing is None:
         return DataParallel(denoiser, params, devices)

@@ -22,7 +22,7 @@ from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.devices import batches, hosts
 from dlm_jax.devices.runner import DataParallel, ModelParallel, make_mesh
-from dlm_jax.models import llada
+from dlm_jax.models import llada, stack
 from dlm_jax.parity import replay, traces
 from dlm_jax.text.prompts import Encoded
 from experiments.timing import compiled
@@ -214,6 +214,32 @@ def is_in_place(runner, *arguments):
     for _ in range(2):
         runner(*arguments)
     return [all(lies_right), addresses() == before]
+
+
+def run_by_head(num_sharing):
+    """Generates as a TPU does: weights of heads lie in another order of axes.
+
+    Returns:
+      Tokens as every backend but a TPU gives them, those by head, the order of axes of
+      a weight of heads, and what `is_in_place` says.
+    """
+    arguments = (
+        samplers.parse("saber"),
+        prompts_of(LENGTHS, 8),
+        row_keys(5, np.arange(len(LENGTHS))),
+        Options(gen_length=8, block_length=4, temperature=0.7),
+    )
+    expected = runner_of(small_model(), num_sharing)(*arguments).tokens
+    stack._BY_HEAD_ON = ("cpu",)
+    runner = runner_of(small_model(), num_sharing)
+    found = runner(*arguments).tokens
+    weight = runner._params["blocks"]["q_proj"][...]
+    return (
+        expected.tolist(),
+        found.tolist(),
+        weight.format.layout.major_to_minor,
+        is_in_place(runner, *arguments),
+    )
 
 
 def record_all(specs, num_sharing, directory, host=None):

@@ -281,3 +281,52 @@ def test_devices_of_a_group_are_neighbours_and_talk_to_no_other(
     x, y = re.search(r"first at (\[.*?\]) (\[.*?\])", out).groups()
     assert sum(a != b for a, b in zip(x, y, strict=True)) == 1
     assert place in out
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("cache", ["none", "dual"])
+@pytest.mark.parametrize(
+    ("arguments", "chip", "num_sharing"),
+    [
+        (["--topology=v5p:2x2x1", "--num_devices=1", "--batch_size=8"], "TPU v5", 1),
+        (
+            [
+                "--topology=v5e:4x4",
+                "--devices_per_model=2",
+                "--batch_size=4",
+                "--sampler=saber",
+            ],
+            "TPU v5 lite",
+            2,
+        ),
+        (["--topology=v6e:2x2", "--num_devices=1", "--batch_size=8"], "TPU v6 lite", 1),
+    ],
+)
+def test_llada_8b_fits_and_moves_no_weights(
+    tmp_path, arguments, chip, num_sharing, cache
+):
+    """Blocks with a cache are unrolled: half an hour of compiling on two cores."""
+    text = tmp_path / "program.txt"
+    status, out, err = run_aot(*arguments, f"--cache={cache}", f"--text={text}")
+    assert status == 0, err
+    assert cell(out, "one device") == chip
+    # 8.0 G parameters in bfloat16, and little beside them.
+    assert 16.0 < num_sharing * float(cell(out, "arguments, GB")) < 20.0
+    assert float(cell(out, "memory left").rstrip("%")) > 0
+    assert ("no collectives" in out) == (num_sharing == 1)
+    if cache == "none":
+        # A transposed copy of the weights of heads would be 3.2 GB.
+        assert float(cell(out, "temporaries, GB")) < 1.0
+        columns = 4096 // num_sharing
+        copied = rf"= bf16\[(1,)?(32,)?4096,{columns}\]\S* copy\("
+        assert not re.search(copied, text.read_text())
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_what_does_not_fit_is_refused():
+    status, out, err = run_aot("--topology=v5e:2x2", "--num_devices=1")
+    assert (status, out) == (1, "")
+    told = r"error: the program does not fit the memory of a TPU v5 lite \(.*B of 15"
+    assert re.match(told, err[-1])

@@ -4,6 +4,9 @@
 `ModelParallel` is for weights that do not fit: a mesh of groups of devices that share
 them. Either way a device, or group, runs its own while_loop on its own rows and ends by
 itself; no collective crosses from one to another.
+
+Weights may be `jax.ShapeDtypeStruct`s, and devices those of a topology that is not at
+hand: `programs` then compiles what would run there.
 """
 
 import abc
@@ -27,7 +30,7 @@ from dlm_jax.core.loop import FOREVER, begin, finish, proceed
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.core.slots import Queue
-from dlm_jax.devices.mesh import make_mesh, shardings
+from dlm_jax.devices.mesh import make_mesh, place, shardings
 from dlm_jax.models import ModuleDenoiser, as_denoiser, registry
 from dlm_jax.models.family import ModelConfig
 
@@ -87,7 +90,7 @@ class Parallel(abc.ABC):
     _proceed: Any  # (params, options, todo, queue, until) -> queue
 
     def __init__(self):
-        self._compiled: dict[Any, _Programs] = {}
+        self._compiled: dict[Any, Programs] = {}
         self._applied: dict[Callable, Any] = {}
 
     @abc.abstractmethod
@@ -217,7 +220,7 @@ class Parallel(abc.ABC):
         keys: Key[Array, "b"],
         options: Options,
     ) -> float:
-        """Compiles the programs of a call ahead of it, and fills the slots once.
+        """Compiles the programs of a call ahead of it.
 
         Returns:
           Seconds spent compiling; 0 if the program was there already.
@@ -226,6 +229,20 @@ class Parallel(abc.ABC):
           InputError: naming the argument that does not fit.
         """
         return self._compile(self._prepare(sampler, prompts, keys, options))[1]
+
+    def programs(
+        self,
+        sampler: Sampler,
+        prompts: Prompts,
+        keys: Key[Array, "b"],
+        options: Options,
+    ) -> "Programs":
+        """The compiled programs of a call; arguments as there.
+
+        Raises:
+          InputError: naming the argument that does not fit.
+        """
+        return self._compile(self._prepare(sampler, prompts, keys, options))[0]
 
     def memory(
         self,
@@ -238,7 +255,7 @@ class Parallel(abc.ABC):
 
         They are the compiler's; 0 on a backend whose compiler does not say.
         """
-        programs, _ = self._compile(self._prepare(sampler, prompts, keys, options))
+        programs = self.programs(sampler, prompts, keys, options)
         found = programs.proceed.memory_analysis()
 
         def size(*parts: str) -> int:
@@ -271,27 +288,33 @@ class Parallel(abc.ABC):
         rows = jax.tree.map(self._split, (sampler, prompts, keys))
         return *rows, options
 
-    def _compile(self, arguments: tuple) -> tuple["_Programs", float]:
+    def _compile(self, arguments: tuple) -> tuple["Programs", float]:
         """The compiled programs for these arguments, and the seconds they took."""
         leaves, structure = jax.tree.flatten(arguments)
         signature = (structure, tuple((x.shape, x.dtype) for x in leaves))
         if signature in self._compiled:
             return self._compiled[signature], 0.0
         start = time.perf_counter()
-        begin = self._begin.lower(self._params, *arguments).compile()
+        lowered = self._begin.lower(self._params, *arguments)
+        begin = lowered.compile()
+        # What the first gives is what the second takes, where it will lie.
+        given = jax.tree.map(_shape, lowered.out_info, begin.output_shardings)
         *_, options = arguments
-        # Run rather than traced, so that the second gets arrays where they will lie.
-        rest = options, *begin(self._params, *arguments), np.int32(0)
+        rest = options, *given, np.int32(0)
         proceed = self._proceed.lower(self._params, *rest).compile()
-        self._compiled[signature] = programs = _Programs(begin, proceed)
+        self._compiled[signature] = programs = Programs(begin, proceed)
         return programs, time.perf_counter() - start
 
 
-class _Programs(NamedTuple):
+class Programs(NamedTuple):
     """What a call runs: `loop.begin` once, then `proceed`."""
 
     begin: jax.stages.Compiled
     proceed: jax.stages.Compiled
+
+
+def _shape(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 class DataParallel(Parallel):
@@ -308,7 +331,7 @@ class DataParallel(Parallel):
 
         Args:
           denoiser: the model.
-          params: its parameters.
+          params: its parameters, or their shapes.
           devices: local devices to use; all by default.
           frees_params: delete each array of `params` once it is copied, so that no
             device holds the weights twice; nobody else can use them afterwards.
@@ -322,18 +345,23 @@ class DataParallel(Parallel):
         mesh = jax.sharding.Mesh(np.array(devices), ("rows",))
         sharding = jax.NamedSharding(mesh, jax.P("rows"))
 
-        def replicate(weight: Array) -> Array:
-            shards = [jax.device_put(weight[None], device) for device in devices]
+        def replicate(path: tuple[Any, ...], weight: Array) -> Array:
+            whole = (len(devices), *weight.shape)
+            if isinstance(weight, jax.ShapeDtypeStruct):
+                shape = jax.ShapeDtypeStruct(whole, weight.dtype)
+                return place(path, shape, sharding)
+            shards = [
+                place(path, weight[None], jax.sharding.SingleDeviceSharding(device))
+                for device in devices
+            ]
             if frees_params:
                 # Or the copies of all weights would be made before one is freed.
                 jax.block_until_ready(shards)
                 weight.delete()
-            return jax.make_array_from_single_device_arrays(
-                (len(devices), *weight.shape), sharding, shards
-            )
+            return jax.make_array_from_single_device_arrays(whole, sharding, shards)
 
         self._vocab_size = jax.eval_shape(denoiser.head, params).shape[0]
-        self._params = jax.tree.map(replicate, params)
+        self._params = jax.tree_util.tree_map_with_path(replicate, params)
         self._begin = jax.pmap(
             functools.partial(begin, denoiser),
             axis_name="rows",
@@ -380,6 +408,9 @@ class ModelParallel(Parallel):
     """Rows over groups of devices that share the weights (`jax.shard_map`).
 
     Inside a group all devices run the same loop, and sum or gather over 'model' only.
+
+    Attributes:
+      mesh: the devices, a row for each group.
     """
 
     def __init__(
@@ -393,17 +424,20 @@ class ModelParallel(Parallel):
 
         Args:
           denoiser: the model, whole.
-          params: its parameters, whole or sharded.
+          params: its parameters, whole or sharded, or their shapes.
           specs: a `jax.P` for each, such as `registry.partition` gives.
           mesh: with axes 'data' and 'model', see `make_mesh`.
         """
         super().__init__()
         self.denoiser = denoiser
+        self.mesh = mesh
         self.num_groups = mesh.shape["data"]
         self._vocab_size = jax.eval_shape(denoiser.head, params).shape[0]
         # A module's state and its nested dict list parameters in the same order.
         specs = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(specs))
-        self._params = jax.device_put(params, shardings(specs, mesh))
+        self._params = jax.tree_util.tree_map_with_path(
+            place, params, shardings(specs, mesh)
+        )
         rows = jax.P("data")
         own = dataclasses.replace(denoiser, model_axis="model")
         # Of a cache, each device of a group has its own heads.

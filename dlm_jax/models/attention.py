@@ -6,6 +6,7 @@ A denoiser holds one of these functions (`llada.LLaDA.attention`), `best` by def
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -50,8 +51,27 @@ def best(
 
     Args: see `Attention`.
     """
+    return _choose(jax.default_backend(), query, key, value, visibility)
+
+
+@functools.cache
+def best_on(backend: str) -> Attention:
+    """`best` of a backend that is not JAX's default, to compile for it.
+
+    Args:
+      backend: "cpu", "gpu" or "tpu".
+    """
+    return functools.partial(_choose, backend)
+
+
+def _choose(
+    backend: str,
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b k g d"],
+    value: Float[Array, "b k g d"],
+    visibility: Bool[Array, "b #q k"],
+) -> Float[Array, "b q h d"]:
     head_dim = query.shape[-1]
-    backend = jax.default_backend()
     kernel = batched
     if backend == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16):
         if head_dim % 8 == 0 and head_dim <= _CUDNN_HEAD_DIM:

@@ -36,6 +36,21 @@ def rms_norm(
     return scaled.astype(x.dtype) * weight
 
 
+def to_heads(
+    x: Float[Array, "n d"], weight: Float[Array, "..."], head_dim: int
+) -> Float[Array, "n h k"]:
+    """Queries, keys or values of all heads, k = head_dim.
+
+    Args:
+      x: normed activations.
+      weight: [d, h * k], or [h, k, d] as `stack.by_head` lays it out.
+      head_dim: size of a head.
+    """
+    if weight.ndim == 3:
+        return jnp.einsum("nd,hkd->nhk", x, weight)
+    return (x @ weight).reshape(x.shape[0], -1, head_dim)
+
+
 def gated_mlp(
     x: Float[Array, "n d"],
     gate: Float[Array, "d f"],

@@ -24,6 +24,10 @@ Block = Callable[[Array, Weights, Remember], Array]
 
 # Backends on which blocks are unrolled by default.
 _UNROLLED_ON = ("gpu",)
+# Backends on which `by_head` changes weights by default.
+_BY_HEAD_ON = ("tpu",)
+# Weights whose products are heads, [layers, d, heads * head_dim].
+TO_HEADS = ("q_proj", "k_proj", "v_proj")
 
 
 @flax.struct.dataclass
@@ -40,6 +44,52 @@ class Cache:
     # Transformations put other things than arrays here.
     keys: Any
     values: Any
+
+
+def is_unrolled_on(backend: str) -> bool:
+    """Whether blocks are unrolled by default; backend is "cpu", "gpu" or "tpu"."""
+    return backend in _UNROLLED_ON
+
+
+def is_by_head_on(backend: str) -> bool:
+    """Whether `by_head` changes weights; backend is "cpu", "gpu" or "tpu"."""
+    return backend in _BY_HEAD_ON
+
+
+def is_transposed(path: tuple[Any, ...], backend: str) -> bool:
+    """Whether a parameter's last two axes should be exchanged in memory, see `by_head`.
+
+    Args:
+      path: of the parameter among all, as `jax.tree_util` gives it.
+      backend: "cpu", "gpu" or "tpu".
+    """
+    names = {getattr(part, "key", None) for part in path}
+    return is_by_head_on(backend) and not names.isdisjoint(TO_HEADS)
+
+
+def by_head(weights: Weights, head_dim: int, is_by_head: bool | None) -> Weights:
+    """The weights with those of `TO_HEADS` as [layers, heads, head_dim, d].
+
+    The TPU's compiler multiplies by them in this order. From [d, heads * head_dim] it
+    would transpose all of them before the loop (3.2 GB of temporaries at LLaDA-8B), and
+    copy each layer's out of its stack in every step. `is_transposed` says which lie
+    in memory in this order, so that nothing has to be moved.
+
+    Args:
+      weights: of all layers, stacked along axis 0.
+      head_dim: size of a head.
+      is_by_head: whether to; by default as the backend needs.
+    """
+    if is_by_head is None:
+        is_by_head = is_by_head_on(jax.default_backend())
+    if not is_by_head:
+        return weights
+    split = {
+        name: w.reshape(*w.shape[:2], -1, head_dim).transpose(0, 2, 3, 1)
+        for name, w in weights.items()
+        if name in TO_HEADS
+    }
+    return {**weights, **split}
 
 
 def empty(
@@ -77,7 +127,7 @@ def run(
     """
     if cache is None:
         if is_unrolled is None:
-            is_unrolled = jax.default_backend() in _UNROLLED_ON
+            is_unrolled = is_unrolled_on(jax.default_backend())
         return _run_without_cache(block, x, weights, is_unrolled), None
 
     kept: list[tuple[Array, Array]] = []

@@ -41,6 +41,29 @@ class Dense(ModelConfig, Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU, by its published peaks.
+
+    Attributes:
+      name: as in the names of topologies.
+      flops: dense bfloat16 operations a second.
+      memory: bytes.
+      usable: bytes of it that libtpu 0.0.42's compiler gives to a program.
+      bandwidth: bytes a second between the chip and its memory.
+      link: bytes a second that a chip sends to the others of its group.
+      source: where the numbers stand.
+    """
+
+    name: str
+    flops: float
+    memory: float
+    usable: float
+    bandwidth: float
+    link: float
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Machine:
     """Devices of one kind, by their published peaks.
 
@@ -63,27 +86,55 @@ class Machine:
     source: str
 
 
-# A name such as v5p-64 counts cores, of which a v5p chip has two and runs them as one
-# device; v5e-16 counts chips of one core.
-MACHINES = (
-    Machine(
-        name="v5e-16",
-        num_devices=16,
+# Chips by the names that their compiler gives them.
+CHIPS = {
+    "TPU v5 lite": Chip(
+        name="v5e",
         flops=197e12,
         memory=16e9,
+        usable=15.75 * 2**30,
         bandwidth=819e9,
         link=100e9,
         source="cloud.google.com/tpu/docs/v5e; two of four 50 GB/s links per group",
     ),
-    Machine(
-        name="v5p-64",
-        num_devices=32,
+    "TPU v5": Chip(
+        name="v5p",
         flops=459e12,
         memory=95e9,
+        usable=95.74 * 2**30,
         bandwidth=2765e9,
         link=200e9,
         source="cloud.google.com/tpu/docs/v5p; two of six 100 GB/s links per group",
     ),
+    "TPU v6 lite": Chip(
+        name="v6e",
+        flops=918e12,
+        memory=32e9,
+        usable=31.25 * 2**30,
+        bandwidth=1638e9,
+        link=200e9,
+        source="cloud.google.com/tpu/docs/v6e; two of four 100 GB/s links per group",
+    ),
+}
+
+
+def _machine(name: str, num_devices: int, chip: Chip) -> Machine:
+    return Machine(
+        name=name,
+        num_devices=num_devices,
+        flops=chip.flops,
+        memory=chip.memory,
+        bandwidth=chip.bandwidth,
+        link=chip.link,
+        source=chip.source,
+    )
+
+
+# A name such as v5p-64 counts cores, of which a v5p chip has two and runs them as one
+# device; v5e-16 counts chips of one core.
+MACHINES = (
+    _machine("v5e-16", 16, CHIPS["TPU v5 lite"]),
+    _machine("v5p-64", 32, CHIPS["TPU v5"]),
     Machine(
         name="8x H200",
         num_devices=8,
@@ -106,12 +157,14 @@ class Forward:
       activation_bytes: that go to memory and back, if what is between two matrix
         products is fused, and attention's scores stay on the chip.
       sum_bytes: of one device's activations that its group sums, per forward.
+      cache_bytes: of cached keys and values that it reads.
     """
 
     flops: float
     weight_bytes: float
     activation_bytes: float
     sum_bytes: float
+    cache_bytes: float = 0.0
 
 
 def block_parameters(config: Dense) -> int:
@@ -138,6 +191,7 @@ def forward(
     length: int,
     region: int,
     itemsize: int = 2,
+    window: int | None = None,
 ) -> Forward:
     """Counts a forward.
 
@@ -147,8 +201,11 @@ def forward(
       length: tokens of a row.
       region: positions of a row whose predictions are needed; the head runs there only.
       itemsize: bytes of a parameter and of an activation.
+      window: tokens of a row that go through the model, against cached keys and values
+        of the whole row; None for all, without a cache.
     """
-    tokens, width = batch_size * length, config.d_model
+    tokens = batch_size * (length if window is None else window)
+    width = config.d_model
     head = config.embedding_size * width
     kv = config.n_kv_heads * config.head_dim
     attention = 4 * config.n_layers * tokens * length * width
@@ -162,6 +219,40 @@ def forward(
         weight_bytes=itemsize * (block_parameters(config) + head),
         activation_bytes=2 * itemsize * config.n_layers * tokens * widths,
         sum_bytes=2 * config.n_layers * tokens * width * itemsize,
+        cache_bytes=0.0
+        if window is None
+        else 2 * itemsize * config.n_layers * batch_size * length * kv,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """The least seconds that the parts of a forward take on a device of a group.
+
+    Attributes:
+      compute: for the operations.
+      memory: for weights, activations and the cache.
+      network: for the sums within the group.
+    """
+
+    compute: float
+    memory: float
+    network: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the forward, if computing and reading overlap and sums do not."""
+        return max(self.compute, self.memory) + self.network
+
+
+def times(cost: Forward, device: Chip | Machine, num_sharing: int) -> Times:
+    """The roofline of a forward that num_sharing devices share."""
+    moved = cost.weight_bytes + cost.activation_bytes + cost.cache_bytes
+    return Times(
+        compute=cost.flops / num_sharing / device.flops,
+        memory=moved / num_sharing / device.bandwidth,
+        # A ring: every device sends twice (n - 1) / n of what is summed.
+        network=2 * (num_sharing - 1) / num_sharing * cost.sum_bytes / device.link,
     )
 
 
@@ -222,23 +313,18 @@ def estimate(
             f"{machine.name} has {machine.memory / 1e9:.0f} GB a device, "
             f"{held / 1e9:.1f} are needed: more devices must share the model"
         )
-    compute = cost.flops / num_sharing / machine.flops
-    memory = cost.weight_bytes + cost.activation_bytes
-    memory = memory / num_sharing / machine.bandwidth
-    # A ring: every device sends twice (n - 1) / n of what is summed.
-    network = 2 * (num_sharing - 1) / num_sharing * cost.sum_bytes / machine.link
-    parts = {"compute": compute, "memory": memory, "network": network}
-    seconds = max(compute, memory) + network
+    least = times(cost, machine, num_sharing)
+    parts = dataclasses.asdict(least)
     num_groups = machine.num_devices // num_sharing
     return Estimate(
         machine=machine.name,
         num_sharing=num_sharing,
         batch_size=batch_size,
         bytes_per_device=held,
-        compute=compute,
-        memory=memory,
-        network=network,
-        seconds=seconds,
-        tokens_per_second=num_groups * batch_size / seconds,
+        compute=least.compute,
+        memory=least.memory,
+        network=least.network,
+        seconds=least.seconds,
+        tokens_per_second=num_groups * batch_size / least.seconds,
         limit=max(parts, key=lambda name: parts[name]),
     )

@@ -228,17 +228,41 @@ def cached_timer(
     return time_all
 
 
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What goes through the model and its head in one step, of a row.
+
+    Attributes:
+      region: positions that need a prediction.
+      window: columns that a step with a cache recomputes; None without a cache.
+    """
+
+    region: int
+    window: int | None
+
+
+def sizes(
+    denoiser: Denoiser, sampler: Sampler, prompts: Prompts, options: Options
+) -> Sizes:
+    """The static sizes of a sampler's step."""
+    sampler, prompts, options = prepare(denoiser, sampler, prompts, options)
+
+    def of_row(sampler: Sampler, prompts: Prompts) -> tuple[Array, Array | None]:
+        frame, first = row.start(denoiser, options, sampler, prompts)
+        canvas = row.observe(denoiser, options, frame, first)
+        cache = options.cache
+        window = cache.window(canvas) if cache.has_window else None
+        return sampler.region(canvas), window
+
+    region, window = jax.eval_shape(jax.vmap(of_row), sampler, prompts)
+    return Sizes(region.shape[1], None if window is None else window.shape[1])
+
+
 def region_size(
     denoiser: Denoiser, sampler: Sampler, prompts: Prompts, options: Options
 ) -> int:
     """Positions of a row that a sampler needs predictions of, in one step."""
-    sampler, prompts, options = prepare(denoiser, sampler, prompts, options)
-
-    def region(sampler: Sampler, prompts: Prompts) -> Int[Array, "r"]:
-        frame, first = row.start(denoiser, options, sampler, prompts)
-        return sampler.region(row.observe(denoiser, options, frame, first))
-
-    return jax.eval_shape(jax.vmap(region), sampler, prompts).shape[1]
+    return sizes(denoiser, sampler, prompts, options).region
 
 
 def operand(size: int, dtype: jax.typing.DTypeLike) -> Float[Array, "n n"]:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
 
@@ -23,52 +22,27 @@ from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.devices import batches, hosts
 from dlm_jax.devices.runner import DataParallel, ModelParallel, make_mesh
-from dlm_jax.models import llada
+from dlm_jax.models import llada, stack
 from dlm_jax.parity import replay, traces
 from dlm_jax.text.prompts import Encoded
+from experiments.timing import compiled
 
 # Seven rows, which no number of devices here divides.
 LENGTHS = (1, 9, 4, 6, 9, 2, 5)
 SPECS = ("saber", "entropy_bound(gamma=1.0)", "low_confidence")
-OPCODES = (
-    "all-reduce",
-    "all-gather",
-    "all-to-all",
-    "reduce-scatter",
-    "collective-permute",
-    "collective-broadcast",
-    "ragged-all-to-all",
-)
-# An instruction: what it gives, an opcode, whether it only begins the work.
-COLLECTIVE = re.compile(rf"= (\S.*?) ({'|'.join(OPCODES)})(?:-start)?\(")
 
 
 def collectives_of(program):
-    """The collectives in the text of a compiled program.
+    """The collectives in the text of a compiled program, as lists.
 
     Returns:
-      For each its opcode, the shapes of what it gives (of one that is begun, what it
-      takes is among them) and its groups of devices; None if these are spelled in a way
-      that is not known here, such as {}, which is all devices.
+      For each its opcode, the shapes of what it gives and its groups of devices, see
+      `compiled.Collective`.
     """
-    found = []
-    for line in program.splitlines():
-        if instruction := COLLECTIVE.search(line):
-            result, opcode = instruction.groups()
-            dims = re.findall(r"\w\[([^\]]*)\]", result)
-            shapes = [[int(size) for size in re.findall(r"\d+", d)] for d in dims]
-            found.append([opcode, shapes, groups_of(line)])
-    return found
-
-
-def groups_of(line):
-    if explicit := re.search(r"replica_groups=(\{\{[\d,{} ]*\}\})", line):
-        return json.loads(explicit[1].replace("{", "[").replace("}", "]"))
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[(\d+)\](?!T)", line):
-        num_groups, size, num_devices = map(int, iota.groups())
-        if num_groups * size == num_devices:
-            return np.arange(num_devices).reshape(num_groups, size).tolist()
-    return None
+    return [
+        [x.opcode, x.shapes, None if x.groups is None else [*map(list, x.groups)]]
+        for x in compiled.collectives(program)
+    ]
 
 
 def small_model(dtype="float64", config=None):
@@ -113,9 +87,9 @@ def run_all(specs, num_sharing=None):
             np.testing.assert_array_equal(part.tokens, result.tokens[places])
             seen += places.tolist()
         assert sorted(seen) == list(range(len(LENGTHS)))
-        *_, (begin, compiled) = runner._compiled.values()
-        assert not collectives_of(begin.as_text())
-        collectives[spec] = collectives_of(compiled.as_text())
+        programs = runner.programs(*arguments)
+        assert not collectives_of(programs.begin.as_text())
+        collectives[spec] = collectives_of(programs.proceed.as_text())
     return results, collectives, runner.num_groups, placements(runner, *arguments)
 
 
@@ -231,8 +205,8 @@ def is_in_place(runner, *arguments):
 
     # Held, for memory that is given back could be given out again.
     held, before = jax.tree.leaves(runner._params), addresses()
-    *_, (_, compiled) = runner._compiled.values()
-    wanted = jax.tree.leaves(compiled.input_shardings[0][0])
+    *_, (_, proceed) = runner._compiled.values()
+    wanted = jax.tree.leaves(proceed.input_shardings[0][0])
     lies_right = [
         weight.sharding.is_equivalent_to(sharding, weight.ndim)
         for weight, sharding in zip(held, wanted, strict=True)
@@ -240,6 +214,32 @@ def is_in_place(runner, *arguments):
     for _ in range(2):
         runner(*arguments)
     return [all(lies_right), addresses() == before]
+
+
+def run_by_head(num_sharing):
+    """Generates as a TPU does: weights of heads lie in another order of axes.
+
+    Returns:
+      Tokens as every backend but a TPU gives them, those by head, the order of axes of
+      a weight of heads, and what `is_in_place` says.
+    """
+    arguments = (
+        samplers.parse("saber"),
+        prompts_of(LENGTHS, 8),
+        row_keys(5, np.arange(len(LENGTHS))),
+        Options(gen_length=8, block_length=4, temperature=0.7),
+    )
+    expected = runner_of(small_model(), num_sharing)(*arguments).tokens
+    stack._BY_HEAD_ON = ("cpu",)
+    runner = runner_of(small_model(), num_sharing)
+    found = runner(*arguments).tokens
+    weight = runner._params["blocks"]["q_proj"][...]
+    return (
+        expected.tolist(),
+        found.tolist(),
+        weight.format.layout.major_to_minor,
+        is_in_place(runner, *arguments),
+    )
 
 
 def record_all(specs, num_sharing, directory, host=None):

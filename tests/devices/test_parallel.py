@@ -14,6 +14,7 @@ from device_runs import (
     fill_calls,
     record_all,
     run_all,
+    run_by_head,
     run_mixed,
 )
 from helpers import (
@@ -62,11 +63,11 @@ PAIRS, ALL = [[0, 1], [2, 3]], [[0, 1, 2, 3]]
         ),
         (
             "%a = s32[2,4] all-gather(%p), replica_groups=[2,2]<=[2,2]T(1,0)",
-            ["all-gather", [[2, 4]], None],
+            ["all-gather", [[2, 4]], [[0, 2], [1, 3]]],
         ),
         (
             "%a = s32[2,4] all-gather(%p), replica_groups=[2,2]<=[4]T(0)",
-            ["all-gather", [[2, 4]], None],
+            ["all-gather", [[2, 4]], PAIRS],
         ),
         (
             "%a = s32[2,4] all-gather(%p), replica_groups=mesh['x'=2,'y'=2] {'y'}",
@@ -151,6 +152,15 @@ def test_two_groups_of_two_devices_give_what_one_gives(on_one_device):
     assert results == on_one_device[0]
     check_collectives(collectives, 2, 2)
     assert in_place == IN_PLACE
+
+
+@pytest.mark.parametrize(
+    ("num_sharing", "order"), [(None, [0, 1, 3, 2]), (2, [0, 2, 1])]
+)
+def test_weights_lie_once_in_the_order_that_a_tpu_reads(num_sharing, order):
+    expected, found, laid_out, in_place = elsewhere(4, run_by_head, num_sharing)
+    assert found == expected
+    assert (laid_out, in_place) == (order, [True, True])
 
 
 def test_uneven_rows_on_several_devices_are_as_on_one():

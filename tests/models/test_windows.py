@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from forwards import block_causal, enlarged, hidden_of
 
-from dlm_jax.models import llada, registry, sdar
+from dlm_jax.models import llada, registry, sdar, stack
 
 LENGTH, BLOCK = 22, 4
 CONFIGS = {
@@ -70,6 +70,30 @@ def test_unrolled_blocks_compute_what_a_scan_does(name):
     expected, _ = whole(scanned, tokens)
     assert np.std(expected) > 0.1
     assert_close(whole(unrolled, tokens)[0], expected)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_weights_by_head_compute_what_matrices_do(name):
+    """The order in which a TPU reads them; with a cache and without."""
+    model = random_model(name)
+    tokens = random_tokens(model)
+    expected, expected_cache = whole(model, tokens, model.init_cache(2, LENGTH))
+    model.is_by_head = True
+    assert_close(whole(model, tokens)[0], expected)
+    found, cache = whole(model, tokens, model.init_cache(2, LENGTH))
+    assert_close(found, expected)
+    assert_same_cache(cache, expected_cache)
+
+
+def test_weights_by_head_are_the_columns_of_a_head():
+    weights = {"q_proj": jnp.arange(48.0).reshape(2, 3, 8), "ff_out": jnp.ones(3)}
+    assert stack.by_head(weights, 4, None) is weights  # This backend is a CPU.
+    changed = stack.by_head(weights, 4, True)
+    assert changed["q_proj"].shape == (2, 2, 4, 3)
+    np.testing.assert_array_equal(
+        changed["q_proj"][1, 1], weights["q_proj"][1, :, 4:].T
+    )
+    assert changed["ff_out"] is weights["ff_out"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

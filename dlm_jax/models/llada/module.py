@@ -61,6 +61,7 @@ class LLaDA(Module):
         Rows are tokens, so that a slice of the vocabulary is contiguous.
       attention: one of `dlm_jax.models.attention`.
       is_unrolled: see `stack.run`; None for the backend's own way.
+      is_by_head: see `stack.by_head`; None for the backend's own way.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class LLaDA(Module):
         self.config = config
         self.attention: Attention = attention.best
         self.is_unrolled: bool | None = None
+        self.is_by_head: bool | None = None
         shape = (config.embedding_size, config.d_model)
         self.wte = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
         self.blocks = Blocks(config, dtype=dtype, rngs=rngs)
@@ -103,7 +105,11 @@ class LLaDA(Module):
         sin, cos = layers.rotary_angles(
             positions, self.config.head_dim, self.config.rope_theta, x.dtype
         )
-        weights = nnx.to_pure_dict(nnx.state(self.blocks))
+        weights = stack.by_head(
+            nnx.to_pure_dict(nnx.state(self.blocks)),
+            self.config.head_dim,
+            self.is_by_head,
+        )
 
         def block(x: Array, w: stack.Weights, remember: stack.Remember) -> Array:
             fixed = (sin, cos, visibility, self.config, self.attention, model_axis)
@@ -206,8 +212,10 @@ def _block(
     x = x.reshape(b * length, d)
     h = layers.rms_norm(x, w["attn_norm"], config.rms_norm_eps)
     query, key, value = (
-        (h @ w[name]).reshape(b, length, -1, config.head_dim)
-        for name in ("q_proj", "k_proj", "v_proj")
+        layers.to_heads(h, w[name], config.head_dim).reshape(
+            b, length, -1, config.head_dim
+        )
+        for name in stack.TO_HEADS
     )
     keys, values = remember(layers.rotate(key, sin, cos), value)
     attended = attend(layers.rotate(query, sin, cos), keys, values, visibility)

@@ -60,6 +60,7 @@ class SDAR(Module):
       lm_head: the language-model head [embedding_size, d_model]; None if tied.
       attention: one of `dlm_jax.models.attention`.
       is_unrolled: see `stack.run`; None for the backend's own way.
+      is_by_head: see `stack.by_head`; None for the backend's own way.
     """
 
     is_block_causal: ClassVar[bool] = True
@@ -74,6 +75,7 @@ class SDAR(Module):
         self.config = config
         self.attention: Attention = attention.best
         self.is_unrolled: bool | None = None
+        self.is_by_head: bool | None = None
         shape = (config.embedding_size, config.d_model)
 
         def table() -> nnx.Param:
@@ -106,7 +108,11 @@ class SDAR(Module):
         )
         # The released code rotates in the activations' dtype.
         sin, cos = sin.astype(x.dtype), cos.astype(x.dtype)
-        weights = nnx.to_pure_dict(nnx.state(self.blocks))
+        weights = stack.by_head(
+            nnx.to_pure_dict(nnx.state(self.blocks)),
+            self.config.head_dim,
+            self.is_by_head,
+        )
 
         def block(x: Array, w: stack.Weights, remember: stack.Remember) -> Array:
             fixed = (sin, cos, visibility, self.config, self.attention, model_axis)
@@ -182,8 +188,10 @@ def _block(
     x = x.reshape(b * length, d)
     h = _norm(x, w["input_layernorm"], config)
     query, key, value = (
-        (h @ w[name]).reshape(b, length, -1, config.head_dim)
-        for name in ("q_proj", "k_proj", "v_proj")
+        layers.to_heads(h, w[name], config.head_dim).reshape(
+            b, length, -1, config.head_dim
+        )
+        for name in stack.TO_HEADS
     )
     # Each head has its norm, before the rotation.
     query = layers.rotate(_norm(query, w["q_norm"], config), sin, cos)

@@ -1,0 +1,311 @@
+"""The loop compiled for devices that are not at hand, and what its compiler says.
+
+PyPI's libtpu compiles for any TPU on a Linux x86 machine; it cannot run what it
+compiled. What is compiled is what `devices.runner` would run there, from the shapes of
+the weights.
+"""
+
+import collections
+import dataclasses
+import importlib.util
+import re
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from dlm_jax.checkpoints import common
+from dlm_jax.core.canvas import Prompts
+from dlm_jax.core.checks import prepare
+from dlm_jax.core.keys import row_keys
+from dlm_jax.core.options import Options
+from dlm_jax.core.sampler import Sampler
+from dlm_jax.devices.mesh import make_mesh
+from dlm_jax.devices.runner import DataParallel, ModelParallel, Parallel
+from dlm_jax.errors import InputError
+from dlm_jax.evaluation import tables
+from dlm_jax.models import as_denoiser, attention, registry, stack
+from dlm_jax.models.family import ModelConfig
+from experiments.timing import compiled, roofline, steps
+
+
+def devices_of(
+    topology: str, chips_per_host: Sequence[int] | None = None
+) -> list[jax.Device]:
+    """The devices of a topology, all hosts together.
+
+    Args:
+      topology: of TPUs, such as "v5e:4x4"; or "cpu", this machine's own.
+      chips_per_host: such as (2, 4, 1); 2 x 2 x 1 by default.
+
+    Raises:
+      InputError: if libtpu is missing or does not know the topology.
+    """
+    if topology == "cpu":
+        return jax.local_devices(backend="cpu")
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError(
+            f"topology ({topology}) needs the TPU's compiler: pip install -e '.[aot]'"
+        )
+    bounds = {} if chips_per_host is None else {"chips_per_host_bounds": chips_per_host}
+    try:
+        found = topologies.get_topology_desc(topology, "tpu", **bounds)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition(": ")[2].splitlines()[0]
+        raise InputError(
+            f"topology ({topology}) must be cpu or one that the TPU's compiler knows, "
+            f"such as v5e:4x4, v5p:2x2x1 or v6e:2x4 ({reason})"
+        ) from None
+    return list(found.devices)
+
+
+def abstract(
+    config: ModelConfig,
+    dtype: jax.typing.DTypeLike,
+    devices: Sequence[jax.Device],
+    num_sharing: int | None,
+) -> Parallel:
+    """A model on devices, with shapes in place of its weights.
+
+    Args:
+      config: its shape.
+      dtype: of the weights.
+      devices: what it is compiled for; all alike.
+      num_sharing: devices that share one copy of the weights; None if none do.
+
+    Raises:
+      InputError: if the model or the devices do not divide.
+    """
+    model = common.abstract(registry.of(config).module, config, np.dtype(dtype))
+    # All ask for the backend of this machine by default.
+    backend = devices[0].platform
+    model.attention = attention.best_on(backend)
+    model.is_unrolled = stack.is_unrolled_on(backend)
+    model.is_by_head = stack.is_by_head_on(backend)
+    denoiser, params = as_denoiser(model)
+    if num_sharing is None:
+        return DataParallel(denoiser, params, devices)
+    specs = registry.partition(config, num_sharing, "model")
+    return ModelParallel(denoiser, params, specs, make_mesh(num_sharing, devices))
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What the compiler says of the loop on one device.
+
+    Attributes:
+      kind: of the device.
+      num_devices: how many run the program together.
+      num_groups: devices, or groups of them, that run rows on their own.
+      seconds: that compiling took.
+      arguments: bytes of weights, prompts and the queue.
+      temporaries: bytes that are alive at once beside them, at most.
+      outputs: bytes of results that do not take the place of an argument.
+      code: bytes of the program.
+      flops: operations, each loop's body counted once.
+      bytes_accessed: bytes read and written, likewise.
+      collectives: see `compiled.collectives`.
+      forwards: the least seconds of each kind of forward of a group's rows, by its
+        name, at the peak of bfloat16; empty for devices whose peaks are not known.
+    """
+
+    kind: str
+    num_devices: int
+    num_groups: int
+    seconds: float
+    arguments: int
+    temporaries: int
+    outputs: int
+    code: int
+    flops: float
+    bytes_accessed: float
+    collectives: list[compiled.Collective]
+    forwards: dict[str, roofline.Times]
+
+    @property
+    def total(self) -> int:
+        """Bytes of a device that the program takes."""
+        return self.arguments + self.temporaries + self.outputs + self.code
+
+    @property
+    def chip(self) -> roofline.Chip | None:
+        """The device's peaks, where they are known."""
+        return roofline.CHIPS.get(self.kind)
+
+    @property
+    def left(self) -> float | None:
+        """The part of the device's usable memory that is left; None if unknown."""
+        return None if self.chip is None else 1 - self.total / self.chip.usable
+
+
+def compile_loop(
+    parallel: Parallel,
+    config: roofline.Dense,
+    dtype: jax.typing.DTypeLike,
+    devices: Sequence[jax.Device],
+    sampler: Sampler,
+    prompts: Prompts,
+    options: Options,
+) -> tuple[Report, str]:
+    """Compiles a sampler's loop and reads what the compiler says of it.
+
+    Args:
+      parallel: of `abstract`.
+      config: the model's shape.
+      dtype: of its weights.
+      devices: what `parallel` is for.
+      sampler: the rule.
+      prompts: rows of all groups.
+      options: num_slots are the rows in flight of a group.
+
+    Returns:
+      The report, and the text of the compiled program.
+
+    Raises:
+      InputError: if the program takes more memory than a device has, or naming the
+        argument that does not fit.
+    """
+    keys = row_keys(0, np.arange(len(prompts.tokens)))
+    start = time.perf_counter()
+    try:
+        loop = parallel.programs(sampler, prompts, keys, options).proceed
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(_too_large(str(error), devices[0])) from None
+    seconds = time.perf_counter() - start
+
+    memory, cost, text = loop.memory_analysis(), loop.cost_analysis(), loop.as_text()
+    report = Report(
+        kind=devices[0].device_kind,
+        num_devices=len(devices),
+        num_groups=parallel.num_groups,
+        seconds=seconds,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=cost["flops"],
+        bytes_accessed=cost["bytes accessed"],
+        collectives=compiled.collectives(text),
+        forwards={},
+    )
+    if report.chip is None:
+        return report, text
+    itemsize = np.dtype(dtype).itemsize
+    costs = _costs(parallel, config, itemsize, sampler, prompts, options)
+    num_sharing = len(devices) // parallel.num_groups
+    forwards = {
+        name: roofline.times(cost, report.chip, num_sharing)
+        for name, cost in costs.items()
+    }
+    return dataclasses.replace(report, forwards=forwards), text
+
+
+def _costs(
+    parallel: Parallel,
+    config: roofline.Dense,
+    itemsize: int,
+    sampler: Sampler,
+    prompts: Prompts,
+    options: Options,
+) -> dict[str, roofline.Forward]:
+    """What is counted of each kind of forward of a group's rows."""
+    denoiser = parallel.denoiser
+    sizes = steps.sizes(denoiser, sampler, prompts, options)
+    num_rows, length = options.num_slots, prompts.tokens.shape[1]
+
+    def cost(num_rows: int, window: int | None) -> roofline.Forward:
+        return roofline.forward(
+            config, num_rows, length, sizes.region, itemsize, window
+        )
+
+    if sizes.window is None:
+        return {"a step": cost(num_rows, None)}
+    _, _, prepared = prepare(denoiser, sampler, prompts, options)
+    num_refreshed = min(prepared.num_refreshed, num_rows)
+    return {
+        "a step of all rows": cost(num_rows, sizes.window),
+        f"a refresh of {num_refreshed}": cost(num_refreshed, None),
+    }
+
+
+def describe(report: Report) -> str:
+    """A report as text: what one device takes, and what devices exchange."""
+    gigabytes = {
+        "arguments": report.arguments,
+        "temporaries": report.temporaries,
+        "outputs": report.outputs,
+        "code": report.code,
+    }
+    rows = [["one device", report.kind]]
+    rows += [["devices, groups", f"{report.num_devices}, {report.num_groups}"]]
+    rows += [["compiled in, s", f"{report.seconds:.1f}"]]
+    rows += [[f"{name}, GB", f"{x / 1e9:.2f}"] for name, x in gigabytes.items()]
+    if report.chip is not None:
+        rows += [["memory left", f"{report.left:.1%}"]]
+    rows += [
+        ["TFLOP, bodies of loops once", f"{report.flops / 1e12:.2f}"],
+        ["GB accessed, bodies of loops once", f"{report.bytes_accessed / 1e9:.2f}"],
+    ]
+    for name, times in report.forwards.items():
+        parts = {"compute": times.compute, "memory": times.memory}
+        limit = max(parts, key=lambda part: parts[part])
+        rows += [
+            [f"{name}, ms at least", f"{1e3 * times.seconds:.2f}"],
+            ["  computing", f"{1e3 * times.compute:.2f}"],
+            ["  reading and writing", f"{1e3 * times.memory:.2f}"],
+            ["  sums in the group", f"{1e3 * times.network:.2f}"],
+            ["  limit", limit],
+        ]
+    return "\n".join([tables.markdown(rows), "", _exchanges(report)])
+
+
+def _exchanges(report: Report) -> str:
+    """The collectives, alike ones together."""
+    if not report.collectives:
+        return "No device waits for another: there are no collectives."
+    found: collections.Counter = collections.Counter()
+    for x in report.collectives:
+        found[x.opcode, ", ".join(x.types), x.groups] += x.times
+    rows = [["collective", "gives", "times a step, at most", "groups"]]
+    rows += [
+        [opcode, types, str(times), _groups(groups)]
+        for (opcode, types, groups), times in found.items()
+    ]
+    return tables.markdown(rows, num_text_columns=2)
+
+
+def _groups(groups: tuple[tuple[int, ...], ...] | None) -> str:
+    if groups is None:
+        return "all"
+    some = " ".join("{" + ",".join(map(str, group)) + "}" for group in groups[:2])
+    rest = " ..." if len(groups) > 2 else ""
+    return f"{len(groups)} of {len(groups[0])}: {some}{rest}"
+
+
+def where(mesh: jax.sharding.Mesh) -> str:
+    """Where the devices of a group lie, and whether `devices.runner` can use them."""
+    groups = mesh.devices.tolist()
+    hosts = max(len({device.process_index for device in group}) for group in groups)
+    first = " ".join(str(getattr(x, "coords", x.id)) for x in groups[0])
+    if hosts == 1:
+        return f"Every group lies in one host; the first at {first}."
+    return (
+        f"A group spans {hosts} hosts, the first at {first}: it compiles, but "
+        "dlm_jax runs groups within a host only."
+    )
+
+
+def _too_large(error: str, device: jax.Device) -> str:
+    """The compiler's refusal in one line."""
+    found = re.search(r"\((?:Used )?([\d.]+\w) ?\).*?\(([\d.]+\w)\)", error)
+    found = found or re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", error)
+    sizes = f" ({found[1]}B of {found[2]}B)" if found else f": {error[:200]}"
+    return (
+        f"the program does not fit the memory of a {device.device_kind}{sizes}: more "
+        "devices must share the model (--devices_per_model), or fewer rows be in "
+        "flight (--batch_size)"
+    )

@@ -1,0 +1,138 @@
+"""What the text of a compiled program says: its collectives, and how often they run."""
+
+import dataclasses
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+
+_OPCODES = (
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "reduce-scatter",
+    "collective-permute",
+    "collective-broadcast",
+    "ragged-all-to-all",
+)
+# An instruction: what it gives, an opcode, whether it only begins the work.
+_COLLECTIVE = re.compile(rf"= (\S.*?) ({'|'.join(_OPCODES)})(?:-start)?\(")
+# The first line of a computation, whose instructions follow it.
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
+_WHILE = re.compile(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)")
+_CALLS = re.compile(
+    r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)"
+    r"|(?:branch_computations|called_computations)=\{([^}]*)\}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One instruction in which devices exchange values.
+
+    Attributes:
+      opcode: such as "all-reduce".
+      types: what it gives, such as "bf16[4,512]"; of one that is begun, what it takes
+        is among them.
+      groups: of devices that exchange values, by their places in the program; None if
+        they are not written out: {} is all devices.
+      times: how often it runs while each loop without a known end runs once. That is a
+        step, in the loop over steps. Both branches of a condition count.
+    """
+
+    opcode: str
+    types: tuple[str, ...]
+    groups: tuple[tuple[int, ...], ...] | None
+    times: int = 1
+
+    @property
+    def shapes(self) -> list[list[int]]:
+        """The shapes of `types`."""
+        dims = (x.partition("[")[2] for x in self.types)
+        return [[int(size) for size in re.findall(r"\d+", x)] for x in dims]
+
+
+def collectives(text: str) -> list[Collective]:
+    """The collectives of a program, in the order of its text.
+
+    Args:
+      text: of a program for one or all devices, `jax.stages.Compiled.as_text`.
+    """
+    computations, entry = _computations(text)
+    times = _times(computations, entry)
+    found = []
+    for name, lines in computations.items():
+        for line in lines:
+            if instruction := _COLLECTIVE.search(line):
+                result, opcode = instruction.groups()
+                types = tuple(re.findall(r"\w+\[[^\]]*\]", result))
+                found.append(
+                    Collective(opcode, types, _groups(line), times.get(name, 1))
+                )
+    return found
+
+
+def _groups(line: str) -> tuple[tuple[int, ...], ...] | None:
+    """The replica groups of an instruction."""
+    if explicit := re.search(r"replica_groups=(\{\{[\d,{} ]*\}\})", line):
+        lists = json.loads(explicit[1].replace("{", "[").replace("}", "]"))
+        return tuple(map(tuple, lists))
+    iota = re.search(
+        r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line
+    )
+    if iota:
+        num_groups, size = int(iota[1]), int(iota[2])
+        dims = [int(x) for x in iota[3].split(",")]
+        places = np.arange(np.prod(dims)).reshape(dims)
+        if iota[4]:
+            places = places.transpose([int(x) for x in iota[4].split(",")])
+        if num_groups * size == places.size:
+            return tuple(map(tuple, places.reshape(num_groups, size).tolist()))
+    return None
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Instructions by the name of their computation, and which one is the program."""
+    found: dict[str, list[str]] = defaultdict(list)
+    name = entry = ""
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            name = header[2]
+            entry = name if header[1] else entry
+        else:
+            found[name].append(line)
+    return found, entry
+
+
+def _times(computations: Mapping[str, list[str]], entry: str) -> dict[str, int]:
+    """How often each computation runs, see `Collective.times`."""
+    times: dict[str, int] = defaultdict(int)
+
+    def visit(name: str, num: int) -> None:
+        times[name] += num
+        for line in computations.get(name, ()):
+            if loop := _WHILE.search(line):
+                condition, body = loop.groups()
+                trips = _trips(line, computations.get(condition, []))
+                visit(body, num * trips)
+                continue
+            for one, several in _CALLS.findall(line):
+                for called in [one] if one else re.findall(r"[\w.-]+", several):
+                    visit(called, num)
+
+    visit(entry, 1)
+    return times
+
+
+def _trips(line: str, condition: list[str]) -> int:
+    """Turns of a loop that counts up to a constant; 1 for any other."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line):
+        return int(known[1])
+    # The TPU's compiler leaves the bound in the condition, which holds nothing else.
+    bounds = [
+        m[1] for x in condition if (m := re.search(r"= s32.* constant\((\d+)", x))
+    ]
+    is_counted = any("ROOT" in x and "direction=LT" in x for x in condition)
+    return int(bounds[0]) if is_counted and len(bounds) == 1 else 1

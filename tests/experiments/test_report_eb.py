@@ -41,7 +41,14 @@ def summary(spec, num_right, num, nfe):
     full = samplers.canonical_spec(spec)
     is_correct = np.arange(num)[None] < num_right
     return Summary(
-        full, is_correct, np.full((1, num), nfe), np.full((1, num), 30), 1.0, 0
+        sampler=full,
+        cache="none",
+        is_correct=is_correct,
+        nfe=np.full((1, num), nfe),
+        num_whole=np.full((1, num), nfe),
+        num_tokens=np.full((1, num), 30),
+        seconds=1.0,
+        compile_seconds=0.0,
     )
 
 

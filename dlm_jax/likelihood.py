@@ -33,7 +33,7 @@ from dlm_jax.core.masks import (
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import canonical
 from dlm_jax.devices import batches, scores
-from dlm_jax.devices.runner import Parallel
+from dlm_jax.devices.parallel import Parallel
 from dlm_jax.devices.scores import Scorer
 from dlm_jax.errors import InputError
 from dlm_jax.samplers import LowConfidence

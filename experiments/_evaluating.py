@@ -14,7 +14,8 @@ from dlm_jax.core.keys import check_seed
 from dlm_jax.evaluation import provenance
 from dlm_jax.evaluation import run as evaluation
 from dlm_jax.evaluation.records import check_directory
-from dlm_jax.model import outline as read_outline
+from dlm_jax.model import load_weights
+from dlm_jax.outline import read_outline
 from dlm_jax.tasks.base import check_codec
 from experiments import _app
 
@@ -65,7 +66,7 @@ class Asked(NamedTuple):
         check_directory(self.workdir, identity)
         digest = provenance.digest(self.checkpoint)
         check_directory(self.workdir, {"checkpoint": digest})
-        model = outline.load(self.dtype, self.devices_per_model)
+        model = load_weights(outline, self.dtype, self.devices_per_model)
         return model, {"checkpoint": digest, "dtype": str(model.dtype)}
 
     def locked(self) -> contextlib.AbstractContextManager[None]:

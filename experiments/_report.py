@@ -9,7 +9,7 @@ import numpy as np
 
 from dlm_jax import samplers
 from dlm_jax.evaluation import stats
-from dlm_jax.evaluation.run import verdict_on
+from dlm_jax.evaluation.calls import verdict_on
 from dlm_jax.tasks import Task
 from dlm_jax.tasks.base import Example
 from dlm_jax.text.codec import Messages

@@ -33,8 +33,8 @@ from dlm_jax.core.options import Options
 from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation.records import check_finite
-from dlm_jax.model import Outline
-from dlm_jax.model import outline as read_outline
+from dlm_jax.model import load_weights
+from dlm_jax.outline import Outline, read_outline
 from dlm_jax.tasks.base import BLANK, check_codec
 from dlm_jax.text.codec import Messages
 from dlm_jax.text.output import Output
@@ -158,7 +158,7 @@ def main(argv: Sequence[str]) -> None:
     with contextlib.ExitStack() as stack:
         if output and not is_piped:
             stack.enter_context(files.locked(output))
-        model = outline.load(_DTYPE.value, _SHARING.value)
+        model = load_weights(outline, _DTYPE.value, _SHARING.value)
         total = len(rules) * len(rows)
         progress = stack.enter_context(Progress(total, "prompt"))
         for spec, rule in rules.items():

@@ -9,7 +9,7 @@ from flax import nnx
 
 from dlm_jax import checkpoints
 from dlm_jax.models.llada import LLaDA
-from dlm_jax.text.codec import character_tokenizer
+from dlm_jax.text.characters import character_tokenizer
 
 VOCABULARY = (BOS, EOS, MASK, HEADER, HEADER_END, EOT, *string.printable)
 

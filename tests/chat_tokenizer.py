@@ -1,7 +1,7 @@
 """A small tokenizer with LLaDA's special tokens and chat template, and its model."""
 
 from dlm_jax.models.llada import LLaDAConfig
-from dlm_jax.text.codec import character_tokenizer
+from dlm_jax.text.characters import character_tokenizer
 
 # LLaDA's special tokens, in another order than its ids.
 BOS, EOS, MASK = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>"

@@ -12,7 +12,7 @@ import dlm_jax as dlm
 from dlm_jax import caches, checkpoints
 from dlm_jax.core.cache import Kind
 from dlm_jax.models import registry, sdar
-from dlm_jax.text.codec import character_tokenizer
+from dlm_jax.text.characters import character_tokenizer
 
 VOCABULARY = (BOS, EOS, MASK, *"abcdefghijklmnopqrstuvwxyz .")
 

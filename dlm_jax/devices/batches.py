@@ -13,7 +13,7 @@ from dlm_jax.core.canvas import Generation
 from dlm_jax.core.keys import check_seed, row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler, canonical
-from dlm_jax.devices.runner import Parallel
+from dlm_jax.devices.parallel import Parallel
 from dlm_jax.errors import InputError
 from dlm_jax.text.codec import Codec
 from dlm_jax.text.output import Output, read_output

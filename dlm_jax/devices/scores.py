@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.options import Options
 from dlm_jax.core.score import Noised, score
-from dlm_jax.devices.runner import Parallel
+from dlm_jax.devices.parallel import Parallel
 from dlm_jax.text.prompts import Encoded, bucket
 
 _score = jax.jit(score, static_argnums=0)

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -91,7 +90,7 @@ class StopError(Exception):
         self.reason = reason
 
 
-class _StartError(SandboxError):
+class StartError(SandboxError):
     """A child ended, or was not done, before it was locked; the status says which."""
 
     def __init__(self, stop: StopError):
@@ -142,7 +141,7 @@ class Child:
             self._send(marshal.dumps((_child_code(), plan, job)))
             head, *rest = self.receive()
         except StopError as stop:
-            raise _StartError(stop) from None
+            raise StartError(stop) from None
         # The first message is sent before the program is executed.
         if head != "ready":
             raise SandboxError(f"a sandbox did not start: {rest}")
@@ -269,7 +268,7 @@ def start_child(job: dict[str, Any], limits: Limits, layers: Sequence[str]) -> C
     """
     try:
         return Child(job, limits, layers)
-    except _StartError:
+    except StartError:
         return Child(job, limits, layers)
 
 
@@ -350,7 +349,7 @@ def find():
     return paths, [os.path.dirname(path) for path in files]
 """
     limits = Limits(cpu_seconds=20, wall_seconds=60.0, memory_bytes=1 << 32)
-    paths, libraries = _value_of(finder, "find", limits, ())
+    paths, libraries = value_of(finder, "find", limits, ())
     candidates = {os.path.realpath(path) for path in (*paths, *libraries)}
     if os.path.isfile("/etc/ld.so.cache"):
         candidates.add("/etc/ld.so.cache")
@@ -361,7 +360,7 @@ def find():
     )
 
 
-def _value_of(
+def value_of(
     program: str, entry_point: str, limits: Limits, layers: Sequence[str]
 ) -> Any:
     """Value of a function without arguments, of a program of this package."""
@@ -378,39 +377,3 @@ def _value_of(
     if messages[0] != ["defined"] or messages[1][0] != "returned":
         raise SandboxError(f"{entry_point} gave nothing: {messages}")
     return messages[1][1]
-
-
-def strongest_layers() -> tuple[str, ...]:
-    """Those of LAYERS that work here; each is tried once per process.
-
-    Raises:
-      SandboxError: if the machine is too busy to try them.
-    """
-    with _PROBE_LOCK:
-        return _probe()
-
-
-_PROBE_LOCK = threading.Lock()
-
-
-@functools.cache
-def _probe() -> tuple[str, ...]:
-    """The layers that a small program works in, each tried by itself, then together."""
-    if sys.platform != "linux" or not sandbox_layers.seccomp_filter():
-        return ()
-    program = "import hashlib, json, math\ndef f():\n    return math.floor(1.5)"
-
-    def works(layers: tuple[str, ...]) -> bool:
-        try:
-            return _value_of(program, "f", Limits(wall_seconds=60.0), layers) == 1
-        except SandboxError as error:
-            # That the machine is busy must not cost a layer.
-            if isinstance(error, _StartError) and error.status == "timeout":
-                raise
-            return False
-
-    found = tuple(name for name in LAYERS if works((name,)))
-    # Each alone, but not all: the most that goes, from the strongest down.
-    while found and not works(found):
-        found = found[1:]
-    return found

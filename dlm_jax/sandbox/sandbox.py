@@ -38,6 +38,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlm_jax.errors import InputError
+from dlm_jax.sandbox.probe import strongest_layers
 from dlm_jax.sandbox.process import (
     LAYERS,
     Child,
@@ -45,7 +46,6 @@ from dlm_jax.sandbox.process import (
     SandboxError,
     StopError,
     start_child,
-    strongest_layers,
 )
 
 __all__ = [

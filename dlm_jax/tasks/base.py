@@ -24,7 +24,8 @@ from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
 from dlm_jax.models import registry
 from dlm_jax.models.family import ModelConfig, Module
-from dlm_jax.text.codec import Codec, character_tokenizer
+from dlm_jax.text.characters import character_tokenizer
+from dlm_jax.text.codec import Codec
 from dlm_jax.text.page import Grid
 from dlm_jax.text.prompts import Encoded
 

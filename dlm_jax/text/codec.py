@@ -1,7 +1,6 @@
 """Text to canvases and back: chat template, blanks, decoding cut at EOS."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.models import registry
 from dlm_jax.models.family import ModelConfig
 from dlm_jax.text.prompts import Encoded
+from dlm_jax.text.stops import generation_eos
 
 # A conversation: messages with the texts `role` and `content`.
 Messages = Sequence[Mapping[str, str]]
@@ -68,7 +68,7 @@ class Codec:
             raise InputError(
                 f"{path} does not load{files.nature(path)}: {error}"
             ) from None
-        return cls.of(tokenizer, config, _generation_eos(path.parent, config))
+        return cls.of(tokenizer, config, generation_eos(path.parent, config))
 
     @classmethod
     def of(
@@ -385,60 +385,3 @@ def _token_ids(index: int, tokens: Any, kind: str) -> Int32[np.ndarray, "n"]:
     if (abs(found) > np.iinfo(np.int32).max).any():
         raise InputError(f"{kind} {index} must be token ids of 32 bits")
     return found.astype(np.int32)
-
-
-def _generation_eos(directory: pathlib.Path, config: ModelConfig) -> tuple[int, ...]:
-    """The EOS ids of a checkpoint's generation_config.json: none, one or several.
-
-    Raises:
-      InputError: if the file is damaged or names what is no token of the model.
-    """
-    path = directory / "generation_config.json"
-    if not path.is_file():
-        return ()
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-        found = read.get("eos_token_id")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    ids = found if isinstance(found, list) else [] if found is None else [found]
-    for token in ids:
-        if type(token) is not int or not 0 <= token < config.embedding_size:
-            raise InputError(
-                f"{path}: eos_token_id ({found!r}) must be token ids from 0 to "
-                f"{config.embedding_size - 1}"
-            )
-    return tuple(ids)
-
-
-def character_tokenizer(
-    vocabulary: Sequence[str], *, bos: str, eos: str, mask: str
-) -> Any:
-    """A tokenizer with one token per character, for small tasks.
-
-    Args:
-      vocabulary: token ids are places in it; what is longer than one character is a
-        special token. Other characters cannot be encoded.
-      bos: the special token before a text; nothing adds it by itself.
-      eos: the one that ends a text, and pads.
-      mask: the one that marks a blank.
-
-    Returns:
-      A tokenizer of transformers; `save_pretrained` writes a checkpoint's files.
-    """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    ids = {token: i for i, token in enumerate(vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(ids))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    named = {bos, eos, mask}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=bos,
-        eos_token=eos,
-        pad_token=eos,
-        mask_token=mask,
-        extra_special_tokens=[t for t in vocabulary if len(t) > 1 and t not in named],
-    )

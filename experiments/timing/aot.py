@@ -23,7 +23,8 @@ from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices.mesh import make_mesh
-from dlm_jax.devices.runner import DataParallel, ModelParallel, Parallel
+from dlm_jax.devices.parallel import Parallel
+from dlm_jax.devices.runner import DataParallel, ModelParallel
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import tables
 from dlm_jax.models import as_denoiser, attention, registry, stack
@@ -78,7 +79,7 @@ def abstract(
     Raises:
       InputError: if the model or the devices do not divide.
     """
-    model = common.abstract(registry.of(config).module, config, np.dtype(dtype))
+    model: Any = common.abstract(registry.of(config).module, config, np.dtype(dtype))
     # All ask for the backend of this machine by default.
     backend = devices[0].platform
     model.attention = attention.best_on(backend)

@@ -24,7 +24,8 @@ from dlm_jax.core.options import Options
 from dlm_jax.core.row import Row
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.core.slots import Job
-from dlm_jax.devices.runner import DataParallel, Parallel, without_axis
+from dlm_jax.devices.parallel import Parallel
+from dlm_jax.devices.runner import DataParallel, without_axis
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation.tables import markdown
 

@@ -19,7 +19,8 @@ from dlm_jax.devices import runner
 from dlm_jax.errors import InputError
 from dlm_jax.models import llada, registry, sdar
 from dlm_jax.samplers.low_confidence import LowConfidence
-from dlm_jax.text.codec import Codec, character_tokenizer
+from dlm_jax.text.characters import character_tokenizer
+from dlm_jax.text.codec import Codec
 from dlm_jax.training import loop as training
 
 

@@ -21,7 +21,8 @@ from dlm_jax.core.options import Options
 from dlm_jax.devices import runner
 from dlm_jax.errors import InputError
 from dlm_jax.models import registry, sdar
-from dlm_jax.text.codec import Codec, character_tokenizer
+from dlm_jax.text.characters import character_tokenizer
+from dlm_jax.text.codec import Codec
 
 CONFIG = sdar.sdar_tiny()
 

@@ -125,14 +125,14 @@ def test_a_busy_machine_costs_no_layer(monkeypatch):
     if not sandbox.strongest_layers():
         pytest.skip("not on this system")
     sandbox.calls("f = abs", "f", [(1,)], PATIENT)
-    process._probe.cache_clear()
+    probe._probe.cache_clear()
     try:
         with monkeypatch.context() as patch:
             patch.setattr(process, "_START_SECONDS", 1e-3)
             with pytest.raises(sandbox.SandboxError, match="did not start"):
                 sandbox.isolation()
     finally:
-        process._probe.cache_clear()
+        probe._probe.cache_clear()
     assert sandbox.isolation() != "rlimits"
 
 

@@ -27,7 +27,8 @@ from dlm_jax import zoo
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.base import BLANK
-from dlm_jax.text.codec import Codec, character_tokenizer
+from dlm_jax.text.characters import character_tokenizer
+from dlm_jax.text.codec import Codec
 from dlm_jax.text.prompts import pad
 
 SUDOKU = pathlib.Path(zoo.__file__).parent / "sudoku"

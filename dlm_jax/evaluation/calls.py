@@ -1,0 +1,180 @@
+"""The calls of an evaluation: rows that are filled together, judged and logged."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from dlm_jax import caches, samplers
+from dlm_jax.core.options import Options
+from dlm_jax.core.sampler import Sampler
+from dlm_jax.devices import batches
+from dlm_jax.devices.parallel import Parallel
+from dlm_jax.evaluation.records import Key, Log, Manifest
+from dlm_jax.sandbox import processors
+from dlm_jax.tasks.base import Example, Task, Verdict
+from dlm_jax.text.codec import Codec
+from dlm_jax.text.output import Output
+from dlm_jax.text.prompts import Encoded
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is evaluated, and how; a directory holds the records of one plan.
+
+    Attributes:
+      split: of the task's examples.
+      example_seed: of the examples.
+      temperature: 0 takes the most probable token.
+      batch_size: rows in flight at once, over all devices.
+      queue_length: rows of a call.
+    """
+
+    split: str = "test"
+    example_seed: int = 0
+    temperature: float = 0.0
+    batch_size: int = 32
+    queue_length: int = 256
+
+    @classmethod
+    def of(cls, config: Any) -> "Plan":
+        """The plan in a mapping, such as a ConfigDict, that may hold more."""
+        return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """Samplers whose rows share calls: of one type, with thresholds of their own.
+
+    Attributes:
+      specs: canonical ones, see `samplers.to_spec`.
+      cache: spec of the cache plan, see `caches.to_spec`.
+      seed: of the random keys.
+    """
+
+    specs: tuple[str, ...]
+    cache: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Caller:
+    """What the calls of an evaluation share.
+
+    Attributes:
+      parallel: the model.
+      codec: its tokenizer.
+      task: what judges outputs.
+      plan: batch size and queue length are read.
+      examples: all of them.
+      rows: the examples, encoded.
+      options: how to generate.
+      manifest: of the directory.
+      log: of the directory.
+      on_records: called with new records.
+    """
+
+    parallel: Parallel
+    codec: Codec
+    task: Task
+    plan: Plan
+    examples: Sequence[Example]
+    rows: Sequence[Encoded]
+    options: Options
+    manifest: Manifest
+    log: Log
+    on_records: Callable[[list[dict[str, Any]]], object]
+
+    def ask(self, lane: Lane, call: Sequence[Key]) -> None:
+        """Fills the rows of a call that have no record, and logs what they gave."""
+        is_open = [key not in self.log for key in call]
+        if not any(is_open):
+            return
+        # The others keep their place without a blank, which takes no forward: the call
+        # has the shapes, and so the program, that it would have had at once.
+        rows = [
+            self.rows[key.index] if is_asked else _without_blanks(self.rows[key.index])
+            for is_asked, key in zip(is_open, call, strict=True)
+        ]
+        specs = {key.sampler for key in call}
+        rules = {spec: samplers.parse(spec) for spec in specs}
+        for done in batches.stream(
+            parallel=self.parallel,
+            sampler=_stacked([rules[key.sampler] for key in call]),
+            rows=rows,
+            options=dataclasses.replace(self.options, cache=caches.parse(lane.cache)),
+            seed=lane.seed,
+            batch_size=self.plan.batch_size,
+            queue_length=self.plan.queue_length,
+            ids=[key.index for key in call],
+        ):
+            outputs = done.outputs(self.codec, rows)
+            self.keep(call, {i: out for i, out in outputs.items() if is_open[i]})
+
+    def keep(self, call: Sequence[Key], outputs: Mapping[int, Output]) -> None:
+        """Judges and logs outputs, by their places in a call."""
+        if not outputs:
+            return
+        examples = [self.examples[call[place].index] for place in outputs]
+        judged = _judge(self.task, examples, list(outputs.values()))
+        number = self.manifest.begin()
+        new = [
+            call[place]._asdict()
+            | fields
+            | {"place": [place, len(call)], "run": number}
+            for place, fields in zip(outputs, judged, strict=True)
+        ]
+        self.log.append(new)
+        self.on_records(new)
+
+
+def _judge(
+    task: Task, examples: Sequence[Example], outputs: Sequence[Output]
+) -> list[dict[str, Any]]:
+    """What records say of outputs."""
+    # Judging may wait for a process that runs the answer. More of them than processors
+    # would take each other's time.
+    with ThreadPoolExecutor(processors.usable()) as pool:
+        verdicts = list(pool.map(partial(verdict_on, task), examples, outputs))
+    return [
+        {
+            "name": example.name,
+            "is_correct": bool(verdict.is_correct),
+            "reason": verdict.reason,
+            "nfe": output.nfe,
+            "num_whole": output.num_whole,
+            "num_tokens": output.num_tokens,
+            "is_complete": output.is_complete,
+            "has_nan": output.has_nan,
+            "text": output.text,
+            "seconds": output.seconds,
+            "compile_seconds": output.compile_seconds,
+        }
+        for example, output, verdict in zip(examples, outputs, verdicts, strict=True)
+    ]
+
+
+def verdict_on(task: Task, example: Example, output: Output) -> Verdict:
+    """A task's verdict; a row that a NaN ended is wrong, whatever it holds.
+
+    Args:
+      task: what judges.
+      example: of the task.
+      output: what was written.
+    """
+    if output.has_nan:
+        return Verdict(False, f"the model gave NaN at forward {output.nfe}")
+    return task.verdict(example, output.text)
+
+
+def _without_blanks(row: Encoded) -> Encoded:
+    return dataclasses.replace(row, is_blank=np.zeros_like(row.is_blank))
+
+
+def _stacked(rules: Sequence[Sampler]) -> Sampler:
+    """One sampler whose numbers are arrays with a value per row."""
+    return jax.tree.map(lambda *values: np.stack(values), *rules)

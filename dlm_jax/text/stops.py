@@ -1,0 +1,31 @@
+"""Stop tokens of a checkpoint's generation_config.json."""
+
+import json
+import pathlib
+
+from dlm_jax.errors import InputError
+from dlm_jax.models.family import ModelConfig
+
+
+def generation_eos(directory: pathlib.Path, config: ModelConfig) -> tuple[int, ...]:
+    """The EOS ids of a checkpoint's generation_config.json: none, one or several.
+
+    Raises:
+      InputError: if the file is damaged or names what is no token of the model.
+    """
+    path = directory / "generation_config.json"
+    if not path.is_file():
+        return ()
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        found = read.get("eos_token_id")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    for token in ids:
+        if type(token) is not int or not 0 <= token < config.embedding_size:
+            raise InputError(
+                f"{path}: eos_token_id ({found!r}) must be token ids from 0 to "
+                f"{config.embedding_size - 1}"
+            )
+    return tuple(ids)

@@ -368,7 +368,7 @@ def _subject(config: ConfigDict) -> tuple[Module, Sequence[int], _Workload]:
     preset, checkpoint, dtype = _PRESET.value, _CHECKPOINT.value, _DTYPE.value
     if preset and checkpoint:
         raise InputError("preset and checkpoint cannot both be given")
-    common = {
+    common: dict[str, Any] = {
         "block_length": config.block_length,
         "num_refreshed": config.get("num_refreshed"),
     }

@@ -11,7 +11,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from dlm_jax import zoo
+from dlm_jax import caches, likelihood, zoo
+from dlm_jax.core.cache import CachePlan
 from dlm_jax.core.canvas import (
     Canvas,
     Decision,
@@ -58,6 +59,7 @@ except PackageNotFoundError:  # A clone that was not installed.
     __version__ = "unknown"
 
 __all__ = [
+    "CachePlan",
     "Canvas",
     "Cosine",
     "Decision",
@@ -91,6 +93,8 @@ __all__ = [
     "View",
     "__version__",
     "as_denoiser",
+    "caches",
+    "likelihood",
     "load",
     "number",
     "parse",

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
-from dlm_jax import checkpoints, samplers
+from dlm_jax import checkpoints, likelihood, samplers
 from dlm_jax.core import loop
 from dlm_jax.core.canvas import Generation, Prompts
 from dlm_jax.core.checks import prepare
@@ -23,10 +23,11 @@ from dlm_jax.devices import batches
 from dlm_jax.devices.runner import Loaded
 from dlm_jax.devices.runner import load as load_on_devices
 from dlm_jax.errors import InputError
+from dlm_jax.likelihood import Likelihood
 from dlm_jax.models import as_denoiser, registry
 from dlm_jax.models.family import ModelConfig
 from dlm_jax.text import prompts as prompts_
-from dlm_jax.text.codec import Codec, Messages
+from dlm_jax.text.codec import Codec, Messages, Tokens, is_tokens
 from dlm_jax.text.output import Output
 from dlm_jax.text.prompts import Encoded
 from dlm_jax.text.settings import Settings, options_of
@@ -351,6 +352,57 @@ class Model(Outline):
             raise InputError("prompts must be a list of prompts to stream")
         rows, options = self.continued(prompts, gen_length, chat, settings)
         return self.stream_rows(rows, sampler, options, settings)
+
+    @overload
+    def log_likelihood(
+        self,
+        prompts: Prompt | Tokens,
+        answers: str | Tokens,
+        *,
+        chat: bool | None = ...,
+        **settings: Unpack[likelihood.Settings],
+    ) -> Likelihood: ...
+
+    @overload
+    def log_likelihood(
+        self,
+        prompts: Sequence[Prompt | Tokens],
+        answers: Sequence[str | Tokens],
+        *,
+        chat: bool | None = ...,
+        **settings: Unpack[likelihood.Settings],
+    ) -> list[Likelihood]: ...
+
+    def log_likelihood(
+        self,
+        prompts: Prompt | Tokens | Sequence[Prompt | Tokens],
+        answers: str | Tokens | Sequence[str | Tokens],
+        *,
+        chat: bool | None = None,
+        **settings: Unpack[likelihood.Settings],
+    ) -> Likelihood | list[Likelihood]:
+        """Estimates log p(answer | prompt), in nats, for one answer or several.
+
+        Args:
+          prompts: a prompt as of `generate` or token ids; or a list of such prompts.
+          answers: as many, texts or token ids. They are encoded apart from the prompt.
+          chat: see `generate`.
+          **settings: see `likelihood.Settings`.
+
+        Returns:
+          A `Likelihood`; a list for a list of prompts, in their order.
+
+        Raises:
+          InputError: naming the argument, prompt or answer that does not fit.
+        """
+        is_one = is_tokens(prompts) or _is_one(prompts)
+        rows = self.codec.encode_answers(
+            cast(Sequence, [prompts] if is_one else prompts),
+            cast(Sequence, [answers] if is_one else answers),
+            self.codec.has_chat_template if chat is None else chat,
+        )
+        found = likelihood.estimate_rows(self.parallel, rows, **settings)
+        return found[0] if is_one else found
 
     def stream_rows(
         self,

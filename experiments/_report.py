@@ -9,6 +9,7 @@ import numpy as np
 
 from dlm_jax import samplers
 from dlm_jax.evaluation import stats
+from dlm_jax.evaluation.run import verdict_on
 from dlm_jax.tasks import Task
 from dlm_jax.tasks.base import Example
 from dlm_jax.text.codec import Messages
@@ -43,6 +44,7 @@ def records(
                 "nfe": output.nfe,
                 "num_whole": output.num_whole,
                 "is_complete": output.is_complete,
+                "has_nan": output.has_nan,
                 "seconds": round(output.seconds, 6),
                 **common,
             }
@@ -71,6 +73,7 @@ def texts(
         yield f"[{i}] {_shown(prompt)}"
         for record in by_prompt[i]:
             end = "" if record["is_complete"] else ", NOT COMPLETE"
+            end = f", NaN{end}" if record["has_nan"] else end
             yield f"--- {record['sampler']}: NFE {record['nfe']}{end}"
             yield record["text"]
         yield ""
@@ -88,7 +91,7 @@ def answers(
         blocks = [_block(example.name, task.pretty(example.prompt), "")]
         for spec, outputs in runs.items():
             answer = outputs[i].text
-            verdict = task.verdict(example, answer)
+            verdict = verdict_on(task, example, outputs[i])
             num_right[spec] += verdict.is_correct
             mark = "right" if verdict.is_correct else f"WRONG: {verdict.reason}"
             remark = f"NFE {outputs[i].nfe}, {mark}"

@@ -345,9 +345,10 @@ def _torch_loops(
             print(f"torch.compile is left out, for it does not work here: {problem}")
         else:
             # Every shape has code of its own, as every shape of dlm_jax has.
-            models["torch.compile"] = torch.compile(
+            compiled = torch.compile(
                 models["eager PyTorch"], mode=_TORCH_COMPILE.value, dynamic=False
             )
+            models["torch.compile"] = cast(torch.nn.Module, compiled)
 
     def fill_of(twin: torch.nn.Module, options: Options) -> races.Fill:
         def fill(

@@ -60,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
         print(
             f"\nThe records of {asked.workdir} are of {len(commits)} commits: {names}."
         )
+    evaluation_files.check_finite(records)
 
 
 def _records(

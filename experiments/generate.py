@@ -32,6 +32,7 @@ from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
 from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
+from dlm_jax.evaluation.records import check_finite
 from dlm_jax.model import Outline
 from dlm_jax.model import outline as read_outline
 from dlm_jax.tasks.base import BLANK, check_codec
@@ -179,6 +180,7 @@ def main(argv: Sequence[str]) -> None:
         lines, num_right = _report.answers(task, examples, runs, config.num_shown)
     said = sys.stderr if is_piped else sys.stdout
     print(*lines, *_report.summary(runs, num_right), sep="\n", file=said)
+    check_finite(records)
 
 
 def _encode(

@@ -23,6 +23,7 @@ from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import provenance
 from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation.records import check_finite
 from dlm_jax.tasks.base import check_codec
 from experiments import _app
 from experiments.studies.leaderboard import board
@@ -98,6 +99,7 @@ def _evaluate(
             about={"checkpoint": setting.checkpoint, "dtype": str(model.dtype)},
             on_records=lambda records: progress.update(len(records)),
         )
+    check_finite(records)
     return evaluation.summaries(records)
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.evaluation import figures, provenance
 from dlm_jax.evaluation import run as evaluation
-from dlm_jax.evaluation.records import environments
+from dlm_jax.evaluation.records import check_finite, environments
 from dlm_jax.models import as_denoiser
 from dlm_jax.tasks.base import Task, load
 from experiments import _app, _papers
@@ -88,6 +88,7 @@ def _measure(
             about=about,
             on_records=lambda records: progress.update(len(records)),
         )
+    check_finite(records)
     splits = {}
     if name == "maze":
         splits = maze_split.measure(

@@ -13,6 +13,7 @@ from absl import flags
 
 from dlm_jax.evaluation import figures, sweeps
 from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation.records import check_finite
 from experiments import _app, _evaluating
 from experiments._progress import Progress
 
@@ -66,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
         )
     print(sweeps.table(made))
     print(f"Wrote {workdir / 'sweep.csv'} and {workdir / 'sweep.png'}")
+    check_finite(records)
 
 
 if __name__ == "__main__":

@@ -215,8 +215,8 @@ MUTATIONS = (
     Mutation(
         "a done row goes on",
         FORWARD,
-        "everywhere, ~is_done, cache",
-        "everywhere, jnp.ones_like(is_done), cache",
+        "everywhere, ~is_done, kind, cache",
+        "everywhere, jnp.ones_like(is_done), kind, cache",
         ("tests/core/test_generate.py", "tests/core/test_contract.py"),
     ),
     Mutation(
@@ -316,8 +316,8 @@ MUTATIONS = (
     Mutation(
         "a CPU draws all tiles at once",
         NOISE,
-        "cpu=functools.partial(tile_by_tile, dtype=dtype)",
-        "cpu=functools.partial(all_tiles, dtype=dtype)",
+        "cpu=functools.partial(tile_by_tile, width=width, dtype=dtype)",
+        "cpu=functools.partial(all_tiles, width=width, dtype=dtype)",
         ("tests/core/test_noise.py",),
     ),
     Mutation(
@@ -515,7 +515,7 @@ MUTATIONS = (
     Mutation(
         "all positions count as known",
         FORWARD,
-        "is_known=is_refreshed[:, None] | jnp.any(is_source, axis=-1)",
+        "is_known=is_refreshed[:, None] | is_in_window",
         "is_known=jnp.ones(region.shape, bool)",
         T_CACHE,
     ),
@@ -549,10 +549,24 @@ MUTATIONS = (
         T_CACHE,
     ),
     Mutation(
-        "masks outside the window wait",
-        APPROXIMATE,
-        "is_stale |= jnp.any(canvas.is_mask & canvas.is_open & ~is_in_window)",
-        "pass",
+        "a row that a step tells nothing waits",
+        FORWARD,
+        "kind = jnp.where(is_stuck, Kind.REFRESH, kind)",
+        "kind = jnp.where(is_stuck, Kind.STEP, kind)",
+        T_CACHE,
+    ),
+    Mutation(
+        "what a row of NaNs wrote stays",
+        LOOP,
+        "jnp.any(is_broken), lambda c: _wiped(c, is_broken)",
+        "jnp.any(is_broken), lambda c: c",
+        T_CACHE,
+    ),
+    Mutation(
+        "deferred candidates count as stale",
+        LOOP,
+        "counts &= jnp.isfinite(cached)",
+        "counts &= True",
         T_CACHE,
     ),
     Mutation(

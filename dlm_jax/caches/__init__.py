@@ -1,9 +1,10 @@
 """Cache plans, one file each, and their specs: `dual(refresh_every=8)`."""
 
+from dlm_jax.caches.approximate import Approximate
 from dlm_jax.caches.block import Block
 from dlm_jax.caches.dual import Dual
 from dlm_jax.caches.prefix import Prefix
-from dlm_jax.core.cache import CachePlan
+from dlm_jax.core.cache import CachePlan, Kind
 from dlm_jax.core.spec import Specs
 
 CACHES: dict[str, type[CachePlan]] = {
@@ -16,7 +17,16 @@ _SPECS = Specs(
     kind="cache", base=CachePlan, known=CACHES, example="dual(refresh_every=8)"
 )
 
-__all__ = ["CACHES", "Block", "Dual", "Prefix", "parse", "to_spec"]
+__all__ = [
+    "CACHES",
+    "Approximate",
+    "Block",
+    "Dual",
+    "Kind",
+    "Prefix",
+    "parse",
+    "to_spec",
+]
 
 
 def parse(spec: str) -> CachePlan:

@@ -11,24 +11,20 @@ from dlm_jax.core.sampler import number
 
 
 class Approximate(CachePlan):
-    """Keys and values of decided tokens are kept although what they depend on changes.
+    """Base of plans that keep keys and values although what they depend on changes.
 
     The whole row is computed again when a block begins, as in Fast-dLLM
-    (arXiv:2505.22618), and also when a mask that may be filled lies outside the window:
-    a sampler took back a token of an earlier block.
+    (arXiv:2505.22618).
 
     Attributes:
-      refresh_every: also after so many steps of a block; 0 never.
+      refresh_every: also refresh at every so many steps of a block; 0 never.
     """
 
     refresh_every: int = number(default=0, at_least=0)
     has_window: ClassVar[bool] = True
 
     def kind(self, canvas: Canvas) -> Int[Array, ""]:
-        # Not the remainder of a division by 0.
+        # A remainder by 0 has no meaning: a period that no block reaches instead.
         period = jnp.where(self.refresh_every > 0, self.refresh_every, 2**30)
-        is_in_window = jnp.zeros_like(canvas.is_mask)
-        is_in_window = is_in_window.at[self.window(canvas)].set(True, mode="drop")
         is_stale = canvas.block_step % period == 0
-        is_stale |= jnp.any(canvas.is_mask & canvas.is_open & ~is_in_window)
         return jnp.where(is_stale, jnp.int32(Kind.REFRESH), jnp.int32(Kind.STEP))

@@ -10,12 +10,17 @@ from dlm_jax.core.canvas import Canvas
 
 
 class Block(CachePlan):
-    """Keys and values of finished blocks, for models whose blocks see no later ones.
+    """Keeps finished blocks, for models whose blocks do not see later ones; exact.
 
-    One forward writes those of the given blocks before the first blank (PREFILL; none
-    if there is no whole one), a forward of the active block against them precedes every
-    decision (STEP), and one of the finished block writes its own (STORE). The tokens
-    are those of full forwards. (SDAR's released loop; NFE counts all three.)
+    As in SDAR's released loop (arXiv:2510.06303), a row goes through three kinds of
+    forward, and NFE counts all of them:
+
+    - PREFILL, once, for the given blocks before the first blank; none if there is no
+      such block.
+    - STEP: the active block, against the blocks before it. The sampler decides.
+    - STORE, once for each finished block: writes its final keys and values.
+
+    The tokens are those of full forwards.
     """
 
     has_window: ClassVar[bool] = True
@@ -29,7 +34,7 @@ class Block(CachePlan):
         return jnp.where(is_new, jnp.int32(Kind.PREFILL), kind)
 
     def window(self, canvas: Canvas) -> Int[Array, "w"]:
-        # Given tokens of the block among them.
+        # The whole block, with its given tokens.
         return canvas.block_column + jnp.arange(canvas.block_length, dtype=jnp.int32)
 
     def extra_forwards(self, length: int, block_length: int) -> int:

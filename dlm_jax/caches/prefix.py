@@ -10,8 +10,9 @@ from dlm_jax.core.canvas import Canvas
 class Prefix(Approximate):
     """What lies before the active block is kept (arXiv:2505.22618, section 3.2).
 
-    A step recomputes the blanks of the active block and of all later ones. Given tokens
-    among them, which an infilling has, are kept.
+    A step recomputes the blanks of the active block and of all later ones; given tokens
+    between them (of an infilling) keep what the last refresh computed. The window is as
+    wide as all blanks in every block, since shapes are static.
     """
 
     def window(self, canvas: Canvas) -> Int[Array, "w"]:

@@ -24,7 +24,14 @@ from dlm_jax.core.sampler import Rule
 
 
 class Kind(enum.IntEnum):
-    """Kinds of forward, see above."""
+    """Kinds of forward.
+
+    Attributes:
+      REFRESH: the whole row goes through the model; the sampler decides.
+      STEP: a window of the row does; the sampler decides.
+      PREFILL: the whole row does, only to fill an exact cache.
+      STORE: a window of final tokens does, only to fill an exact cache.
+    """
 
     REFRESH = 0
     STEP = 1
@@ -45,13 +52,15 @@ class Kind(enum.IntEnum):
 class CachePlan(Rule):
     """Base of all cache plans, written for one row, as samplers are.
 
-    As it stands it is the plan without a cache.
+    By itself it is the plan without a cache: every forward computes the whole row.
+
+    The cache is not cleared for a new row. A plan must begin with a whole row, unless
+    no column of the first window sees a column outside of it.
 
     Attributes:
       has_window: some forwards recompute a window of the row only.
       has_store: a block is over only when its final tokens have gone through a STORE.
-      needs_block_causal: it is only right for models whose blocks do not see later
-        ones.
+      needs_block_causal: the plan is refused for models whose blocks see later ones.
     """
 
     has_window: ClassVar[bool] = False
@@ -63,12 +72,18 @@ class CachePlan(Rule):
         return jnp.int32(Kind.REFRESH)
 
     def window(self, canvas: Canvas) -> Int[Array, "w"]:
-        """The columns that a STEP or STORE recomputes; l where there are fewer than w.
+        """The columns that a STEP or STORE recomputes, each at most once.
 
-        Each column at most once. w may depend on static numbers only.
+        w may depend on static numbers only. Where there are fewer columns than w, the
+        rest of the entries are l (`canvas.length`).
         """
         raise NotImplementedError
 
     def extra_forwards(self, length: int, block_length: int) -> int:
-        """A bound on the forwards of a row after which the sampler decides nothing."""
+        """A bound on a row's forwards after which the sampler decides nothing.
+
+        Args:
+          length: columns of the padded row.
+          block_length: columns per block.
+        """
         return 0

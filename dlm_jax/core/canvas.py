@@ -122,9 +122,9 @@ class View:
       visibility: bool [q, m], q = 1 or m; True where a query may attend to a key. A
         block-causal model hides later blocks besides.
       block_length: blanks per block, what block-causal models count (static).
-      columns: int32 [w]; of the tokens, those that go through the model, while keys and
-        values of the others come from the cache; m where there are fewer than w. All
-        of them if None, as samplers leave it.
+      columns: int32 [w] or None; which of the tokens go through the model, m where
+        there are fewer than w. Keys and values of the others come from the cache. None
+        is all of them. The cache plan sets it; samplers leave it None.
     """
 
     tokens: Int[Array, "m"]
@@ -180,8 +180,8 @@ jax.tree_util.register_static(Missing)
 class Prediction:
     """Statistics of the model's distribution at every position, natural logarithms.
 
-    Positions outside the sampler's region hold the canvas's token, log-probability
-    -inf and entropy +inf. A sampler is refused fields that it does not list in `needs`.
+    Positions that are not known hold the canvas's token, log-probability -inf and
+    entropy +inf. A sampler is refused fields that it does not list in `needs`.
 
     Attributes:
       token: int32 [l]; the candidate: the most probable token, or at a temperature
@@ -230,13 +230,14 @@ class Trajectory:
     Attributes:
       canvas: int32 [b, s + 1, l]; canvas[:, k] is what forward k saw; from the row's
         num_steps on, the final tokens.
-      log_prob: float [b, s, l]; of the candidates; -inf outside the region.
+      log_prob: float [b, s, l]; of the candidates; -inf where there is no prediction.
       commit: bool [b, s, l].
       remask: bool [b, s, l].
       kind: int32 [b, s]; the `core.cache.Kind` of each forward, -1 where there is none.
-      staleness: float [b, s] or None; the largest error of a candidate's
-        log-probability that the cache makes, over the positions that could be committed
-        (`Options.has_staleness`). 0 after forwards of the whole row.
+      staleness: float [b, s] or None; how far a candidate's log-probability is from
+        that of a forward without the cache, in nats: the largest difference over the
+        positions that could be committed (`Options.has_staleness`). 0 after forwards
+        of the whole row.
     """
 
     canvas: HostArray
@@ -256,9 +257,9 @@ class Generation:
       num_steps: int32 [b]; NFE: forwards the row took part in, of any kind.
       num_whole: int32 [b]; of those, forwards of the whole row; all without a cache.
       num_stores: int32 [b]; of those, forwards that only wrote an exact cache.
-      last_iteration: int32 [b]; forwards of the whole batch, from the first on, until
-        the row was done: its wait for a slot plus its num_steps. The largest is the
-        number of the loop's iterations on the row's device.
+      last_iteration: int32 [b]; iterations of the loop, from the first on, until the
+        row was done: its wait for a slot, its num_steps, and with a cache its waits
+        for a refresh. The largest is the number of iterations on the row's device.
       commit_step: int32 [b, l]; forward of the commit that stood; -1 at prompt, padding
         and what a stop filled in.
       confidence: float [b, l]; probability of the prediction's candidate at that

@@ -112,11 +112,11 @@ def _check_cache(denoiser: Denoiser, options: Options) -> None:
     name = type(plan).__name__
     if plan.needs_block_causal and not denoiser.is_block_causal:
         raise InputError(
-            f"cache ({name}) must be of a model whose blocks do not see later ones, "
-            "and in this one every position sees all"
+            f"cache ({name}) must be used with a model whose blocks do not see later "
+            "ones; in this one every position sees all others"
         )
     if options.has_staleness and not (plan.has_window and options.has_trajectory):
-        raise InputError("has_staleness must be used with a cache and has_trajectory")
+        raise InputError("staleness must be measured with a cache and a trajectory")
 
 
 def _check_needs(sampler: Sampler) -> None:

@@ -49,8 +49,8 @@ class Denoiser(Protocol):
         """A cache to be written to; () for models that cannot have one.
 
         Every leaf is [batch_size, length, heads, ...]. With a `model_axis`, heads are
-        the device's own. A row's first forward writes all of it: what stood there, such
-        as the row before, is never read.
+        the device's own. It is not cleared for a new row, which sees only columns that
+        it has written itself.
         """
         ...
 

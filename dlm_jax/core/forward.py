@@ -21,12 +21,14 @@ class Forward:
       hidden: [g, b, r, d]; what the head reads for the region.
       is_known: bool [b, r]; the output was computed.
       is_served: bool [b]; the row took part. The others wait.
+      kind: int32 [b]; what each row needed, see `run`.
       cache: with the keys and values that were written.
     """
 
     hidden: Float[Array, "g b r d"]
     is_known: Bool[Array, "b r"]
     is_served: Bool[Array, "b"]
+    kind: Int[Array, "b"]
     cache: PyTree
 
 
@@ -44,6 +46,10 @@ def run(
 ) -> Forward:
     """Computes every row's window, and a few whole rows where that is due.
 
+    A row whose next STEP would predict no position that may be committed gets a REFRESH
+    instead: a sampler took back a token outside the window, or the column that predicts
+    a position lies outside.
+
     Args:
       denoiser: the model.
       params: its parameters.
@@ -60,6 +66,7 @@ def run(
     num_views = view.tokens.shape[0] // b
     sources = denoiser.sources(region)
 
+    # From b rows to all views of them, and back.
     def tile(x: Array) -> Array:
         return jnp.tile(x, (num_views, *[1] * (x.ndim - 1)))
 
@@ -69,14 +76,16 @@ def run(
     if not options.cache.has_window:
         hidden, _ = denoiser.denoise(params, view, tile(sources), ())
         everywhere = jnp.ones(region.shape, bool)
-        return Forward(apart(hidden), everywhere, ~is_done, cache)
+        return Forward(apart(hidden), everywhere, ~is_done, kind, cache)
 
-    # The windows of all rows. What this writes for a row that waits to be computed
-    # whole is written over before it is read.
+    # The windows of all rows, stale ones too. What this writes for a stale row is
+    # overwritten before it is read: its next forward computes the whole row.
     columns = jax.vmap(options.cache.window)(canvas)
-    # Past the end of the row is not yet past the end of what a sampler shows.
+    # A sampler may show more than the row. What a plan puts past the end of the row
+    # must then be past the end of what is shown.
     columns = jnp.where(columns < canvas.length, columns, view.tokens.shape[1])
     is_source = sources[:, :, None] == columns[:, None, :]
+    is_in_window = jnp.any(is_source, axis=-1)
     places = jnp.argmax(is_source, axis=-1).astype(jnp.int32)
     windows = dataclasses.replace(view, columns=tile(columns))
 
@@ -88,11 +97,15 @@ def run(
     def skip(cache: PyTree) -> tuple[Array, PyTree]:
         return jnp.zeros(shape.shape, shape.dtype), cache
 
+    may_commit = jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=False))
+    is_useful = may_commit(canvas.is_eligible, region) & is_in_window
+    is_stuck = (kind == Kind.STEP) & ~jnp.any(is_useful, axis=1)
+    kind = jnp.where(is_stuck, Kind.REFRESH, kind)
     is_whole = Kind.is_whole(kind) & ~is_done
     is_window = ~Kind.is_whole(kind) & ~is_done
     stepped, cache = jax.lax.cond(jnp.any(is_window), step, skip, cache)
 
-    # Whole rows, as many as are served in one iteration, gathered and scattered back.
+    # The whole rows that are served in this iteration, gathered and scattered back.
     ids = _first(is_whole, min(options.num_refreshed, b), turn)
     is_refreshed = jnp.zeros(b, bool).at[ids].set(True, mode="drop")
     both = jnp.concatenate(
@@ -112,8 +125,9 @@ def run(
     refreshed, cache = jax.lax.cond(jnp.any(is_whole), refresh, skip, cache)
     return Forward(
         hidden=jnp.where(is_refreshed[:, None, None], apart(refreshed), apart(stepped)),
-        is_known=is_refreshed[:, None] | jnp.any(is_source, axis=-1),
+        is_known=is_refreshed[:, None] | is_in_window,
         is_served=is_refreshed | is_window,
+        kind=kind,
         cache=cache,
     )
 

@@ -146,8 +146,13 @@ def proceed(
             carry.cache,
             carry.iteration,
         )
-        # The cache stays out of the condition, which might copy it: a row that is new
-        # in its slot writes all of it before it reads any.
+        # A row that is new in its slot writes what it reads of the cache, or sees it
+        # with weight 0. But 0 * NaN is NaN.
+        is_broken = slots.has_nan & ~carry.slots.has_nan
+        cache = jax.lax.cond(
+            jnp.any(is_broken), lambda c: _wiped(c, is_broken), lambda c: c, cache
+        )
+        # The cache stays out of the next condition, which might copy it.
         carry = dataclasses.replace(
             carry, slots=slots, cache=(), iteration=carry.iteration + 1
         )
@@ -158,6 +163,16 @@ def proceed(
         return dataclasses.replace(carry, cache=cache)
 
     return jax.lax.while_loop(is_running, iterate, carry)
+
+
+def _wiped(cache: PyTree, is_broken: Bool[Array, "b"]) -> PyTree:
+    """The cache with zeros in the rows that are broken, in all their views."""
+
+    def wipe(x: Array) -> Array:
+        views = jnp.tile(is_broken, x.shape[0] // is_broken.shape[0])
+        return jnp.where(views.reshape(-1, *[1] * (x.ndim - 1)), 0, x).astype(x.dtype)
+
+    return jax.tree.map(wipe, cache)
 
 
 def forwards_of(options: Options) -> int:
@@ -213,7 +228,7 @@ def iteration(
 
     # The forwards, and what they predict.
     with full_precision(denoiser, params, options.precision):
-        given = forward.run(
+        outputs = forward.run(
             denoiser,
             params,
             options,
@@ -226,10 +241,10 @@ def iteration(
             turn,
         )
     prediction = _predict(
-        denoiser, params, options, jobs, rows, canvas, region, given.hidden
+        denoiser, params, options, jobs, rows, canvas, region, outputs.hidden
     )
     spread = jax.vmap(functools.partial(row.spread, canvas.length))
-    prediction = spread(region, given.is_known, prediction, rows.tokens)
+    prediction = spread(region, outputs.is_known, prediction, rows.tokens)
     staleness = None
     if options.has_staleness:
         staleness = _staleness(
@@ -241,9 +256,9 @@ def iteration(
     rule_keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, _RULE)
     advance = jax.vmap(functools.partial(row.advance, denoiser, options))
     advanced = advance(
-        sampler, rule_keys, frames, rows, canvas, prediction, kind, staleness
+        sampler, rule_keys, frames, rows, canvas, prediction, outputs.kind, staleness
     )
-    return queue.where(given.is_served, advanced, rows), given.cache
+    return queue.where(outputs.is_served, advanced, rows), outputs.cache
 
 
 # What a step's random numbers are for.
@@ -272,7 +287,10 @@ def _predict(
     hidden: Float[Array, "g b r d"],
     held: Int[Array, "b r"] | None = None,
 ) -> Prediction:
-    """The statistics of a region; `held` are the tokens on the canvas by default."""
+    """The statistics of a region: all that the sampler needs.
+
+    With `held`, only the log-probabilities of these tokens.
+    """
     step_keys = jax.vmap(jax.random.fold_in)(jobs.keys, rows.step)
     draw_keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, _DRAW)
     needs = jobs.sampler.needs
@@ -318,11 +336,11 @@ def _staleness(
     region: Int[Array, "b r"],
     prediction: Prediction,
 ) -> Float[Array, "b"]:
-    """The largest error of a candidate's log-probability, against a full forward."""
+    """How far the candidates' log-probabilities are from a full forward's, at most."""
     full = dataclasses.replace(options, cache=CachePlan())
     kind = jnp.full(rows.is_done.shape, Kind.REFRESH, jnp.int32)
     with full_precision(denoiser, params, options.precision):
-        given = forward.run(
+        outputs = forward.run(
             denoiser,
             params,
             full,
@@ -336,12 +354,14 @@ def _staleness(
         )
     candidates = jnp.take_along_axis(prediction.token, region, axis=1, mode="clip")
     exact = _predict(
-        denoiser, params, full, jobs, rows, canvas, region, given.hidden, candidates
+        denoiser, params, full, jobs, rows, canvas, region, outputs.hidden, candidates
     )
     cached, counts = (
         jnp.take_along_axis(x, region, axis=1, mode="clip")
         for x in (prediction.log_prob, canvas.is_eligible & prediction.is_known)
     )
     counts &= region < canvas.length
+    # A deferred candidate has no log-probability to compare.
+    counts &= jnp.isfinite(cached)
     error = jnp.where(counts, jnp.abs(cached - exact.held_log_prob), 0)
     return jnp.max(error, axis=1)

@@ -15,7 +15,8 @@ class Options:
 
     Attributes:
       gen_length: the most blanks that a row may have.
-      block_length: blanks per semi-autoregressive block; gen_length if ABSENT.
+      block_length: blanks per semi-autoregressive block, columns for block-causal
+        models; gen_length if ABSENT.
       temperature: of the candidate's draw; 0 takes the most probable token.
       guidance: scale s of classifier-free guidance, logits un + (s + 1) (cond - un),
         `un` with the prompt masked (arXiv:2502.09992); 0 is off.
@@ -27,11 +28,11 @@ class Options:
         while another is, and has confidence 0 and infinite entropy.
       early_stop: a stop ends its row at once. If not, its block is finished first, and
         what the block holds behind the stop stays (SDAR's released loop).
-      cache: which forwards of a row compute a part of it only, see `dlm_jax.caches`;
-        every forward computes the whole row by default.
-      num_refreshed: rows that are computed whole in one iteration, beside the step of
-        the others; further ones wait. Changes no result. The backend's own if ABSENT,
-        see `checks.prepare`; without effect where there is no cache.
+      cache: the plan of which forwards compute only a part of the row, see
+        `dlm_jax.caches`; by default every forward computes the whole row.
+      num_refreshed: how many rows one iteration computes whole, at most, beside the
+        step of the others; further ones wait. Changes no result, and nothing without a
+        cache. The backend's own if ABSENT, see `checks.prepare`.
       num_slots: rows that are in flight at once on a device; the others wait in a
         queue, and take the place of rows that are done. All rows if ABSENT.
       max_steps: static bound on a row's forwards; the sampler's own if ABSENT.

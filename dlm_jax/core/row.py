@@ -42,7 +42,7 @@ class Frame:
     first_column: Int[Array, ""]  # of block 0
 
 
-# More than there are.
+# Of positions in no block: more than any row has.
 NO_BLOCK = 2**30
 
 
@@ -266,7 +266,8 @@ def advance(
     commit_step = jnp.where(commit, row.num_forwards, row.commit_step)
     confidence = jnp.where(commit, jnp.exp(prediction.log_prob), row.confidence)
 
-    # A block is over if none of its positions is undecided and it is stored.
+    # A block is over if nothing is undecided in it. With an exact cache it must then
+    # also be stored.
     is_over = ~jnp.any(is_mask & canvas.is_open)
     if options.cache.has_store:
         is_over &= kind == Kind.STORE
@@ -276,7 +277,7 @@ def advance(
         is_tail = _tail(options, frame, tokens, is_mask)
         if not options.early_stop:
             is_tail &= is_over & (frame.block_of > row.block)
-        # What is left of the row is not needed, nor a store of it.
+        # The rest of the row needs no forward, and no store.
         is_over |= jnp.any(is_tail)
         tokens = jnp.where(is_tail, denoiser.eos_id, tokens)
         is_mask &= ~is_tail
@@ -287,7 +288,8 @@ def advance(
     commit_step = jnp.where(is_undone, -1, commit_step)
     confidence = jnp.where(commit_step < 0, 0, confidence)
 
-    # The next block. An exact cache also stores those without masks.
+    # The next block with a mask. With an exact cache the next one, mask or not: it
+    # must be stored.
     following = row.block + 1
     if not options.cache.has_store:
         following = jnp.min(frame.block_of, where=is_mask, initial=NO_BLOCK)

@@ -88,10 +88,23 @@ class Parallel(abc.ABC):
 
     def __init__(self):
         self._compiled: dict[Any, _Programs] = {}
+        self._applied: dict[Callable, Any] = {}
 
     @abc.abstractmethod
     def _split(self, rows: HostArray) -> HostArray:
         """Rows, group after group, as the mapped program takes them."""
+
+    @abc.abstractmethod
+    def _map(self, function: Callable) -> Any:
+        """The jitted form of what `apply` takes: (params, rows, options) -> results.
+
+        Results have an axis of groups before all others.
+        """
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary, rows that only pad the head included."""
+        return self._vocab_size
 
     def num_slots(self, batch_size: int) -> int:
         """Slots of a group, so that all together hold a batch."""
@@ -178,6 +191,24 @@ class Parallel(abc.ABC):
             return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:num_rows]
 
         return jax.tree.map(join, jax.device_get(rows))
+
+    def apply(self, function: Callable, rows: PyTree, options: Options) -> PyTree:
+        """Applies a function of rows to each group's share, without a loop.
+
+        Args:
+          function: traceable, (denoiser, params, rows, options) -> arrays [b, ...]. It
+            is compiled once for each shape, if it is the same object.
+          rows: arrays [b, ...] on the host; num_groups divides b.
+          options: of canonical types, as `prepare` gives them.
+
+        Returns:
+          Arrays [num_groups, b / num_groups, ...] in the order of rows. They may not
+          be there yet: reading them waits.
+        """
+        if function not in self._applied:
+            self._applied[function] = self._map(function)
+        split = jax.tree.map(self._split, rows)
+        return self._applied[function](self._params, split, options)
 
     def compile(
         self,
@@ -284,7 +315,7 @@ class DataParallel(Parallel):
         """
         super().__init__()
         self.denoiser = denoiser
-        devices = tuple(devices or jax.local_devices())
+        self._devices = devices = tuple(devices or jax.local_devices())
         self.num_groups = len(devices)
         # pmap with in_axes=None would copy the weights at every call; a leading device
         # axis that already lies where it is needed copies nothing.
@@ -326,6 +357,14 @@ class DataParallel(Parallel):
 
     def _split(self, rows: HostArray) -> HostArray:
         return rows.reshape(self.num_groups, -1, *rows.shape[1:])
+
+    def _map(self, function: Callable) -> Any:
+        return jax.pmap(
+            functools.partial(function, self.denoiser),
+            axis_name="rows",
+            in_axes=(0, 0, None),
+            devices=self._devices,
+        )
 
 
 def without_axis(shard: PyTree) -> PyTree:
@@ -373,22 +412,6 @@ class ModelParallel(Parallel):
         parts["cache"] = jax.P("data", None, None, "model")
         queue_specs = Queue(**parts)
 
-        def mapped(
-            function: Callable, in_specs: tuple, out_specs: Any, donated: tuple = ()
-        ) -> Any:
-            return jax.jit(
-                jax.shard_map(
-                    function,
-                    mesh=mesh,
-                    in_specs=in_specs,
-                    out_specs=out_specs,
-                    # The loop's carry is the same on all devices of a group, but only
-                    # because they compute the same: nothing that could be checked.
-                    check_vma=False,
-                ),
-                donate_argnums=donated,
-            )
-
         def begin_group(*arguments: Any) -> Any:
             return _with_axis(begin(own, *arguments))
 
@@ -399,12 +422,37 @@ class ModelParallel(Parallel):
             return _with_axis(proceed(own, params, options, todo, queue, until))
 
         one = jax.P()
-        self._begin = mapped(
+        self._own, self._specs, self._mesh = own, specs, mesh
+        self._begin = self._shared(
             begin_group, (specs, rows, rows, rows, one), (rows, queue_specs)
         )
-        self._proceed = mapped(
+        self._proceed = self._shared(
             proceed_group, (specs, one, rows, queue_specs, one), queue_specs, (3,)
+        )
+
+    def _shared(
+        self, function: Callable, in_specs: tuple, out_specs: Any, donated: tuple = ()
+    ) -> Any:
+        """A function that the devices of a group run together, jitted."""
+        return jax.jit(
+            jax.shard_map(
+                function,
+                mesh=self._mesh,
+                in_specs=in_specs,
+                out_specs=out_specs,
+                # What comes out is the same on all devices of a group, but only because
+                # they compute the same: nothing that could be checked.
+                check_vma=False,
+            ),
+            donate_argnums=donated,
         )
 
     def _split(self, rows: HostArray) -> HostArray:
         return rows
+
+    def _map(self, function: Callable) -> Any:
+        def group(*arguments: Any) -> Any:
+            return _with_axis(function(self._own, *arguments))
+
+        rows = jax.P("data")
+        return self._shared(group, (self._specs, rows, jax.P()), rows)

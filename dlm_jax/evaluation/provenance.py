@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from dlm_jax import checkpoints
+from dlm_jax.sandbox import processors
 
 _PACKAGES = ("dlm_jax", "jax", "jaxlib", "flax", "numpy", "transformers")
 
@@ -25,7 +26,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "device": devices[0].device_kind,
         "num_devices": len(devices),
-        "num_cores": os.cpu_count(),
+        "num_cores": processors.usable(),
         "commit": _commit(),
     }
 

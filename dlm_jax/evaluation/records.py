@@ -195,10 +195,29 @@ class Log:
 
 
 def key(record: Mapping[str, Any]) -> Key:
-    """Which row a record is of."""
-    # Records of version 0.1 know no cache.
+    """The row that a record is of."""
+    # Records of version 0.1 name no cache.
     cache = record.get("cache", "none")
     return Key(record["sampler"], cache, record["seed"], record["index"])
+
+
+def check_finite(records: Iterable[Mapping[str, Any]]) -> None:
+    """Raises InputError if the model gave NaN for a row; names the first.
+
+    To be called once everything is written: the other rows are as good as ever.
+
+    Args:
+      records: with `index`, `sampler`, `nfe` and, since version 0.2, `has_nan`.
+    """
+    records = list(records)
+    found = [record for record in records if record.get("has_nan")]
+    if found:
+        first = min(found, key=lambda record: record["index"])
+        raise InputError(
+            f"the model gave NaN for {len(found)} of {len(records)} rows, first for "
+            f"prompt {first['index']} with {first['sampler']} at forward "
+            f"{first['nfe']}; what these rows hold is no answer"
+        )
 
 
 def _whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:

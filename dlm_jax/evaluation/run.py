@@ -11,6 +11,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -28,7 +29,8 @@ from dlm_jax.devices import batches
 from dlm_jax.devices.runner import Parallel
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation.records import Key, Log, Manifest
-from dlm_jax.tasks.base import Example, Task
+from dlm_jax.sandbox import processors
+from dlm_jax.tasks.base import Example, Task, Verdict
 from dlm_jax.text.codec import Codec
 from dlm_jax.text.output import Output
 from dlm_jax.text.prompts import Encoded, fit_blocks, pad
@@ -210,8 +212,8 @@ def run(
     Returns:
       The records of todo, lane by lane: `sampler`, `cache`, `seed`, `index`, `name`,
       `is_correct`, `reason`, `nfe` and of it `num_whole` of the whole row, `num_tokens`
-      (written, up to EOS), `is_complete`,
-      `text`; `seconds` and `compile_seconds`, the row's shares, see `Output`;
+      (written, up to EOS), `is_complete`, `has_nan`, `text`; `seconds` and
+      `compile_seconds`, the row's shares, see `Output`;
       `place` in the call, and the call's rows; `run`, its place in the manifest's runs.
 
     Raises:
@@ -355,10 +357,10 @@ def _judge(
     task: Task, examples: Sequence[Example], outputs: Sequence[Output]
 ) -> list[dict[str, Any]]:
     """What records say of outputs."""
-    texts = [output.text for output in outputs]
-    # Judging may wait for a process that runs the answer.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        verdicts = list(pool.map(task.verdict, examples, texts))
+    # Judging may wait for a process that runs the answer. More of them than processors
+    # would take each other's time.
+    with ThreadPoolExecutor(processors.usable()) as pool:
+        verdicts = list(pool.map(partial(verdict_on, task), examples, outputs))
     return [
         {
             "name": example.name,
@@ -368,12 +370,26 @@ def _judge(
             "num_whole": output.num_whole,
             "num_tokens": output.num_tokens,
             "is_complete": output.is_complete,
+            "has_nan": output.has_nan,
             "text": output.text,
             "seconds": output.seconds,
             "compile_seconds": output.compile_seconds,
         }
         for example, output, verdict in zip(examples, outputs, verdicts, strict=True)
     ]
+
+
+def verdict_on(task: Task, example: Example, output: Output) -> Verdict:
+    """A task's verdict; a row that a NaN ended is wrong, whatever it holds.
+
+    Args:
+      task: what judges.
+      example: of the task.
+      output: what was written.
+    """
+    if output.has_nan:
+        return Verdict(False, f"the model gave NaN at forward {output.nfe}")
+    return task.verdict(example, output.text)
 
 
 def _without_blanks(row: Encoded) -> Encoded:
@@ -409,7 +425,7 @@ class Summary:
       is_correct: bool [s, n].
       nfe: [s, n].
       num_whole: [s, n]; of those, forwards of the whole row.
-      num_tokens: [s, n]; written at blanks, up to EOS.
+      num_tokens: [s, n]; written at blanks, up to EOS; 0 of rows that are not complete.
       seconds: of all its calls, compiling excluded.
       compile_seconds: of all its calls.
     """
@@ -447,8 +463,11 @@ def summaries(records: Sequence[Mapping[str, Any]]) -> list[Summary]:
         by_sampler.setdefault(key, []).append(record)
     results = []
     for (spec, cache), own in by_sampler.items():
-        # Records of version 0.1 know no cache: all forwards were of the whole row.
-        own = [{"num_whole": record["nfe"], **record} for record in own]
+        # Records of version 0.1 name no cache: all forwards were of the whole row.
+        own = [
+            {"num_whole": record["nfe"], "is_complete": True, **record}
+            for record in own
+        ]
         own = sorted(own, key=lambda r: (r["seed"], r["index"]))
         num_seeds = len({record["seed"] for record in own})
         shape = num_seeds, len({record["index"] for record in own})
@@ -465,7 +484,9 @@ def summaries(records: Sequence[Mapping[str, Any]]) -> list[Summary]:
                 is_correct=column("is_correct"),
                 nfe=column("nfe").astype(float),
                 num_whole=column("num_whole").astype(float),
-                num_tokens=column("num_tokens").astype(float),
+                num_tokens=np.where(
+                    column("is_complete"), column("num_tokens"), 0
+                ).astype(float),
                 seconds=float(column("seconds").sum()),
                 compile_seconds=float(column("compile_seconds").sum()),
             )

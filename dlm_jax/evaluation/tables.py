@@ -44,9 +44,10 @@ def change(difference: float, interval: tuple[float, float]) -> str:
 def accuracy(results: Sequence[Summary]) -> str:
     """Accuracy, forwards and speed of samplers on a task.
 
-    `tokens` are those written at blanks, without EOS and what follows it. `time` is the
-    time of the calls without compilation. `whole-row forwards` are those of the NFE
-    that did not use the cache; the column is there if a cache is.
+    `tokens` are those written at blanks, without EOS and what follows it, of rows that
+    are complete. `time` is the time of the calls without compilation. `whole-row
+    forwards` are those of the NFE that did not use the cache; the column is there if a
+    cache is.
     """
     has_cache = any(result.cache != "none" for result in results)
     rows = [

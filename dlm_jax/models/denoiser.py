@@ -63,7 +63,7 @@ class ModuleDenoiser:
                     visibility, columns[..., None], axis=1, mode="clip"
                 )
         model = nnx.merge(self.graphdef, params)
-        # () and None both mean: no cache.
+        # Without a cache the loop passes (), and a module takes None.
         hidden, written = model.hidden(
             tokens=tokens,
             positions=positions,
@@ -84,7 +84,7 @@ def as_denoiser(model: Any) -> tuple[ModuleDenoiser, PyTree]:
     """Splits a module into a static denoiser and its parameters.
 
     Args:
-      model: a module with `config`, `hidden` and `head`, such as `llada.LLaDA`.
+      model: a `family.Module`, such as `llada.LLaDA`.
     """
     graphdef, params = nnx.split(model)
     config = model.config

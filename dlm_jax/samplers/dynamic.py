@@ -11,12 +11,12 @@ from dlm_jax.samplers.schedules import Quota, Schedule
 
 
 class Dynamic(Sampler):
-    """Commits all candidates above a confidence, or the quota's best if those are more.
+    """Commits all candidates above a confidence, but at least a quota, the best ones.
 
     The rule `low_confidence_dynamic` of SDAR's released code (arXiv:2510.06303).
 
     Attributes:
-      threshold: probability; a candidate must exceed it. 1 leaves the schedule alone.
+      threshold: probability; a candidate must exceed it. At 1 the schedule decides.
       schedule: the quota, the least number of tokens a step commits.
     """
 

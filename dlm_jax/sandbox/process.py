@@ -21,6 +21,7 @@ from typing import Any
 
 from dlm_jax.errors import InputError
 from dlm_jax.sandbox import layers as sandbox_layers
+from dlm_jax.sandbox import processors
 
 LAYERS = ("namespaces", "landlock", "seccomp")
 # Wall time of one start: a tenth of a second, or many where the machine is busy.
@@ -55,8 +56,9 @@ class Limits:
     Attributes:
       cpu_seconds: processor time, which hardly depends on what else runs; the
         system counts whole seconds.
-      wall_seconds: of all that is done after the start, checks included; catches what
-        sleeps. How long a start takes is not the program's doing.
+      wall_seconds: in which answers are waited for; catches what sleeps. Neither how
+        long a start takes, nor waiting for a processor, is the program's doing, so
+        they do not count (Linux).
       memory_bytes: address space.
       output_bytes: of all results together, as they are sent.
     """
@@ -102,10 +104,12 @@ class Child:
 
     def __init__(self, job: dict[str, Any], limits: Limits, layers: Sequence[str]):
         self._limits = limits
-        self.allow(_START_SECONDS)
+        self._seconds = self._left = _START_SECONDS
         self._received = bytearray()
         self._num_received = 0
         self._status: int | None = None
+        # For a processor; not asked for before the start is over.
+        self._waited: float | None = None
         self._cpu_seconds = 0.0
         self._directory = tempfile.mkdtemp(prefix="sandbox-")
         try:
@@ -142,12 +146,8 @@ class Child:
         # The first message is sent before the program is executed.
         if head != "ready":
             raise SandboxError(f"a sandbox did not start: {rest}")
-        self.allow(self._limits.wall_seconds)
-
-    def allow(self, seconds: float) -> None:
-        """Sets how much wall time is left from now on."""
-        self._seconds = seconds
-        self._deadline = time.monotonic() + seconds
+        self._seconds = self._left = self._limits.wall_seconds
+        self._waited = processors.seconds_waited(self._process.pid)
 
     def __enter__(self) -> "Child":
         return self
@@ -224,10 +224,28 @@ class Child:
     def _wait(self, descriptor: int, event: int) -> None:
         poll = select.poll()
         poll.register(descriptor, event)
-        while (left := self._deadline - time.monotonic()) > 0:
-            if poll.poll(math.ceil(left * 1000)):
+        while True:
+            # With no time left: what is there already is not late.
+            begun = time.monotonic()
+            is_ready = poll.poll(max(math.ceil(self._left * 1000), 0))
+            self._left -= time.monotonic() - begun
+            if is_ready:
                 return
-        raise StopError("timeout", f"not done after {self._seconds:g} s of wall time")
+            self._left += self._newly_waited()
+            if self._left <= 0:
+                raise StopError(
+                    "timeout", f"not done after {self._seconds:g} s of wall time"
+                )
+
+    def _newly_waited(self) -> float:
+        """Seconds for which the program had no processor, since the last call."""
+        if self._waited is None:
+            return 0.0
+        before, self._waited = (
+            self._waited,
+            processors.seconds_waited(self._process.pid),
+        )
+        return max(self._waited - before, 0.0)
 
     def _ended(self) -> StopError:
         self._end()

@@ -237,8 +237,7 @@ def run_checks(
       checks: Python source, trusted, that defines check(candidate), as HumanEval's
         (arXiv:2107.03374).
       entry_point: name of the function; checks may also call it by this name.
-      limits: for each of the two processes; wall_seconds for both. The defaults if
-        None.
+      limits: for each of the two processes; the defaults if None.
       prelude: Python source, trusted, executed before the checks: the prompt, if
         they call its helpers or use its imports.
       layers: of LAYERS; the strongest if None.
@@ -259,8 +258,6 @@ def run_checks(
             start_child(job, limits, layers) as candidate,
             start_child(check_job, limits, layers) as checker,
         ):
-            for child in (candidate, checker):
-                child.allow(limits.wall_seconds)
             _define(candidate)
             _answer_checker(candidate, checker, checks)
     except StopError as stop:

@@ -25,6 +25,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.models import registry
 from dlm_jax.models.family import ModelConfig, Module
 from dlm_jax.text.codec import Codec, character_tokenizer
+from dlm_jax.text.page import Grid
 from dlm_jax.text.prompts import Encoded
 
 _Drawn = TypeVar("_Drawn", bound=Hashable)
@@ -70,6 +71,7 @@ class Task(abc.ABC):
         ends at EOS.
       gen_length: most blanks that an example has; of a continuation, their number.
       block_length: tokens per semi-autoregressive block; one block if ABSENT.
+      grid: how a page lays its text out; None for running text.
 
     Both lengths are defaults, see `with_lengths`.
     """
@@ -79,6 +81,7 @@ class Task(abc.ABC):
     is_infill: ClassVar[bool]
     gen_length: int
     block_length: int = ABSENT
+    grid: ClassVar[Grid | None] = None
 
     @abc.abstractmethod
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:

@@ -33,6 +33,7 @@ from dlm_jax.tasks.base import (
     first_distinct,
     split_of,
 )
+from dlm_jax.text.page import Grid
 
 # Token ids are places in this list.
 VOCABULARY = (
@@ -84,6 +85,9 @@ class Maze(CharacterTask):
     gen_length: int = NUM_CELLS - 2 + NUM_CELLS - 1 + NUM_EXTRA
     vocabulary: ClassVar[tuple[str, ...]] = VOCABULARY
     period: ClassVar[int] = PERIOD
+    grid: ClassVar[Grid | None] = Grid(
+        WIDTH, styles={"#": "wall", "o": "path", ".": "off", "S": "end", "G": "end"}
+    )
     embedding_size: ClassVar[int] = 16
     max_sequence_length: ClassVar[int] = 128
 

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -18,6 +18,8 @@ from dlm_jax.text.prompts import Encoded
 
 # A conversation: messages with the texts `role` and `content`.
 Messages = Sequence[Mapping[str, str]]
+# Token ids; an array where there may be none.
+Tokens = Sequence[int] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,16 +160,70 @@ class Codec:
         Raises:
           InputError: as `encode` and `encode_chat`.
         """
+        return [
+            self._continued(index, self._prompt(index, prompt, is_chat), gen_length)
+            for index, prompt in enumerate(prompts)
+        ]
+
+    def encode_answers(
+        self,
+        prompts: Sequence[str | Messages | Tokens],
+        answers: Sequence[str | Tokens],
+        is_chat: bool,
+    ) -> list[Encoded]:
+        """Encodes prompts with answers whose likelihood is asked for.
+
+        The two are encoded apart, so a space between them belongs to one of them. An
+        answer gets no special tokens.
+
+        Args:
+          prompts: texts, conversations, or token ids, which may be none.
+          answers: one for each, texts or token ids.
+          is_chat: write a text as a user's message in the chat template.
+
+        Returns:
+          Rows whose blanks hold the answers.
+
+        Raises:
+          InputError: naming the prompt or answer that is empty, too long, holds a mask
+            token or a character that the tokenizer does not know.
+        """
+        if isinstance(answers, str) or is_tokens(answers):
+            raise InputError("answers must be a list, one for each of the prompts")
+        if len(prompts) != len(answers):
+            raise InputError(
+                f"answers ({len(answers)}) must be as many as prompts ({len(prompts)})"
+            )
         encoded = []
-        for index, prompt in enumerate(prompts):
-            if isinstance(prompt, str) and not is_chat:
-                tokens = self._tokens(index, prompt)
+        for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            if isinstance(answer, str):
+                new = self._tokens(index, answer, False, kind="answer")
             else:
-                # The template writes the special tokens itself.
-                text = self._in_template(index, prompt)
-                tokens = self._tokens(index, text, add_special_tokens=False)
-            encoded.append(self._continued(index, tokens, gen_length))
+                new = _token_ids(index, answer, "answer")
+            if not new.size:
+                raise InputError(f"answer {index} is empty")
+            # The answer takes the place of as many blanks.
+            row = self._continued(index, self._prompt(index, prompt, is_chat), new.size)
+            if (new == self.mask_id).any():
+                raise InputError(
+                    f"answer {index} holds the mask token ({self.mask_text})"
+                )
+            tokens = row.tokens.copy()
+            tokens[row.is_blank] = new
+            encoded.append(dataclasses.replace(row, tokens=tokens))
         return encoded
+
+    def _prompt(
+        self, index: int, prompt: str | Messages | Tokens, is_chat: bool
+    ) -> Int32[np.ndarray, "n"]:
+        """The tokens of a text, a conversation, or tokens."""
+        if is_tokens(prompt):
+            return _token_ids(index, prompt, "prompt")
+        if isinstance(prompt, str) and not is_chat:
+            return self._tokens(index, prompt)
+        # The template writes the special tokens itself.
+        text = self._in_template(index, cast(str | Messages, prompt))
+        return self._tokens(index, text, add_special_tokens=False)
 
     def _in_template(self, index: int, prompt: str | Messages) -> str:
         """A conversation in the chat template, up to where the answer begins."""
@@ -257,15 +313,19 @@ class Codec:
         return self._text(self.generated(encoded, tokens))
 
     def _tokens(
-        self, index: int, text: str, add_special_tokens: bool = True
+        self,
+        index: int,
+        text: str,
+        add_special_tokens: bool = True,
+        kind: str = "prompt",
     ) -> Int32[np.ndarray, "n"]:
         if not text:
-            raise InputError(f"prompt {index} is empty")
+            raise InputError(f"{kind} {index} is empty")
         try:
             tokens = self.tokenizer(text, add_special_tokens=add_special_tokens)
         except Exception as error:  # the Rust tokenizers raise nothing narrower
             raise InputError(
-                f"prompt {index} cannot be written in the tokenizer's vocabulary: "
+                f"{kind} {index} cannot be written in the tokenizer's vocabulary: "
                 f"{error}"
             ) from None
         return np.asarray(tokens["input_ids"], np.int32)
@@ -303,6 +363,28 @@ class Codec:
             self.tokenizer.decode(piece[i > 0 :].tolist(), skip_special_tokens=True)
             for i, piece in enumerate(pieces)
         )
+
+
+def is_tokens(prompt: Any) -> bool:
+    """Whether it is token ids, and no text, conversation or list of any of these."""
+    if isinstance(prompt, np.ndarray):
+        return prompt.ndim == 1 and prompt.dtype.kind in "iu"
+    is_list = isinstance(prompt, Sequence) and not isinstance(prompt, str)
+    return is_list and len(prompt) > 0 and isinstance(prompt[0], (int, np.integer))
+
+
+def _token_ids(index: int, tokens: Any, kind: str) -> Int32[np.ndarray, "n"]:
+    """Token ids as an array; the model says later which it has.
+
+    Raises:
+      InputError: if they are none.
+    """
+    found = np.asarray(tokens)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise InputError(f"{kind} {index} ({tokens!r}) must be a text or token ids")
+    if (abs(found) > np.iinfo(np.int32).max).any():
+        raise InputError(f"{kind} {index} must be token ids of 32 bits")
+    return found.astype(np.int32)
 
 
 def _generation_eos(directory: pathlib.Path, config: ModelConfig) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from dlm_jax.core.canvas import Generation, Trajectory
+from dlm_jax.text import page
 from dlm_jax.text.codec import Codec
 from dlm_jax.text.prompts import Encoded
 
@@ -14,6 +15,8 @@ from dlm_jax.text.prompts import Encoded
 @dataclasses.dataclass(frozen=True)
 class Output:
     """One prompt with its blanks filled.
+
+    With a trajectory, a notebook shows the run forward by forward.
 
     Attributes:
       text: the continuation up to its stop; of an infilling the whole text. Masks are
@@ -26,11 +29,12 @@ class Output:
       confidence: float32 [n]; the probability of each token when it was written; 0 at
         masks.
       is_complete: False where the bound on steps or a NaN ended the row.
-      has_nan: the model gave no finite prediction.
-      seconds: the row's share of the wall time, by forwards, compiling excluded: the
-        shares of a call add up to it.
+      has_nan: the model gave NaN at the last forward, which ended the row.
+      seconds: the row's share of the wall time, by forwards of any kind, compiling
+        excluded: the shares of a call add up to it.
       compile_seconds: the call's, divided by its rows.
       trajectory: every step of the row, without padding; None unless asked for.
+      replay: the same as a page shows it, see `dlm_jax.text.page`.
     """
 
     text: str
@@ -45,6 +49,14 @@ class Output:
     seconds: float
     compile_seconds: float
     trajectory: Trajectory | None = None
+    replay: page.Run | None = dataclasses.field(default=None, repr=False)
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows; without a trajectory it falls back to `repr`."""
+        if self.replay is None:
+            return None
+        name = f"{self.nfe} forwards, {self.num_tokens} tokens"
+        return page.frame(page.build({name: self.replay}))
 
 
 def read_output(
@@ -70,7 +82,7 @@ def read_output(
     new = codec.generated(encoded, tokens)
     # Of a continuation, what follows the stop is left out of all arrays.
     places = np.flatnonzero(encoded.is_blank)[: new.size]
-    trajectory = None
+    trajectory = replay = None
     if filled.trajectory is not None:
         nfe = int(filled.num_steps[row])
         # Some arrays are of steps, others of steps and positions.
@@ -79,6 +91,7 @@ def read_output(
         )
         canvas = filled.trajectory.canvas[row, : nfe + 1, :size]
         trajectory = dataclasses.replace(trajectory, canvas=canvas)
+        replay = page.of_trajectory(trajectory, codec)
     return Output(
         text=codec.decode(encoded, tokens),
         tokens=new,
@@ -92,4 +105,5 @@ def read_output(
         seconds=seconds,
         compile_seconds=compile_seconds,
         trajectory=trajectory,
+        replay=replay,
     )

@@ -13,7 +13,8 @@ class Settings(TypedDict, total=False):
     """Keywords that `Model.generate`, `infill` and `stream` share.
 
     Attributes:
-      block_length: tokens per semi-autoregressive block; one block by default.
+      block_length: tokens per semi-autoregressive block; one block by default, of a
+        block-causal model the config's block_size.
       temperature: of the candidates' draw; 0, the default, takes the most probable.
       guidance: scale of classifier-free guidance; 0, the default, is off.
       seed: of the random draws, an integer from 0 to 2^32 - 1; 0 by default. A
@@ -30,15 +31,15 @@ class Settings(TypedDict, total=False):
         finished first.
       cache: a cache plan or its spec, such as "dual(refresh_every=8)"; "none", the
         default, computes the whole row in every forward.
-      num_refreshed: rows that are computed whole in one iteration beside the others'
-        steps, see `Options`. Changes a result at most by rounding.
-      staleness: measure what the cache changes, into the trajectory.
+      num_refreshed: with a cache, how many rows one iteration computes whole at most,
+        see `Options`. Changes a result at most by rounding.
+      staleness: measure what the cache changes, see `Trajectory`. Needs `trajectory`.
       max_steps: bound on a row's forwards; the sampler's own by default.
       logits_dtype: what logits are rounded to, see `Options`.
       probability_dtype: what probabilities are rounded to, see `Options`.
       precision: of products of float32 models, see `Options`.
       logits_bytes: of logits that are computed in one piece, see `Options`.
-      trajectory: keep every step in `Output.trajectory`.
+      trajectory: keep every step in `Output.trajectory`, and show it in notebooks.
     """
 
     block_length: int | None

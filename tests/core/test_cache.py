@@ -20,6 +20,7 @@ from dlm_jax.core.cache import CachePlan, Kind
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
+from dlm_jax.models import registry, sdar
 
 MASK, EOS, VOCAB, BLOCK, GEN = 11, 10, 12, 4, 12
 CODES = 17
@@ -182,23 +183,21 @@ def fast_dllm(eager, plan, threshold, refresh_every):
         for step in itertools.count():
             if (eager.tokens[block] != MASK).all():
                 break
+            sources = {i: max(i - eager.model.shift, 0) for i in block}
+            masked = [i for i in block if eager.tokens[i] == MASK]
             is_whole = plan == "none" or step == 0
             is_whole |= bool(refresh_every) and step % refresh_every == 0
+            # Nothing that could be committed would be predicted.
+            is_whole |= not any(sources[i] in window for i in masked)
             if is_whole:
                 eager.compute(Kind.REFRESH, everything)
             else:
                 eager.compute(Kind.STEP, window)
-            # Dream's first masked position is predicted by the column before it, which
-            # only a whole forward computes.
-            known = [
-                i
-                for i in block
-                if is_whole or max(i - eager.model.shift, 0) in set(window)
-            ]
+            known = [i for i in block if is_whole or sources[i] in window]
             eager.commit(known, threshold)
 
 
-def sdar(eager, threshold):
+def block_diffusion(eager, threshold):
     """SDAR's loop: blocks count columns, and finished ones are stored."""
     size = eager.block_length
     first = eager.blanks[0] // size
@@ -299,7 +298,7 @@ def test_the_exact_cache_equals_a_plain_loop_and_full_forwards(
     )
     for row in range(5):
         eager = Eager(model, params, prompts, row)
-        sdar(eager, 0.4)
+        block_diffusion(eager, 0.4)
         assert_is(cached, row, eager)
         # Blocks of this model count columns, and those without a blank take no forward.
         blocks = np.unique(eager.blanks // BLOCK)
@@ -308,27 +307,15 @@ def test_the_exact_cache_equals_a_plain_loop_and_full_forwards(
 
 
 @pytest.mark.parametrize("spec", ["none", "prefix", "dual"])
-def test_a_position_without_its_source_in_the_window_waits(spec):
-    """Models that predict a position from the column before it (Dream)."""
-    params, prompts = params_of(26), batch()
-    # An infilling's blanks are not adjacent: fewer of their sources are in the window.
-    prompts = take_rows(prompts, [0, 1, 2, 3])
-    model = Memory(shift=1)
-    result = generate(
-        model, params, prompts, cache=caches.parse(spec), max_steps=40, num_slots=2
-    )
-    for row in range(4):
+def test_a_position_is_predicted_by_the_column_before_it(spec):
+    """As in Dream. The first of a block has its source outside the dual window."""
+    params, prompts, model = params_of(26), batch(), Memory(shift=1)
+    result = generate(model, params, prompts, cache=caches.parse(spec), num_slots=2)
+    assert result.is_complete.all()
+    for row in range(5):
         eager = Eager(model, params, prompts, row)
-        if spec == "none":
-            fast_dllm(eager, spec, 0.4, 0)
-            assert_is(result, row, eager)
-            continue
-        # The first position of a block is known after whole forwards only.
-        trajectory = result.trajectory
-        for k in range(int(result.num_steps[row])):
-            first = eager.blanks[[r for r in range(0, len(eager.blanks), BLOCK)]]
-            if trajectory.kind[row, k] == Kind.STEP and spec == "dual":
-                assert not trajectory.commit[row, k, first].any()
+        fast_dllm(eager, spec, 0.4, 0)
+        assert_is(result, row, eager)
 
 
 def test_a_stop_ends_a_row_at_once_or_with_its_block():
@@ -391,9 +378,10 @@ def test_a_mask_outside_the_window_is_refreshed(spec):
     (step,) = np.flatnonzero(trajectory.remask[0].any(axis=1))
     filled = trajectory.commit[0, :, 3]
     (_, again) = np.flatnonzero(filled)
-    assert again > step
-    assert (trajectory.kind[0, step : again + 1] == Kind.REFRESH).all()
-    assert (trajectory.kind[0] == Kind.STEP).any()
+    # Steps go on while there is something in the window to commit.
+    assert (trajectory.kind[0, step + 1 : again] == Kind.STEP).all()
+    assert again > step + 1
+    assert trajectory.kind[0, again] == Kind.REFRESH
 
 
 def test_staleness_is_the_error_of_the_log_probabilities():
@@ -425,11 +413,53 @@ def test_staleness_is_the_error_of_the_log_probabilities():
     assert largest > 0.1
 
 
+def test_staleness_leaves_deferred_candidates_out():
+    """They have probability 0 in every statistic."""
+    result = generate(
+        Memory(),
+        params_of(26),
+        batch(),
+        cache=caches.Dual(),
+        has_staleness=True,
+        deferred_ids=(3,),
+    )
+    assert (result.trajectory.log_prob == -np.inf).any()
+    assert np.isfinite(result.trajectory.staleness).all()
+    assert result.trajectory.staleness.max() > 0.1
+
+
+def test_a_row_of_nans_does_not_reach_the_next_in_its_slot():
+    """The exact cache's first forward of a short prompt writes one block only."""
+    config = sdar.sdar_tiny()
+    model = registry.init(config, seed=1)
+    model.embed_tokens[...] = model.embed_tokens[...].at[5].set(jnp.nan)
+    denoiser, params = models.as_denoiser(model)
+    broken = prompts_of([6], GEN, width=24)
+    broken.tokens[0, :6] = [5, 6, 7, 8, 9, 10]
+    good = prompts_of([2], GEN, width=24, vocab_size=9)
+    good.tokens[0, :2] = [6, 7]
+
+    def run(prompts, ids):
+        return loop.generate(
+            denoiser,
+            params,
+            samplers.parse("threshold"),
+            prompts,
+            row_keys(0, np.asarray(ids)),
+            Options(GEN, BLOCK, cache=caches.Block(), num_slots=1, guidance=0.5),
+        )
+
+    alone, queued = run(good, [1]), run(stack([broken, good]), [0, 1])
+    assert queued.has_nan.tolist() == [True, False]
+    np.testing.assert_array_equal(queued.tokens[1], alone.tokens[0])
+    assert queued.is_complete[1]
+
+
 def test_what_a_model_cannot_have_is_refused():
     params, prompts = params_of(26), batch()
-    with pytest.raises(InputError, match=r"cache \(Block\) must be of a model"):
+    with pytest.raises(InputError, match=r"cache \(Block\) must be used with a model"):
         generate(Memory(), params, prompts, cache=caches.Block())
-    with pytest.raises(InputError, match="has_staleness must be used with a cache"):
+    with pytest.raises(InputError, match="staleness must be measured with a cache"):
         generate(Memory(), params, prompts, has_staleness=True)
     with pytest.raises(InputError, match=r"num_refreshed \(0\) must be at least 1"):
         generate(Memory(), params, prompts, cache=caches.Dual(), num_refreshed=0)

@@ -42,13 +42,14 @@ def run_example(monkeypatch, capsys, tmp_path):
         return names, capsys.readouterr().out
 
     yield run
-    sys.modules.pop("my_rules", None)
+    for name in ("my_rules", "my_plans"):
+        sys.modules.pop(name, None)
 
 
 def test_every_example_is_tested():
     tests = pathlib.Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):
-        assert f'"{path.stem}"' in tests or path.stem in ("my_rules",)
+        assert f'"{path.stem}"' in tests or path.stem in ("my_rules", "my_plans")
 
 
 def test_first_steps_solves_both_puzzles(run_example):
@@ -74,6 +75,30 @@ def test_a_rule_of_one_s_own_is_the_same_as_object_and_as_spec(run_example):
     assert str(own.nfe) == nfes[0] and own.text == names["out"].text
 
 
+def test_a_plan_of_one_s_own_is_the_same_as_object_and_as_spec(run_example):
+    names, out = run_example("own_plan")
+    lines = out.splitlines()
+    assert len(lines) == 3 and all(line.endswith("True") for line in lines)
+    full, by_object, by_spec = names["outs"]
+    assert full.num_whole == full.nfe
+    assert by_object.nfe == by_spec.nfe and by_object.text == by_spec.text
+    # 47 blanks are three blocks of 16, whose first two forwards are of the whole row.
+    assert by_object.num_whole == by_spec.num_whole == 6
+    plans, model = names["my_plans"], names["model"]
+
+    def infill(cache):
+        rule = "entropy_bound(gamma=0.01)"
+        return model.infill(names["prompt"], rule, block_length=16, cache=cache)
+
+    # With a window of all blanks it is Prefix, and with none behind the block Dual.
+    for num_after, known in ((48, "prefix"), (0, "dual")):
+        own = infill(plans.Vicinity(num_after=num_after, num_first=1))
+        other = infill(known)
+        assert (own.nfe, own.num_whole) == (other.nfe, other.num_whole)
+        assert own.text == other.text
+    assert infill("prefix").nfe != infill("dual").nfe
+
+
 def test_arrays_are_filled_with_the_likeliest_tokens(run_example):
     names, _ = run_example("arrays")
     table, result = np.array(names["table"]), names["result"]
@@ -83,6 +108,14 @@ def test_arrays_are_filled_with_the_likeliest_tokens(run_example):
     )
     assert np.array_equal(result.tokens, np.stack([expected, expected]))
     assert (result.num_steps < 8).all()
+
+
+def test_the_correct_answer_is_the_likeliest(run_example):
+    names, out = run_example("likelihood")
+    assert re.findall(r"greedy: (\w+)", out) == ["True", "False", "False"]
+    for errors in names["errors"].values():
+        # It is certain of the correct answer, and its estimate has no noise.
+        assert errors[0] < 0.1 < min(errors[1:])
 
 
 def test_a_task_of_one_s_own_keeps_the_rules_of_tasks(run_example):

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import pytest
 import tqdm
 from evaluation_runs import Arbitrary
 
-from dlm_jax import samplers, tasks
+from dlm_jax import checkpoints, samplers, tasks
 from dlm_jax.evaluation import provenance, tables
 from dlm_jax.evaluation import run as evaluation
 from dlm_jax.evaluation.records import read_records
@@ -180,3 +181,54 @@ def test_killed_five_times_at_random_gives_the_same_table(checkpoint, tmp_path):
 def _size(directory):
     path = directory / "records.jsonl"
     return path.stat().st_size if path.exists() else 0
+
+
+def test_a_nan_is_told_once_everything_is_written(checkpoint, tmp_path, run_script):
+    model = checkpoints.load(checkpoint)
+    weight = model.wte[...]
+    model.wte[...] = weight.at[3].set(jnp.nan)
+    broken, workdir = tmp_path / "broken", tmp_path / "runs"
+    checkpoints.save_hf(model, broken, checkpoints.companions(checkpoint))
+    arguments = [
+        f"--checkpoint={broken}",
+        f"--workdir={workdir}",
+        "--split=test",
+        "--num_examples=2",
+        "--sampler=threshold",
+        "--batch_size=2",
+        "--queue_length=2",
+    ]
+    for _ in range(2):  # A resumed run tells it again.
+        status, out, error = run_script("evaluate", *arguments)
+        assert status == 1
+        assert error == (
+            "error: the model gave NaN for 2 of 2 rows, first for prompt 0 with "
+            f"{samplers.canonical_spec('threshold')} at forward 1; what these rows "
+            "hold is no answer\n"
+        )
+        cells = [cell.strip() for cell in out.splitlines()[2].strip("|").split("|")]
+        # Correct, and tokens per forward and second.
+        assert (cells[1], cells[7], cells[8]) == ("0", "0.00", "0")
+    for record in read_records(workdir):
+        assert record["reason"] == "the model gave NaN at forward 1"
+        assert record["has_nan"] and not record["is_correct"]
+
+
+def test_tokens_of_rows_that_are_not_complete_do_not_count():
+    record = {
+        "sampler": "threshold(threshold=0.9)",
+        "seed": 0,
+        "is_correct": False,
+        "nfe": 10,
+        "seconds": 1.0,
+        "compile_seconds": 0.0,
+        "num_tokens": 20,
+    }
+    rows = [
+        record | {"index": 0, "is_complete": True},
+        record | {"index": 1, "is_complete": False},
+        record | {"index": 2},  # of an earlier version
+    ]
+    [summary] = evaluation.summaries(rows)
+    assert summary.num_tokens.tolist() == [[20, 0, 20]]
+    assert summary.tokens_per_forward == pytest.approx(40 / 30)

@@ -12,9 +12,10 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from chat_tokenizer import CONFIG, MASK, TEMPLATE, make_tokenizer
+from chat_tokenizer import CONFIG, IDS, MASK, TEMPLATE, make_tokenizer
 from flax import nnx
 
+import dlm_jax as dlm
 from dlm_jax import checkpoints, samplers, zoo
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import sudoku
@@ -299,3 +300,52 @@ def test_command_line_answers_bad_input_without_a_traceback(tmp_path):
 def test_blocks_that_do_not_fit_the_page_go_below():
     lines = list(_report.beside([["a" * 40, "b"], ["c"], ["d", "e", "f"]]))
     assert lines == ["a" * 40 + "   c", "b", "d", "e", "f"]
+
+
+def test_a_nan_is_told_once_everything_is_written(run_script, chat_model, tmp_path):
+    # The letter q stands in the second and fourth prompt only.
+    model = checkpoints.load(chat_model)
+    weight = model.wte[...]
+    model.wte[...] = weight.at[IDS["q"]].set(jnp.nan)
+    broken, output = tmp_path / "broken", tmp_path / "out.jsonl"
+    checkpoints.save_hf(model, broken, checkpoints.companions(chat_model))
+    arguments = [
+        "--gen_length=4",
+        "--block_length=4",
+        "--nochat",
+        "--sampler=threshold(threshold=0.0)",
+        "--sampler=left_to_right",
+        "--seed=1",
+    ]
+    arguments += [f"--prompt={text}" for text in ("one", "quite", "three", "aq")]
+    status, out, err = run_script(
+        "generate", f"--checkpoint={broken}", f"--output={output}", *arguments
+    )
+    assert status == 1
+    spec = samplers.canonical_spec("threshold(threshold=0.0)")
+    assert err == (
+        f"error: the model gave NaN for 4 of 8 rows, first for prompt 1 with {spec} at "
+        "forward 1; what these rows hold is no answer\n"
+    )
+    # The other rows are there, as with weights that have no NaN.
+    other = tmp_path / "whole.jsonl"
+    status, *_ = run_script(
+        "generate", f"--checkpoint={chat_model}", f"--output={other}", *arguments
+    )
+    assert status == 0
+    for record, whole in zip(read(output), read(other), strict=True):
+        if record["index"] in (0, 2):
+            assert record["tokens"] == whole["tokens"]
+            assert record["is_complete"] and not record["has_nan"]
+        else:
+            assert not record["is_complete"] and record["has_nan"]
+        assert not whole["has_nan"]
+    assert out.count("NFE 1, NaN, NOT COMPLETE") == 4
+
+    # The front door keeps it.
+    texts = ["one", "quite"]
+    settings = {"gen_length": 4, "chat": False}
+    outputs = dlm.load(broken).generate(texts, "left_to_right", **settings)
+    assert [o.has_nan for o in outputs] == [False, True]
+    assert [o.num_tokens for o in outputs][1] == 0
+    assert dlm.load(broken).generate("aq", "saber", **settings).has_nan

@@ -1,7 +1,5 @@
 """HumanEval: the published problems, and code taken out of made-up answers."""
 
-import textwrap
-
 import jax
 import numpy as np
 import pytest
@@ -28,49 +26,15 @@ PROBLEM = humaneval.Problem(
     canonical_solution="    return helper(math.pi * r * r)\n",
 )
 WHOLE = "def area(r):\n    return helper(math.pi * r * r)"
-BODY = "    a = math.pi * r * r\n    if a > 0:\n        a += 0\n    return helper(a)"
-
-
-def area_of_two(program):
-    names = {}
-    exec(program, names)
-    return names["area"](2)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        f"Here you are:\n```python\n{WHOLE}\n```\nThe def of a circle's area.",
-        f"```\n{WHOLE}\n```",
-        f"```python\n{WHOLE}",
-        f"First a part:\n```python\nx = 1\n```\nThen all:\n```py\n{WHOLE}\n```",
-        "1. Like this:\n" + textwrap.indent(f"```python\n{WHOLE}\n```", "   "),
-        f"```python\n{BODY}\n```",
-        f"Sure, here it is.\n\n{WHOLE}\n\nIt uses the helper.",
-        f"import math\n\n{WHOLE}",
-        BODY,
-        f"\n{BODY}\n\nThis returns the area.",
-        # The first line's indentation was cut off, or that of all lines.
-        BODY.strip(),
-        BODY.replace("\n    ", "\n").strip(),
-    ],
-)
-def test_code_is_taken_out_of_an_answer(answer):
-    assert area_of_two(humaneval.extract(PROBLEM, answer)) == 12
-
-
-def test_a_docstring_may_have_words_at_the_margin():
-    answer = 'def area(r):\n    """\nFor a circle.\n"""\n    return 12'
-    assert area_of_two(humaneval.extract(PROBLEM, answer)) == 12
 
 
 @pytest.mark.parametrize("answer", ["", "I cannot do that.", "```", "```python\n```"])
 def test_no_code_is_no_solution(answer):
-    program = humaneval.extract(PROBLEM, answer)
     example = Example("made up", PROBLEM.prompt, PROBLEM)
     verdict = humaneval.HumanEval().verdict(example, answer)
-    assert program.startswith(PROBLEM.prompt)
-    assert not verdict.is_correct and verdict.reason
+    assert not verdict.is_correct
+    reason = "the answer does not define area" if answer else "the answer is empty"
+    assert verdict.reason.startswith(reason)
 
 
 def test_a_wrong_answer_is_told_from_a_right_one():
@@ -202,27 +166,16 @@ def test_there_are_164_and_no_more(examples):
         humaneval.HumanEval().examples("test", 165)
 
 
-def test_canonical_solutions_are_found_in_an_answer(examples):
-    for example in examples[2::4]:
-        problem = example.truth
-        whole = problem.prompt + problem.canonical_solution
-        for answer in (
-            problem.canonical_solution,
-            f"Yes.\n```python\n{whole}```",
-            f"Here:\n\n{whole}",
-        ):
-            names = {}
-            exec(humaneval.extract(problem, answer), names)
-            exec(f"{problem.test}\nload = check", names)
-            assert callable(names[problem.entry_point])
-
-
 # Tests that call the prompt's helper, and one that needs its import.
 @pytest.mark.parametrize("index", [32, 38, 115])
 def test_canonical_solutions_pass_and_others_do_not(examples, index):
     task, problem = humaneval.HumanEval(), examples[index].truth
     right = task.verdict(examples[index], problem.canonical_solution)
     assert right.is_correct, right.reason
-    for wrong in ("    return None\n", problem.canonical_solution + "x = (\n"):
+    # What follows the function, and does not run, does not count.
+    assert task.verdict(
+        examples[index], problem.canonical_solution + "x = (\n"
+    ).is_correct
+    for wrong in ("    return None\n", "    x = (\n", problem.prompt):
         verdict = task.verdict(examples[index], wrong)
         assert not verdict.is_correct and verdict.reason

@@ -50,7 +50,7 @@ class Blocks(nnx.Module):
 
 
 class SDAR(Module):
-    """A SDAR denoiser.
+    """An SDAR denoiser.
 
     Attributes:
       config: its shape.

@@ -19,6 +19,7 @@ from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
 from dlm_jax.tasks.base import BLANK, BatchAt, CharacterTask, Example, Verdict, cached
 from dlm_jax.tasks.sudoku import puzzles as sudoku_puzzles
+from dlm_jax.text.page import Grid
 
 # Token ids are places in this list.
 VOCABULARY = (
@@ -96,6 +97,7 @@ class Sudoku(CharacterTask):
     gen_length: int = 64
     vocabulary: ClassVar[tuple[str, ...]] = VOCABULARY
     period: ClassVar[int] = 10
+    grid: ClassVar[Grid | None] = Grid(9, box=3)
     embedding_size: ClassVar[int] = 16
     max_sequence_length: ClassVar[int] = 128
 

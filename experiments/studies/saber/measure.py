@@ -16,6 +16,7 @@ from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import run as evaluation
 from dlm_jax.evaluation import stats
+from dlm_jax.evaluation.records import check_finite
 from dlm_jax.evaluation.run import Summary
 from dlm_jax.tasks.base import Task
 from dlm_jax.text.codec import Codec
@@ -181,6 +182,7 @@ def measure(
         about=about,
         on_records=on_records,
     )
+    check_finite(records)
     results = {s.sampler: s for s in evaluation.summaries(records)}
 
     # The baseline's confidence, step by step.

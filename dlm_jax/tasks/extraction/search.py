@@ -1,0 +1,373 @@
+"""The places in an answer that may hold a function, and the choice between them."""
+
+import ast
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+
+from dlm_jax.tasks.extraction import needs, pieces, statements
+from dlm_jax.tasks.extraction.pieces import MARK
+from dlm_jax.tasks.extraction.statements import Chunk
+
+# Quality of a candidate. WHOLE, unless it ends where the answer does and might go on.
+_WHOLE, _OPEN, _EMPTY = 3, 2, 0
+_INDENT = "    "
+# Pieces that are tried as continuations, and broken or indented definitions.
+_MOST_PIECES, _MOST_BROKEN = 32, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Extracted:
+    """What was found in an answer.
+
+    Attributes:
+      program: Python source that defines the function; empty if there is none.
+      reason: one line on why there is none; else empty.
+    """
+
+    program: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    """A definition of the function.
+
+    Attributes:
+      quality: of the above.
+      is_own: the answer names the function; else it continues the prompt's head.
+      first: number of its first line in the answer.
+      is_last: nothing follows it in the answer.
+      source: the definition.
+      place: number of the region that it is in.
+      alias: source that gives a method the function's name.
+    """
+
+    quality: int
+    is_own: bool
+    first: int
+    is_last: bool
+    source: str
+    place: int
+    alias: str = ""
+
+
+def extract(answer: str, entry_point: str, prompt: str = "") -> Extracted:
+    """The program that an answer stands for.
+
+    Args:
+      answer: any text: the whole function or, after a prompt that begins it, its body;
+        in fences or not.
+      entry_point: name of the function.
+      prompt: Python that ends in the function's head and docstring, before which its
+        imports and helpers are; empty if the answer has to have all of it.
+
+    Returns:
+      The program: what the prompt has before the function, what the answer has that
+      the function needs, and the function.
+    """
+    if not answer.strip():
+        return Extracted("", "the answer is empty")
+    return _Search(answer, entry_point, prompt).result()
+
+
+class _Search:
+    """One answer and what is in it."""
+
+    def __init__(self, answer: str, entry_point: str, prompt: str):
+        self._name = entry_point
+        name = re.escape(entry_point)
+        self._head = re.compile(rf"(?:async[ \t]+)?def[ \t]+{name}[ \t]*\(")
+        heads = list(re.finditer(rf"^{self._head.pattern}", prompt, re.MULTILINE))
+        place = heads[-1].start() if heads else len(prompt)
+        self._prelude, self._begun = prompt[:place], prompt[place:].rstrip()
+        self._lines = pieces.read(answer)
+        filled = [
+            i for i, line in enumerate(self._lines) if line is None or line.strip()
+        ]
+        self._end = filled[-1] if filled else 0
+        self._pieces = pieces.pieces(self._lines)
+        self._regions = [
+            statements.split(pieces.dedented(lines), first)
+            for first, lines in self._pieces
+        ]
+        # Fences within a docstring are none, which is seen when nothing is cut.
+        if len(self._pieces) > 1 and re.search(r"\"{3}|'{3}", answer):
+            self._regions.append(statements.split(self._plain_lines()))
+        # Definitions that are not Python, with their regions.
+        self._broken: list[tuple[str, int]] = []
+        self._body_error = ""
+
+    def result(self) -> Extracted:
+        found = [c for i in range(len(self._regions)) for c in self._own(i)]
+        if self._begun:
+            found += self._continuations()
+        found = _without_parts(found, _plain(self._begun))
+        whole = [c for c in found if c.quality >= _OPEN]
+        # Methods and definitions amid a line count if there is nothing better.
+        for more in (self._methods, self._indented, self._prefixes):
+            if not whole:
+                found += more()
+                whole = [c for c in found if c.quality >= _OPEN]
+        if not found:
+            return Extracted("", self._reason())
+        chosen = max(whole or found, key=lambda c: (c.quality, c.is_own, c.first))
+        return Extracted(self._program(chosen), "")
+
+    def _plain_lines(self) -> list[str]:
+        return ["```" if line is None else line for line in self._lines]
+
+    # Candidates
+
+    def _own(self, place: int) -> Iterator[_Candidate]:
+        """Definitions at the left margin of a region."""
+        for chunk in self._regions[place]:
+            if not chunk.nodes:
+                if self._head.search(chunk.source):
+                    self._broken.append((chunk.source, place))
+                continue
+            for node in chunk.nodes:
+                if (quality := self._quality(node, chunk.last)) is not None:
+                    yield self._candidate(quality, True, chunk, place)
+
+    def _candidate(
+        self, quality: int, is_own: bool, chunk: Chunk, place: int, alias: str = ""
+    ) -> _Candidate:
+        is_last = chunk.last >= self._end
+        first, source = chunk.first, chunk.source
+        return _Candidate(quality, is_own, first, is_last, source, place, alias)
+
+    def _quality(self, node: ast.AST, last: int) -> int | None:
+        """Of a definition that ends on a line; None if it is none of the function."""
+        match node:
+            case (
+                ast.FunctionDef(name=self._name) | ast.AsyncFunctionDef(name=self._name)
+            ):
+                if not statements.has_result(node):
+                    return _EMPTY
+                is_open = last >= self._end and not statements.ends(node.body)
+                return _OPEN if is_open else _WHOLE
+            case ast.Assign(targets=[ast.Name(id=self._name)], value=ast.Lambda()):
+                return _WHOLE
+            case ast.Assign(
+                targets=[ast.Name(id=self._name)], value=ast.Name(id=other)
+            ) if other != self._name:
+                return _WHOLE
+        return None
+
+    def _continuations(self) -> Iterator[_Candidate]:
+        """The prompt's function with a body that a piece begins with."""
+        tried = list(enumerate(self._pieces))
+        tried = tried[:1] + tried[1:][1 - _MOST_PIECES :]
+        for place, (first, lines) in tried:
+            for start, body in _bodies(lines):
+                source = f"{self._begun}\n{body}"
+                source, tree = statements.tidied(source)
+                if tree is None:
+                    self._body_error = self._body_error or statements.error_of(source)
+                    self._broken.insert(0, (source, place))
+                    continue
+                last = first + start + body.count("\n")
+                quality = self._quality(tree.body[-1], last)
+                if len(tree.body) == 1 and quality is not None:
+                    chunk = Chunk(first + start, last, source, tuple(tree.body))
+                    yield self._candidate(quality, False, chunk, place)
+                    break
+
+    def _methods(self) -> Iterator[_Candidate]:
+        """Methods with the function's name."""
+        for place, region in enumerate(self._regions):
+            for chunk in region:
+                for node in chunk.nodes:
+                    if not isinstance(node, ast.ClassDef):
+                        continue
+                    for part in node.body:
+                        quality = self._quality(part, chunk.last)
+                        if quality is None or isinstance(part, ast.Assign):
+                            continue
+                        owner = f"{node.name}()" if _has_self(part) else node.name
+                        alias = f"{self._name} = {owner}.{self._name}"
+                        yield self._candidate(quality, True, chunk, place, alias)
+
+    def _indented(self) -> Iterator[_Candidate]:
+        """Definitions that do not begin at the left margin of anything."""
+        lines = self._plain_lines()
+        heads = [i for i, line in enumerate(lines) if self._head.search(line)]
+        for number in heads[-_MOST_BROKEN:]:
+            found = self._head.search(lines[number])
+            assert found
+            before = lines[number][: found.start()]
+            if MARK.fullmatch(before):
+                first, end = pieces.run(
+                    lines, number, lambda x: MARK.match(x) is not None
+                )
+                own = [MARK.sub("", line, count=1) for line in lines[first:end]]
+                number = first
+            elif before.strip():
+                own = [lines[number][found.start() :], *lines[number + 1 :]]
+            else:
+                first, end = pieces.run(
+                    lines,
+                    number,
+                    lambda x, margin=before: x.startswith(margin) or not x.strip(),
+                )
+                own = pieces.dedented(lines[first:end], before)
+                number = first
+            self._regions.append(statements.split(own, number))
+            yield from self._own(len(self._regions) - 1)
+
+    def _prefixes(self) -> Iterator[_Candidate]:
+        """The longest prefixes that are Python of definitions that are not."""
+        for source, place in self._broken[-_MOST_BROKEN:]:
+            found = self._head.search(source)
+            start = source.rfind("\n", 0, found.start()) + 1 if found else 0
+            prefix = statements.longest_prefix(source[start:])
+            tree = statements.parse(prefix) if prefix else None
+            for node in tree.body[-1:] if tree else ():
+                quality = self._quality(node, -1)
+                if prefix and quality:
+                    yield _Candidate(quality, True, self._end, True, prefix, place)
+
+    # The program
+
+    def _program(self, chosen: _Candidate) -> str:
+        """A definition with what it needs, in the order of the answer."""
+        known = statements.names_of(chosen.source)
+        kept = needs.needed(
+            names=known.used if known else (),
+            own=self._regions[chosen.place],
+            others=[
+                region
+                for i, region in enumerate(self._regions[: len(self._pieces)])
+                if i != chosen.place
+            ],
+            entry_point=self._name,
+            is_left_out=lambda c: c.first == chosen.first or self._defines(c),
+        )
+        futures = [c for c in kept if needs.is_future(c)]
+        before = [c for c in kept if c.first < chosen.first and c not in futures]
+        after = [c for c in kept if c.first > chosen.first and c not in futures]
+        parts = [
+            *(c.source for c in futures),
+            self._prelude.rstrip("\n"),
+            *(c.source for c in before),
+            chosen.source,
+            *(c.source for c in after),
+            chosen.alias,
+        ]
+        return "\n\n\n".join(part for part in parts if part.strip()) + "\n"
+
+    def _defines(self, chunk: Chunk) -> bool:
+        """Whether it is a definition of the function."""
+        return any(self._quality(node, -1) is not None for node in chunk.nodes)
+
+    def _reason(self) -> str:
+        """Why there is no candidate."""
+        own = [source for source, _ in self._broken if not self._is_continued(source)]
+        if own:
+            error = statements.error_of(own[-1])
+            return f"the definition of {self._name} is not Python: {error}"
+        defined = [
+            node.name
+            for region in self._regions
+            for chunk in region
+            for node in chunk.nodes
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
+        others = ", ".join(dict.fromkeys(defined[:3]))
+        reason = f"the answer does not define {self._name}"
+        if others:
+            return f"{reason}; it defines {others}"
+        if self._body_error:
+            return f"{reason}, nor is it a body of it: {self._body_error}"
+        return reason
+
+    def _is_continued(self, source: str) -> bool:
+        return bool(self._begun) and source.startswith(self._begun)
+
+
+def _bodies(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """What a piece might hold of a function's body, indented; the likeliest first.
+
+    Yields:
+      The number of lines before it, and the body.
+    """
+    start = next((i for i, line in enumerate(lines) if line.strip()), 0)
+    chunks = statements.split(lines[start:], start)
+    if not chunks:  # comments only
+        return
+    first = chunks[0]
+    if lines[start][0].isspace():
+        # As it is; with another indentation; with the first line's cut.
+        yield start, first.source
+        own = "\n".join(_INDENT + x for x in pieces.dedented(first.source.split("\n")))
+        if own != first.source:
+            yield start, own
+    else:
+        # Statements at the margin that end in a return are a body without its
+        # indentation.
+        size = 0
+        for i, chunk in enumerate(chunks):
+            if not chunk.nodes:
+                break
+            if any(map(_returns, chunk.nodes)):
+                size = i + 1
+        if size:
+            run = "\n".join(lines[start : chunks[size - 1].last + 1])
+            yield start, "\n".join(_INDENT + line for line in run.split("\n"))
+    yield start, _INDENT + first.source.lstrip()
+    # Words at the margin, then a body.
+    for chunk in chunks[:4]:
+        _, _, rest = chunk.source.partition("\n")
+        if not chunk.nodes and "return" in rest and rest.strip("\n")[:1] in (" ", "\t"):
+            yield chunk.first + 1, rest
+
+
+def _returns(node: ast.stmt) -> bool:
+    """Whether a statement holds a return that belongs to no function in it."""
+    todo: list[ast.AST] = [node]
+    while todo:
+        node_ = todo.pop()
+        if isinstance(node_, ast.Return):
+            return True
+        if not isinstance(node_, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            todo += ast.iter_child_nodes(node_)
+    return False
+
+
+def _without_parts(found: Sequence[_Candidate], head: str) -> list[_Candidate]:
+    """Without what only repeats a part of another candidate.
+
+    That is a definition cut off at the answer's end, or a body that an explanation
+    quotes.
+    """
+    plain = [_plain(candidate.source) for candidate in found]
+    bodies = [i for i, candidate in enumerate(found) if not candidate.is_own]
+
+    def is_part(i: int) -> bool:
+        own = found[i]
+        if own.is_own:
+            return own.is_last and any(
+                len(other) > len(plain[i]) and other.startswith(plain[i])
+                for other in plain
+            )
+        # Without the head, which all continuations share.
+        body = plain[i].removeprefix(head).strip()
+        return any(
+            len(plain[j]) > len(plain[i]) and body in plain[j] for j in bodies if j != i
+        )
+
+    return [candidate for i, candidate in enumerate(found) if not is_part(i)]
+
+
+def _plain(source: str) -> str:
+    lines = (line.strip() for line in source.split("\n"))
+    return "\n".join(line for line in lines if line)
+
+
+def _has_self(method: ast.AST) -> bool:
+    """Whether a method's first parameter is the object."""
+    if not isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
+        return False
+    arguments = [*method.args.posonlyargs, *method.args.args]
+    return bool(arguments) and arguments[0].arg == "self"

@@ -47,7 +47,7 @@ GENERATE = [
     ("--num_examples=99999", "num (99999) must be at most 1000 for test"),
     ("--task=chess", "task (chess)"),
     ("--cache=dual(refresh_every=-1)", "refresh_every"),
-    ("--cache=block", "cache (Block) must be of a model whose blocks"),
+    ("--cache=block", "cache (Block) must be"),
     ("--cache=tape", "cache (tape) must be one of"),
     ("--batch_size=0", "batch_size (0) must be at least 1"),
     ("--temperature=-1", "temperature (-1.0) must be at least 0 and finite"),
@@ -86,7 +86,7 @@ EVALUATE = [
     ("--block_length=7", "gen_length (64) must be a multiple of block_length (7)"),
     ("--example_seed=-1", "example_seed (-1) must be an integer from 0"),
     ("--checkpoint=FOREIGN", "the checkpoint's tokenizer is not the one of the task"),
-    ("--cache=block", "cache (Block) must be of a model whose blocks"),
+    ("--cache=block", "cache (Block) must be"),
     ("--cache=tape", "cache (tape) must be one of"),
 ]
 SAMPLED = [

@@ -66,7 +66,7 @@ class Progress:
             self._num_new += len(nfe)
             self._nfe += sum(nfe)
             mean = self._mean_nfe()
-        self._bar.set_postfix({"NFE": mean, **shown}, refresh=False)
+        self._bar.set_postfix(refresh=False, NFE=mean, **shown)
         self._bar.update(len(nfe))
 
     def add_known(self, nfe: Collection[float], **shown: Any) -> None:
@@ -75,7 +75,7 @@ class Progress:
             self._num_known += len(nfe)
             self._nfe += sum(nfe)
             mean = self._mean_nfe()
-        self._bar.set_postfix({"NFE": mean, **shown}, refresh=False)
+        self._bar.set_postfix(refresh=False, NFE=mean, **shown)
         if not self._bar.disable:
             # The bar's rate is of what came after.
             self._bar.initial += len(nfe)

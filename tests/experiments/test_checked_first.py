@@ -4,10 +4,11 @@ import dataclasses
 import json
 import os
 import shutil
+import threading
 
 import pytest
 
-from dlm_jax import checkpoints, zoo
+from dlm_jax import checkpoints, files, zoo
 from dlm_jax.evaluation import run as evaluation
 
 
@@ -46,7 +47,7 @@ GENERATE = [
     ("--num_examples=99999", "num (99999) must be at most 1000 for test"),
     ("--task=chess", "task (chess)"),
     ("--cache=dual(refresh_every=-1)", "refresh_every"),
-    ("--cache=block", "cache (Block) must be of a model whose blocks"),
+    ("--cache=block", "cache (Block) must be"),
     ("--cache=tape", "cache (tape) must be one of"),
     ("--batch_size=0", "batch_size (0) must be at least 1"),
     ("--temperature=-1", "temperature (-1.0) must be at least 0 and finite"),
@@ -85,7 +86,7 @@ EVALUATE = [
     ("--block_length=7", "gen_length (64) must be a multiple of block_length (7)"),
     ("--example_seed=-1", "example_seed (-1) must be an integer from 0"),
     ("--checkpoint=FOREIGN", "the checkpoint's tokenizer is not the one of the task"),
-    ("--cache=block", "cache (Block) must be of a model whose blocks"),
+    ("--cache=block", "cache (Block) must be"),
     ("--cache=tape", "cache (tape) must be one of"),
 ]
 SAMPLED = [
@@ -148,6 +149,38 @@ def test_what_is_right_gets_to_the_weights(call, name):
     flags = ["--num_examples=4", "--batch_size=4", "--split=test"]
     with pytest.raises(Reached):
         call(name, *flags)
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "is_directory"),
+    [
+        ("evaluate", "--workdir={}", True),
+        ("sweep", "--workdir={}", True),
+        ("generate", "--output={}", False),
+    ],
+)
+def test_a_second_writer_is_refused_before_weights_are_read(
+    call, tmp_path, name, flag, is_directory
+):
+    path = tmp_path / "out"
+    held, ended = threading.Event(), threading.Event()
+
+    def hold():
+        with files.locked(path, is_directory=is_directory):
+            held.set()
+            ended.wait()
+
+    first = threading.Thread(target=hold)
+    first.start()
+    try:
+        assert held.wait(60)
+        flags = ["--num_examples=4", "--batch_size=4", "--split=test"]
+        status, out, error = call(name, *flags, flag.format(path))
+    finally:
+        ended.set()
+        first.join()
+    assert (status, out) == (1, "") and error.count("\n") == 1
+    assert f"({path}) is being written by another process" in error
 
 
 def test_the_default_split_is_one_that_the_task_has(call, tmp_path):

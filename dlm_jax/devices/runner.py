@@ -314,7 +314,7 @@ class DataParallel(Parallel):
         mesh = jax.sharding.Mesh(np.array(devices), ("rows",))
         sharding = jax.NamedSharding(mesh, jax.P("rows"))
 
-        def replicate(path: tuple[Any, ...], weight: Array) -> Array:
+        def replicate(path: tuple[Any, ...], weight: Array) -> Any:
             whole = (len(devices), *weight.shape)
             if isinstance(weight, jax.ShapeDtypeStruct):
                 shape = jax.ShapeDtypeStruct(whole, weight.dtype)

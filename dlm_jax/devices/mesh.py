@@ -51,7 +51,7 @@ def place(
     path: tuple[Any, ...],
     weight: jax.Array | jax.ShapeDtypeStruct,
     sharding: jax.sharding.Sharding,
-) -> jax.Array | jax.ShapeDtypeStruct:
+) -> Any:
     """Puts a parameter where it lies, in the order of axes that its backend reads.
 
     Args:

@@ -325,7 +325,12 @@ def test_every_public_name_is_there_and_nothing_else_is_loaded():
     assert float(seconds) < 5
     for name in dlm.__all__:
         assert getattr(dlm, name) is not None
-    assert len(dlm.__all__) == len(set(dlm.__all__)) <= 40
+    assert len(dlm.__all__) == len(set(dlm.__all__))
+    # Every published rule has a name; what else there is stays small.
+    rules = (dlm.Sampler, dlm.Schedule)
+    found = [getattr(dlm, name) for name in dlm.__all__]
+    others = [x for x in found if not (isinstance(x, type) and issubclass(x, rules))]
+    assert len(others) <= 30
 
 
 def test_public_fields_of_results_are_documented():

@@ -182,7 +182,7 @@ def compile_loop(
     # A TPU's compiler says both.
     memory: Any = loop.memory_analysis()
     cost: Any = loop.cost_analysis()
-    text = loop.as_text()
+    text: Any = loop.as_text()
     report = Report(
         kind=devices[0].device_kind,
         num_devices=len(devices),

@@ -326,7 +326,9 @@ def test_llada_8b_fits_and_moves_no_weights(
 @pytest.mark.slow
 @needs_compiler
 def test_what_does_not_fit_is_refused():
-    status, out, err = run_aot("--topology=v5e:2x2", "--num_devices=1")
+    status, out, err = run_aot(
+        "--topology=v5e:2x2", "--num_devices=1", "--dtype=float32"
+    )
     assert (status, out) == (1, "")
     told = r"error: the program does not fit the memory of a TPU v5 lite \(.*B of 15"
     assert re.match(told, err[-1])

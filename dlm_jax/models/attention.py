@@ -46,8 +46,9 @@ def best(
 ) -> Float[Array, "b q h d"]:
     """The kernel for JAX's default backend, where it takes these shapes and this dtype.
 
-    That is `cudnn` on a GPU for bfloat16 and float16, `flash` on a TPU for wide heads
-    and keys that all queries see alike, and `batched` everywhere else.
+    That is `cudnn` on a GPU for bfloat16 and float16, `flash` on a TPU for wide heads,
+    at least 128 queries and keys that all of them see alike, and `batched` everywhere
+    else.
 
     Args: see `Attention`.
     """
@@ -77,7 +78,9 @@ def _choose(
         if head_dim % 8 == 0 and head_dim <= _CUDNN_HEAD_DIM:
             kernel = cudnn
     elif backend == "tpu" and visibility.shape[1] == 1 and head_dim % _TPU_LANES == 0:
-        kernel = flash
+        # Fewer queries would be padded, and keys and values of a cache copied into the
+        # kernel's order of axes (docs/aot.md).
+        kernel = flash if query.shape[1] >= _TPU_LANES else batched
     return kernel(query, key, value, visibility)
 
 

@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
@@ -19,6 +20,13 @@ settings.load_profile("patient")
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 # They compile hundreds of small programs and run each for milliseconds.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+# A shell lets what it starts in the background ignore these; tests send them.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 # Modules of functions, whose annotated shapes and dtypes are then checked on each call.
 # The hook must be in place before any of them is imported.
 install_import_hook(

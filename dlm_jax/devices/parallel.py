@@ -244,8 +244,13 @@ class Parallel(abc.ABC):
         start = time.perf_counter()
         lowered = self._begin.lower(self._params, *arguments)
         begin = lowered.compile()
-        # What the first gives is what the second takes, where it will lie.
-        given = jax.tree.map(_shape, lowered.out_info, begin.output_shardings)
+        # What the first gives is what the second takes, where it will lie. It is run if
+        # that is possible: with several processes, pmap's shapes are not a device's.
+        weights = jax.tree.leaves(self._params)
+        if any(isinstance(weight, jax.ShapeDtypeStruct) for weight in weights):
+            given = jax.tree.map(_shape, lowered.out_info, begin.output_shardings)
+        else:
+            given = begin(self._params, *arguments)
         *_, options = arguments
         rest = options, *given, np.int32(0)
         proceed = self._proceed.lower(self._params, *rest).compile()

@@ -186,7 +186,7 @@ def test_a_cache_on_puzzles_is_recorded_and_printed(run_script, checkpoint, tmp_
             "--block_length=4 --cache=dual --cache=dual(refresh_every=0)",
             "cache (dual, dual) must differ",
         ),
-        ("--block_length=4 --cache=block", "cache (Block) must be of a model whose bl"),
+        ("--block_length=4 --cache=block", "cache (Block) must be used with a model"),
         (
             "--block_length=4 --cache=dual --num_refreshed=0",
             "num_refreshed (0) must be",

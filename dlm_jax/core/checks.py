@@ -74,6 +74,7 @@ def prepare(
         is_valid=is_valid,
         can_stop=np.asarray(can_stop, bool),
     )
+    num_slots = min(options.num_slots or b, b)
     max_steps = options.max_steps
     if max_steps is None:
         max_steps = sampler.max_steps(options.gen_length)
@@ -88,20 +89,21 @@ def prepare(
         temperature=options.temperature or None,
         guidance=options.guidance or None,
         max_steps=max_steps,
-        num_refreshed=options.num_refreshed or num_refreshed(),
+        num_refreshed=options.num_refreshed or num_refreshed(num_slots),
     )
     sampler = canonical(sampler, (b,))
     sampler.check(options.gen_length, block_length)
     return sampler, prompts, canonical(options)
 
 
-# Rows that are computed whole in one iteration beside the step of the others.
-_NUM_REFRESHED = {"cpu": 1, "gpu": 1, "tpu": 1}
+# Of so many slots, one is computed whole in an iteration, beside the step of all.
+_SLOTS_PER_REFRESH = {"cpu": 4}
 
 
-def num_refreshed() -> int:
+def num_refreshed(num_slots: int) -> int:
     """The backend's own `Options.num_refreshed`."""
-    return _NUM_REFRESHED.get(jax.default_backend(), 1)
+    share = _SLOTS_PER_REFRESH.get(jax.default_backend(), 8)
+    return max(1, num_slots // share)
 
 
 def _check_cache(denoiser: Denoiser, options: Options) -> None:

@@ -66,16 +66,22 @@ def both(twins, spec, plan, prompts, gen_length=24, **options):
 @pytest.mark.parametrize(
     ("spec", "plan"),
     [
-        ("low_confidence", "dual"),
         ("low_confidence(schedule=fixed(k=3))", "dual"),
-        ("low_confidence(schedule=fixed(k=3))", "prefix"),
-        ("low_confidence(schedule=fixed(k=3))", "dual(refresh_every=2)"),
-        ("threshold(threshold=0.4)", "dual"),
         ("threshold(threshold=0.4)", "prefix(refresh_every=3)"),
-        ("entropy_bound(gamma=1.0)", "dual"),
-        ("saber", "dual"),
         ("saber(n=3, mu=2)", "dual"),
-        ("saber(n=3, mu=2)", "prefix"),
+        # Each compiles a loop, and PyTorch runs beside it.
+        *(
+            pytest.param(spec, plan, marks=pytest.mark.slow)
+            for spec, plan in (
+                ("low_confidence", "dual"),
+                ("low_confidence(schedule=fixed(k=3))", "prefix"),
+                ("low_confidence(schedule=fixed(k=3))", "dual(refresh_every=2)"),
+                ("threshold(threshold=0.4)", "dual"),
+                ("entropy_bound(gamma=1.0)", "dual"),
+                ("saber", "dual"),
+                ("saber(n=3, mu=2)", "prefix"),
+            )
+        ),
     ],
 )
 def test_rows_and_forwards_are_those_of_the_compiled_loop(twins, spec, plan):

@@ -169,7 +169,7 @@ def test_without_backtracking_only_the_active_block_is_predicted():
     whole, block = Saber(), Saber(backtracking=False)
     assert whole.region(canvas).tolist() == list(range(1, 13))
     assert block.region(canvas).tolist() == list(range(1, 7))
-    canvas = dataclasses.replace(canvas, block=jnp.int32(1))
+    canvas = dataclasses.replace(canvas, block_start=jnp.int32(6))
     assert block.region(canvas).tolist() == list(range(7, 13))
     assert (whole.needs, block.needs) == (("held_log_prob",), ())
 

@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sandbox_programs import checked, judged
 
-from dlm_jax.evaluation import provenance
-from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation import calls, provenance
 from dlm_jax.sandbox import processors, sandbox
 from dlm_jax.sandbox.sandbox import Limits
 from dlm_jax.tasks.base import Example, Verdict
@@ -101,7 +100,7 @@ def test_no_more_answers_are_judged_at_once_than_processors(monkeypatch):
         nfe = num_whole = num_tokens = seconds = compile_seconds = 0
         is_complete = True
 
-    records = evaluation._judge(Slow(), [Example("", "")] * 12, [Answer()] * 12)
+    records = calls._judge(Slow(), [Example("", "")] * 12, [Answer()] * 12)
     assert len(records) == 12 and max(most) == 3
     assert provenance.environment()["num_cores"] == 3
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from sandbox_programs import IS_LINUX, PATIENT, checked, first, judged
 
-from dlm_jax.sandbox import process, sandbox
+from dlm_jax.sandbox import probe, process, sandbox
 from dlm_jax.sandbox.sandbox import Limits
 
 

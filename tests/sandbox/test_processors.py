@@ -99,6 +99,7 @@ def test_no_more_answers_are_judged_at_once_than_processors(monkeypatch):
         text = name = reason = ""
         nfe = num_whole = num_tokens = seconds = compile_seconds = 0
         is_complete = True
+        has_nan = False
 
     records = calls._judge(Slow(), [Example("", "")] * 12, [Answer()] * 12)
     assert len(records) == 12 and max(most) == 3

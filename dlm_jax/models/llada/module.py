@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from dlm_jax.models import attention, layers, stack
+from dlm_jax.models import layers, stack
 from dlm_jax.models.attention import Attention
-from dlm_jax.models.family import Module
 from dlm_jax.models.llada.config import LLaDAConfig
 from dlm_jax.models.stack import Cache
+from dlm_jax.models.transformer import Transformer
 
 
 class Blocks(nnx.Module):
@@ -49,7 +49,7 @@ class Blocks(nnx.Module):
         self.ff_out = normal(n, f, d, std=residual)
 
 
-class LLaDA(Module):
+class LLaDA(Transformer):
     """A LLaDA denoiser.
 
     Attributes:
@@ -59,9 +59,6 @@ class LLaDA(Module):
       ln_f: weight of the final norm [d_model].
       ff_out: the language-model head [embedding_size, d_model]; None if tied to wte.
         Rows are tokens, so that a slice of the vocabulary is contiguous.
-      attention: one of `dlm_jax.models.attention`.
-      is_unrolled: see `stack.run`; None for the backend's own way.
-      is_by_head: see `stack.by_head`; None for the backend's own way.
     """
 
     def __init__(
@@ -72,9 +69,7 @@ class LLaDA(Module):
         dtype: jax.typing.DTypeLike = jnp.float32,
     ):
         self.config = config
-        self.attention: Attention = attention.best
-        self.is_unrolled: bool | None = None
-        self.is_by_head: bool | None = None
+        self.use_defaults()
         shape = (config.embedding_size, config.d_model)
         self.wte = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
         self.blocks = Blocks(config, dtype=dtype, rngs=rngs)
@@ -105,36 +100,13 @@ class LLaDA(Module):
         sin, cos = layers.rotary_angles(
             positions, self.config.head_dim, self.config.rope_theta, x.dtype
         )
-        weights = stack.by_head(
-            nnx.to_pure_dict(nnx.state(self.blocks)),
-            self.config.head_dim,
-            self.is_by_head,
-        )
 
         def block(x: Array, w: stack.Weights, remember: stack.Remember) -> Array:
             fixed = (sin, cos, visibility, self.config, self.attention, model_axis)
             return _block(x, w, remember, *fixed)
 
-        x, cache = stack.run(
-            block,
-            x,
-            weights,
-            cache=cache,
-            columns=columns,
-            is_unrolled=self.is_unrolled,
-        )
-        if region is not None:
-            x = jnp.take_along_axis(x, region[..., None], axis=1, mode="clip")
+        x, cache = self.run_blocks(block, x, region, cache, columns)
         return layers.rms_norm(x, self.ln_f[...], self.config.rms_norm_eps), cache
-
-    def init_cache(
-        self, batch_size: int, length: int, model_axis: str | None = None
-    ) -> Cache:
-        """See `Module.init_cache`."""
-        num_parts = 1 if model_axis is None else jax.lax.axis_size(model_axis)
-        heads = self.config.n_kv_heads // num_parts
-        shape = (batch_size, length, heads, self.config.head_dim)
-        return stack.empty(self.config.n_layers, shape, self.wte.dtype)
 
 
 def partition(config: LLaDAConfig, num_parts: int, axis: str) -> dict[str, Any]:

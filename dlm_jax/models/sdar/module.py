@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from dlm_jax.models import attention, layers, stack
+from dlm_jax.models import layers, stack
 from dlm_jax.models.attention import Attention
-from dlm_jax.models.family import Module
 from dlm_jax.models.sdar.config import SDARConfig
 from dlm_jax.models.stack import Cache
+from dlm_jax.models.transformer import Transformer
 
 
 class Blocks(nnx.Module):
@@ -49,7 +49,7 @@ class Blocks(nnx.Module):
         self.down_proj = normal(n, f, d)
 
 
-class SDAR(Module):
+class SDAR(Transformer):
     """An SDAR denoiser.
 
     Attributes:
@@ -58,9 +58,6 @@ class SDAR(Module):
       blocks: the stacked transformer blocks.
       norm: weight of the final norm [d_model].
       lm_head: the language-model head [embedding_size, d_model]; None if tied.
-      attention: one of `dlm_jax.models.attention`.
-      is_unrolled: see `stack.run`; None for the backend's own way.
-      is_by_head: see `stack.by_head`; None for the backend's own way.
     """
 
     is_block_causal: ClassVar[bool] = True
@@ -73,9 +70,7 @@ class SDAR(Module):
         dtype: jax.typing.DTypeLike = jnp.float32,
     ):
         self.config = config
-        self.attention: Attention = attention.best
-        self.is_unrolled: bool | None = None
-        self.is_by_head: bool | None = None
+        self.use_defaults()
         shape = (config.embedding_size, config.d_model)
 
         def table() -> nnx.Param:
@@ -108,36 +103,13 @@ class SDAR(Module):
         )
         # The released code rotates in the activations' dtype.
         sin, cos = sin.astype(x.dtype), cos.astype(x.dtype)
-        weights = stack.by_head(
-            nnx.to_pure_dict(nnx.state(self.blocks)),
-            self.config.head_dim,
-            self.is_by_head,
-        )
 
         def block(x: Array, w: stack.Weights, remember: stack.Remember) -> Array:
             fixed = (sin, cos, visibility, self.config, self.attention, model_axis)
             return _block(x, w, remember, *fixed)
 
-        x, cache = stack.run(
-            block,
-            x,
-            weights,
-            cache=cache,
-            columns=columns,
-            is_unrolled=self.is_unrolled,
-        )
-        if region is not None:
-            x = jnp.take_along_axis(x, region[..., None], axis=1, mode="clip")
+        x, cache = self.run_blocks(block, x, region, cache, columns)
         return _norm(x, self.norm[...], self.config), cache
-
-    def init_cache(
-        self, batch_size: int, length: int, model_axis: str | None = None
-    ) -> Cache:
-        """See `Module.init_cache`."""
-        num_parts = 1 if model_axis is None else jax.lax.axis_size(model_axis)
-        heads = self.config.n_kv_heads // num_parts
-        shape = (batch_size, length, heads, self.config.head_dim)
-        return stack.empty(self.config.n_layers, shape, self.embed_tokens.dtype)
 
 
 def partition(config: SDARConfig, num_parts: int, axis: str) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""What families of transformers share: running their blocks, and their cache."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from dlm_jax.models import attention, stack
+from dlm_jax.models.attention import Attention
+from dlm_jax.models.family import Module
+from dlm_jax.models.stack import Cache
+
+
+class Transformer(Module):
+    """A module with blocks that attend, their weights stacked over layers.
+
+    Its config has `n_layers`, `n_kv_heads` and `head_dim`.
+
+    Attributes:
+      blocks: the stacked weights of all transformer blocks.
+      attention: one of `dlm_jax.models.attention`.
+      is_unrolled: see `stack.run`; None for the backend's own way.
+      is_by_head: see `stack.by_head`; None for the backend's own way.
+    """
+
+    blocks: nnx.Module
+    attention: Attention
+    is_unrolled: bool | None
+    is_by_head: bool | None
+
+    def use_defaults(self) -> None:
+        """Leaves the kernel and the ways of running blocks to the backend."""
+        self.attention = attention.best
+        self.is_unrolled = None
+        self.is_by_head = None
+
+    def run_blocks(
+        self,
+        block: stack.Block,
+        x: Float[Array, "b w d"],
+        region: Int[Array, "b r"] | None,
+        cache: Cache | None,
+        columns: Int[Array, "b w"] | None,
+    ) -> tuple[Float[Array, "b r d"], Cache | None]:
+        """Runs all blocks; the output at a region, before the final norm.
+
+        Args:
+          block: one of them, see `stack.run`.
+          x: embedded tokens.
+          region: see `Module.hidden`.
+          cache: see `Module.hidden`.
+          columns: see `Module.hidden`.
+        """
+        weights = stack.by_head(
+            nnx.to_pure_dict(nnx.state(self.blocks)),
+            self.config.head_dim,
+            self.is_by_head,
+        )
+        x, cache = stack.run(
+            block,
+            x,
+            weights,
+            cache=cache,
+            columns=columns,
+            is_unrolled=self.is_unrolled,
+        )
+        if region is not None:
+            x = jnp.take_along_axis(x, region[..., None], axis=1, mode="clip")
+        return x, cache
+
+    def init_cache(
+        self, batch_size: int, length: int, model_axis: str | None = None
+    ) -> Cache:
+        """See `Module.init_cache`."""
+        num_parts = 1 if model_axis is None else jax.lax.axis_size(model_axis)
+        heads = self.config.n_kv_heads // num_parts
+        shape = (batch_size, length, heads, self.config.head_dim)
+        return stack.empty(self.config.n_layers, shape, self.head.dtype)

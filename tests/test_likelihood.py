@@ -294,7 +294,11 @@ def test_padding_batch_and_order_change_nothing(tiny, masks):
 def test_arrays_with_padding_are_the_same_as_rows(tiny):
     rows = random_rows([(4, 14), (6, 3)])
     denoiser, params = dlm.as_denoiser(checkpoints.load(CHECKPOINT, "float32"))
-    prompts = Prompts(*(np.zeros((2, 25), t) for t in (np.int32, bool, bool)))
+    prompts = Prompts(
+        tokens=np.zeros((2, 25), np.int32),
+        is_blank=np.zeros((2, 25), bool),
+        is_valid=np.zeros((2, 25), bool),
+    )
     for i, row in enumerate(rows):
         n = row.tokens.size
         prompts.tokens[i, :n], prompts.is_blank[i, :n] = row.tokens, row.is_blank

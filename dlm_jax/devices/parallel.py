@@ -1,4 +1,4 @@
-"""What runs batches has in common, on whatever devices: compile, run, hand over."""
+"""The base class of everything that runs batches on devices."""
 
 import abc
 import dataclasses
@@ -89,18 +89,17 @@ class Parallel(abc.ABC):
         options: Options,
         period: float = math.inf,
     ) -> Iterator[tuple[Int[np.ndarray, "m"], Generation]]:
-        """As a call, but hands over rows while others still run.
+        """Fills the blanks of a batch, and yields finished rows while others still run.
 
-        The loop stops on all devices, at iterations that are chosen so that it runs
-        about `period` seconds between two of them, and goes on where it was: what a row
-        becomes does not depend on that.
+        The loop pauses on all devices about every `period` seconds, then continues
+        exactly where it stopped. Pauses change no result.
 
         Args:
           sampler: the rule.
           prompts: the batch.
           keys: one random key per row.
-          options: as of a call.
-          period: seconds; without end by default, so that all rows come together.
+          options: lengths, temperature, guidance, stops.
+          period: seconds between pauses; none by default: all rows come together.
 
         Yields:
           Places of rows that are done, ascending, and those rows, on the host; every

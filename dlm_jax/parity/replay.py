@@ -28,14 +28,14 @@ _NUM_DRAWS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Divergence:
-    """The first difference between a recorded run and ours.
+    """The first difference between a recorded run and its replay.
 
     Attributes:
       step: index of the forward whose outcome differs; both saw the same canvas there.
         None where only the outputs could be compared.
       position: lowest column that differs; None where only the number of forwards does.
       reference_token: what the recorded run has there after that step.
-      token: what ours has.
+      token: what the replay has.
       gap: difference of two confidences at that forward: of the two tokens if both runs
         wrote the position; else of the positions that only one of the runs changed, the
         closest two. None where there is no such pair: the sampler's own bound decided.
@@ -52,11 +52,11 @@ class Divergence:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A recorded run against ours.
+    """A recorded run against its replay.
 
     Attributes:
       reference_nfe: forwards of the recorded run.
-      nfe: forwards of ours.
+      nfe: forwards of the replay.
       divergence: None if every canvas is equal.
     """
 
@@ -141,7 +141,7 @@ def replay(
 
     A divergence is a near-tie, which rounding explains, if its confidence gap is at
     most the tolerance; or if changing every logit of that one forward by +-tolerance
-    (in one of 16 random ways) makes our sampler take the recorded step. The second
+    (in one of 16 random ways) makes the sampler take the recorded step. The second
     covers whatever a rule compares: a confidence with a threshold, entropies with a
     bound, changes since the step before.
 
@@ -193,7 +193,7 @@ def compare(trace: Trace, generation: Generation, row: int = 0) -> Comparison:
 
     Args:
       trace: the recorded run.
-      generation: ours, with its trajectory unless the trace is FINAL_ONLY.
+      generation: the replay, with its trajectory unless the trace is FINAL_ONLY.
       row: index in the batch.
     """
     length = trace.canvas.shape[1]
@@ -201,11 +201,11 @@ def compare(trace: Trace, generation: Generation, row: int = 0) -> Comparison:
     recorded = _filled(trace, generation, row)
     divergence = None
     if trace.canvases == FINAL_ONLY:
-        ours = np.asarray(generation.tokens)[row, :length]
-        different = np.flatnonzero(recorded[0] != ours)
+        replayed = np.asarray(generation.tokens)[row, :length]
+        different = np.flatnonzero(recorded[0] != replayed)
         if different.size:
             i = int(different[0])
-            tokens = int(recorded[0, i]), int(ours[i])
+            tokens = int(recorded[0, i]), int(replayed[i])
             divergence = Divergence(None, i, *tokens, label="unlocated")
         return Comparison(trace.nfe, nfe, divergence)
     if generation.trajectory is None:
@@ -234,10 +234,10 @@ def _filled(trace: Trace, generation: Generation, row: int) -> Int[np.ndarray, "
     if "spec" in trace.params or rule is None or rule.early_stop:
         return trace.canvas
     recorded = np.array(trace.canvas)
-    ours = np.asarray(generation.tokens)[row, : recorded.shape[1]]
+    replayed = np.asarray(generation.tokens)[row, : recorded.shape[1]]
     is_filler = np.asarray(generation.commit_step)[row, : recorded.shape[1]] < 0
     is_left = (recorded[-1] == trace.params["mask_id"]) & is_filler
-    recorded[-1] = np.where(is_left, ours, recorded[-1])
+    recorded[-1] = np.where(is_left, replayed, recorded[-1])
     return recorded
 
 
@@ -257,8 +257,8 @@ def _gap(
     confidence = np.exp(np.asarray(trajectory.log_prob)[0, step])
     before, after = trace.canvas[step : step + 2]
     length = len(after)
-    ours = np.asarray(trajectory.canvas)[0, step + 1, :length]
-    was_committed = ours[i] != before[i], after[i] != before[i]
+    replayed = np.asarray(trajectory.canvas)[0, step + 1, :length]
+    was_committed = replayed[i] != before[i], after[i] != before[i]
     if all(was_committed):
         tokens = np.array(prompts.tokens)
         tokens[0, :length] = before
@@ -273,12 +273,12 @@ def _gap(
             float(options.guidance or 0),
             block_length=options.block_length,
         )
-        ratio = np.exp(logits[after[i]] - logits[ours[i]])
+        ratio = np.exp(logits[after[i]] - logits[replayed[i]])
         return float(confidence[i] * abs(1 - ratio))
-    only_ours = (ours != before) & (after == before)
-    only_reference = (after != before) & (ours == before)
-    if not only_ours.any() or not only_reference.any():
+    only_here = (replayed != before) & (after == before)
+    only_reference = (after != before) & (replayed == before)
+    if not only_here.any() or not only_reference.any():
         return None
     confidence = confidence[:length]
-    gap = confidence[only_ours].min() - confidence[only_reference].max()
+    gap = confidence[only_here].min() - confidence[only_reference].max()
     return float(abs(gap))

@@ -17,7 +17,7 @@ class UnavailableError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How the arguments of a recorded call become one of our samplers.
+    """How the arguments of a recorded call become a sampler.
 
     Attributes:
       spec: the sampler's spec, with a field for every argument it takes.

@@ -239,7 +239,7 @@ def record(
     mask_id: int,
     row: int = 0,
 ) -> Trace:
-    """Makes a trace of one row of our own run.
+    """Makes a trace of one row of a run of this package.
 
     Args:
       generation: the run; with its trajectory, or only the output is recorded.

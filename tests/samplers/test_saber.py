@@ -185,7 +185,7 @@ def test_a_smaller_region_changes_no_token():
     with jax.enable_x64(True):
         denoiser, params = models.as_denoiser(checkpoints.load(path, "float64"))
         prompts = prompts_of([3, 5], 12)
-        found = [
+        block, everywhere = (
             loop.generate(
                 denoiser,
                 params,
@@ -195,12 +195,12 @@ def test_a_smaller_region_changes_no_token():
                 Options(12, 6, temperature=0.5),
             )
             for rule in (Saber, Everywhere)
-        ]
+        )
     for name in ("tokens", "num_steps", "commit_step"):
-        np.testing.assert_array_equal(*(getattr(x, name) for x in found))
-    np.testing.assert_allclose(*(x.confidence for x in found), rtol=1e-12)
+        np.testing.assert_array_equal(getattr(block, name), getattr(everywhere, name))
+    np.testing.assert_allclose(block.confidence, everywhere.confidence, rtol=1e-12)
     # More than one step a block, or nothing would have been decided.
-    assert (found[0].num_steps > 2).all()
+    assert (block.num_steps > 2).all()
 
 
 def test_nothing_of_an_earlier_step_enters_where_a_position_is_not_decided():

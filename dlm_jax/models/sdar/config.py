@@ -47,8 +47,8 @@ class SDARConfig:
     """The shape of a SDAR model.
 
     Attributes:
-      block_size: blocks of the training; None if a config.json does not tell. Sampling
-        takes the block length that is asked for.
+      block_size: columns per block in training, and in sampling unless another length
+        is given; None if config.json does not say.
     """
 
     d_model: int

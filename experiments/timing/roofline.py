@@ -42,13 +42,14 @@ class Dense(ModelConfig, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A TPU, by its published peaks.
+    """A device, by its published peaks.
 
     Attributes:
       name: as in the names of topologies.
       flops: dense bfloat16 operations a second.
       memory: bytes.
-      usable: bytes of it that libtpu 0.0.42's compiler gives to a program.
+      usable: bytes of it that libtpu 0.0.42's compiler gives to a program; of a device
+        that is no TPU, all.
       bandwidth: bytes a second between the chip and its memory.
       link: bytes a second that a chip sends to the others of its group.
       source: where the numbers stand.
@@ -65,25 +66,17 @@ class Chip:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Devices of one kind, by their published peaks.
+    """Devices of one kind.
 
     Attributes:
       name: of the machine.
       num_devices: in all.
-      flops: dense bfloat16 operations a second, per device.
-      memory: bytes of a device.
-      bandwidth: bytes a second between a device and its memory.
-      link: bytes a second that a device sends to the others of its group.
-      source: where the numbers stand.
+      chip: one of them.
     """
 
     name: str
     num_devices: int
-    flops: float
-    memory: float
-    bandwidth: float
-    link: float
-    source: str
+    chip: Chip
 
 
 # Chips by the names that their compiler gives them.
@@ -118,31 +111,23 @@ CHIPS = {
 }
 
 
-def _machine(name: str, num_devices: int, chip: Chip) -> Machine:
-    return Machine(
-        name=name,
-        num_devices=num_devices,
-        flops=chip.flops,
-        memory=chip.memory,
-        bandwidth=chip.bandwidth,
-        link=chip.link,
-        source=chip.source,
-    )
-
-
 # A name such as v5p-64 counts cores, of which a v5p chip has two and runs them as one
 # device; v5e-16 counts chips of one core.
 MACHINES = (
-    _machine("v5e-16", 16, CHIPS["TPU v5 lite"]),
-    _machine("v5p-64", 32, CHIPS["TPU v5"]),
+    Machine("v5e-16", 16, CHIPS["TPU v5 lite"]),
+    Machine("v5p-64", 32, CHIPS["TPU v5"]),
     Machine(
         name="8x H200",
         num_devices=8,
-        flops=989e12,
-        memory=141e9,
-        bandwidth=4800e9,
-        link=450e9,
-        source="NVIDIA H200 data sheet; NVLink 900 GB/s in both directions",
+        chip=Chip(
+            name="H200",
+            flops=989e12,
+            memory=141e9,
+            usable=141e9,
+            bandwidth=4800e9,
+            link=450e9,
+            source="NVIDIA H200 data sheet; NVLink 900 GB/s in both directions",
+        ),
     ),
 )
 
@@ -245,7 +230,7 @@ class Times:
         return max(self.compute, self.memory) + self.network
 
 
-def times(cost: Forward, device: Chip | Machine, num_sharing: int) -> Times:
+def times(cost: Forward, device: Chip, num_sharing: int) -> Times:
     """The roofline of a forward that num_sharing devices share."""
     moved = cost.weight_bytes + cost.activation_bytes + cost.cache_bytes
     return Times(
@@ -308,12 +293,12 @@ def estimate(
     # One layer's activations are alive at once.
     alive = cost.activation_bytes / config.n_layers / 2
     held = (2 * num_parameters(config) + alive) / num_sharing
-    if held > machine.memory:
+    if held > machine.chip.memory:
         raise InputError(
-            f"{machine.name} has {machine.memory / 1e9:.0f} GB a device, "
+            f"{machine.name} has {machine.chip.memory / 1e9:.0f} GB a device, "
             f"{held / 1e9:.1f} are needed: more devices must share the model"
         )
-    least = times(cost, machine, num_sharing)
+    least = times(cost, machine.chip, num_sharing)
     parts = dataclasses.asdict(least)
     num_groups = machine.num_devices // num_sharing
     return Estimate(

@@ -11,7 +11,16 @@ from dlm_jax.errors import InputError
 from dlm_jax.models.llada import LLaDA, llada_8b, tiny
 from experiments.timing import roofline
 
-TEST = roofline.Machine("test", 4, 1e12, 1e9, 1e11, 1e10, "none")
+CHIP = roofline.Chip(
+    name="test",
+    flops=1e12,
+    memory=1e9,
+    usable=1e9,
+    bandwidth=1e11,
+    link=1e10,
+    source="none",
+)
+TEST = roofline.Machine("test", 4, CHIP)
 
 
 @pytest.mark.parametrize("changes", [{}, {"weight_tying": True}, {"n_layers": 7}])
@@ -62,7 +71,7 @@ def test_an_estimate_follows_from_the_counts():
 
 
 def test_what_does_not_fit_is_refused():
-    small = dataclasses.replace(TEST, memory=1e5)
+    small = dataclasses.replace(TEST, chip=dataclasses.replace(CHIP, memory=1e5))
     with pytest.raises(InputError, match=r"test has 0 GB a device, 0\.\d are needed"):
         roofline.estimate(tiny(), small, 1, 1, 10, 10)
     odd = dataclasses.replace(TEST, num_devices=3)

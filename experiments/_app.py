@@ -108,6 +108,19 @@ def drawing(config: ConfigDict) -> Settings:
     )
 
 
+def block_length(
+    flag: flags.FlagHolder[int | None], config: ConfigDict, is_block_causal: bool
+) -> int | None:
+    """The tokens per block that a flag asks for or, without it, the config.
+
+    The config's are LLaDA's. A block-causal model was trained with its own, which None
+    stands for.
+    """
+    if flag.value is not None or is_block_causal:
+        return flag.value
+    return config.block_length
+
+
 def define_sharing() -> flags.FlagHolder[int | None]:
     """Defines --devices_per_model, see `runner.load`."""
     return flags.DEFINE_integer(

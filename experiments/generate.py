@@ -197,10 +197,9 @@ def _encode(
                 )
         settings["block_length"] = _BLOCK.value
         return model.infilled(_texts(prompts), settings)
-    settings["block_length"] = config.block_length
-    if model.denoiser.is_block_causal:
-        # The config's own is LLaDA's; a block-causal model was trained with one.
-        settings["block_length"] = _BLOCK.value
+    settings["block_length"] = _app.block_length(
+        _BLOCK, config, model.denoiser.is_block_causal
+    )
     return model.continued(prompts, config.gen_length, _CHAT.value, settings)
 
 

@@ -144,8 +144,9 @@ def _of_samplers() -> str:
         elif _INFILL.value:
             rows, options = model.infilled([prompt or ""], settings)
         else:
-            if not model.parallel.denoiser.is_block_causal:
-                settings["block_length"] = config.block_length
+            settings["block_length"] = _app.block_length(
+                _BLOCK, config, model.denoiser.is_block_causal
+            )
             rows, options = model.continued(
                 [prompt or ""], config.gen_length, _CHAT.value, settings
             )

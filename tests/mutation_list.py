@@ -50,8 +50,8 @@ MUTATIONS = (
     Mutation(
         "every step has the same key",
         LOOP,
-        "draw_keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, _DRAW)",
-        "draw_keys = jax.vmap(jax.random.fold_in, (0, None))(jobs.keys, _DRAW)",
+        "keys = jax.vmap(jax.random.fold_in)(jobs.keys, rows.step)",
+        "keys = jobs.keys",
         ("tests/core/test_temperature.py", "tests/core/test_contract.py"),
     ),
     Mutation(

@@ -241,7 +241,16 @@ def iteration(
             turn,
         )
     prediction = _predict(
-        denoiser, params, options, jobs, rows, canvas, region, outputs.hidden
+        denoiser,
+        params,
+        options,
+        jobs,
+        rows,
+        canvas,
+        region,
+        outputs.hidden,
+        held=jnp.take_along_axis(rows.tokens, region, axis=1, mode="clip"),
+        needs=sampler.needs,
     )
     spread = jax.vmap(functools.partial(row.spread, canvas.length))
     prediction = spread(region, outputs.is_known, prediction, rows.tokens)
@@ -252,8 +261,7 @@ def iteration(
         )
 
     # The steps of the rows that took part.
-    step_keys = jax.vmap(jax.random.fold_in)(jobs.keys, rows.step)
-    rule_keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, _RULE)
+    rule_keys = _step_keys(jobs, rows, _RULE)
     advance = jax.vmap(functools.partial(row.advance, denoiser, options))
     advanced = advance(
         sampler, rule_keys, frames, rows, canvas, prediction, outputs.kind, staleness
@@ -263,6 +271,12 @@ def iteration(
 
 # What a step's random numbers are for.
 _DRAW, _RULE = range(2)
+
+
+def _step_keys(jobs: Job, rows: Row, purpose: int) -> Key[Array, "b"]:
+    """The random keys of the rows' next step, for one purpose."""
+    keys = jax.vmap(jax.random.fold_in)(jobs.keys, rows.step)
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)
 
 
 def _views(denoiser: Denoiser, options: Options, jobs: Job, canvas: Canvas) -> View:
@@ -285,19 +299,10 @@ def _predict(
     canvas: Canvas,
     region: Int[Array, "b r"],
     hidden: Float[Array, "g b r d"],
-    held: Int[Array, "b r"] | None = None,
+    held: Int[Array, "b r"],
+    needs: tuple[str, ...],
 ) -> Prediction:
-    """The statistics of a region: all that the sampler needs.
-
-    With `held`, only the log-probabilities of these tokens.
-    """
-    step_keys = jax.vmap(jax.random.fold_in)(jobs.keys, rows.step)
-    draw_keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, _DRAW)
-    needs = jobs.sampler.needs
-    if held is None:
-        held = jnp.take_along_axis(rows.tokens, region, axis=1, mode="clip")
-    else:
-        needs = ("held_log_prob",)
+    """The statistics of a region; `held` and `needs` as of `predict`."""
 
     def adjust(token_ids: Array, logits: Array) -> Array:
         return jax.vmap(lambda s, *row: s.adjust(*row), (0, 0, 0, 0, None, 0))(
@@ -311,7 +316,7 @@ def _predict(
             held,
             needs,
             mask_id=denoiser.mask_id,
-            keys=draw_keys,
+            keys=_step_keys(jobs, rows, _DRAW),
             positions=region,
             adjust=adjust,
             temperature=options.temperature,
@@ -354,7 +359,16 @@ def _staleness(
         )
     candidates = jnp.take_along_axis(prediction.token, region, axis=1, mode="clip")
     exact = _predict(
-        denoiser, params, full, jobs, rows, canvas, region, outputs.hidden, candidates
+        denoiser,
+        params,
+        full,
+        jobs,
+        rows,
+        canvas,
+        region,
+        outputs.hidden,
+        held=candidates,
+        needs=("held_log_prob",),
     )
     cached, counts = (
         jnp.take_along_axis(x, region, axis=1, mode="clip")

@@ -54,6 +54,7 @@ def check_data(run: page.Run, found: dict) -> None:
             np.exp(run.log_prob[step][run.commit[step]]),
             rtol=1e-4,
         )
+        assert forward["threshold"] == min(forward["confidence"], default=None)
         assert forward["kind"] == Kind(int(run.kind[step])).name.lower()
 
 
@@ -133,6 +134,7 @@ def test_what_has_no_finite_number_is_left_out():
     first, second, *_ = json.loads(text)["runs"][0]["forwards"]
     assert first["log_prob"] is second["log_prob"] is None
     assert set(first["confidence"] + second["confidence"]) == {None}
+    assert first["threshold"] is second["threshold"] is None
     assert first["staleness"] is None and first["kind"] is None
     assert "NaN" not in text and "Infinity" not in text
 

@@ -220,7 +220,7 @@ def test_charts_show_counts_kinds_and_curves(open_page):
         assert taken == run.remask.sum(1).tolist()
         has_cache = run.staleness is not None
         assert article.locator(".strip").count() == has_cache
-        assert article.locator(".line").count() == 1 + has_cache
+        assert article.locator(".line").count() == 2 + has_cache
         if has_cache:
             assert article.locator(".whole").count() == (run.kind == 0).sum()
             assert article.locator(".window").count() == (run.kind == 1).sum()

@@ -110,6 +110,8 @@ def test_too_little_memory_is_one_line_and_a_defect_is_not(run):
 
 def test_a_sandbox_that_does_not_start_is_one_line(run, monkeypatch):
     monkeypatch.setattr(process, "_START_SECONDS", 1e-3)
+    # Else it may be ready before it is looked at, where this process had to wait.
+    monkeypatch.setattr(process, "_STUB", "import time; time.sleep(60)")
     tests = [((2,), 4)]
     status, _, error = run(
         main=lambda _: sandbox.run_tests("f = abs", "f", tests, layers=())

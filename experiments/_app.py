@@ -21,6 +21,8 @@ from experiments import _signals
 # Default configs are found from any folder.
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 STUDIES = pathlib.Path(__file__).parent / "studies"
+# Of compiled programs that are kept; those that were not used for longest go first.
+_CACHE_BYTES = 2**31
 
 
 def define_config(
@@ -343,9 +345,12 @@ def _keep_compiled_programs() -> None:
     """Turns on JAX's compilation cache, where JAX_COMPILATION_CACHE_DIR does not."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        directory = pathlib.Path(caches) / "dlm_jax"
+        directory = pathlib.Path(caches) / "dlm_jax" / "programs"
         # A user without a home, or with one that is read-only, keeps nothing.
         with contextlib.suppress(OSError):
             if not caches.startswith("~"):
                 directory.mkdir(parents=True, exist_ok=True)
                 jax.config.update("jax_compilation_cache_dir", str(directory))
+                # With a bound JAX also locks the directory, so that no process reads
+                # what another has not written to its end.
+                jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)

@@ -61,6 +61,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser, registry
 from dlm_jax.models.family import Module
 from dlm_jax.models.llada import LLaDAConfig
+from dlm_jax.sandbox import processors
 from dlm_jax.tasks.base import load
 from dlm_jax.text import prompts as text_prompts
 from dlm_jax.text.prompts import pad
@@ -166,7 +167,7 @@ def main(argv: Sequence[str]) -> None:
     elif _REFERENCE.value == "batches":
         references["batches"] = functools.partial(races.without_queue, parallel)
     common = {
-        "num_cores": os.cpu_count(),
+        "num_cores": processors.usable(),
         "num_devices": parallel.num_groups,
         "reference_threads": num_threads,
     }

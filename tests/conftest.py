@@ -47,7 +47,12 @@ install_import_hook(
     "beartype.beartype",
 )
 # What scripts change of JAX's configuration.
-_CONFIGURED = ("jax_compilation_cache_dir", "jax_platforms", "jax_enable_x64")
+_CONFIGURED = (
+    "jax_compilation_cache_dir",
+    "jax_compilation_cache_max_size",
+    "jax_platforms",
+    "jax_enable_x64",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -272,7 +272,10 @@ def test_a_user_without_a_home_keeps_no_programs(monkeypatch, tmp_path):
     assert not seen
     monkeypatch.setattr(os.path, "expanduser", lambda path: str(tmp_path / ".cache"))
     _app._keep_compiled_programs()
-    assert seen == {"jax_compilation_cache_dir": str(tmp_path / ".cache" / "dlm_jax")}
+    assert seen == {
+        "jax_compilation_cache_dir": str(tmp_path / ".cache" / "dlm_jax" / "programs"),
+        "jax_compilation_cache_max_size": 2**31,
+    }
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from helpers import (
     take_rows,
 )
 
-from dlm_jax import checkpoints, models, samplers
+from dlm_jax import caches, checkpoints, models, samplers
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.devices import batches, hosts
@@ -93,7 +93,7 @@ def run_all(specs, num_sharing=None):
     return results, collectives, runner.num_groups, placements(runner, *arguments)
 
 
-def run_mixed(spec, num_slots, all_sharing=(None,)):
+def run_mixed(spec, num_slots, all_sharing=(None,), cache="none"):
     """Generates with all that makes the loop's work uneven, on all devices.
 
     A part of the vocabulary (half of 2,320) is read in two slices, and the second one
@@ -117,6 +117,7 @@ def run_mixed(spec, num_slots, all_sharing=(None,)):
         deferred_ids=(2,),
         num_slots=num_slots,
         logits_bytes=1,
+        cache=caches.parse(cache),
     )
     prompts = mixed_prompts(12)
     keys = row_keys(5, np.arange(len(prompts.tokens)))

@@ -155,7 +155,8 @@ def test_two_groups_of_two_devices_give_what_one_gives(on_one_device):
 
 
 @pytest.mark.parametrize(
-    ("num_sharing", "order"), [(None, [0, 1, 3, 2]), (2, [0, 2, 1])]
+    ("num_sharing", "order"),
+    [pytest.param(None, [0, 1, 3, 2], marks=pytest.mark.slow), (2, [0, 2, 1])],
 )
 def test_weights_lie_once_in_the_order_that_a_tpu_reads(num_sharing, order):
     expected, found, laid_out, in_place = elsewhere(4, run_by_head, num_sharing)
@@ -163,11 +164,20 @@ def test_weights_lie_once_in_the_order_that_a_tpu_reads(num_sharing, order):
     assert (laid_out, in_place) == (order, [True, True])
 
 
-def test_uneven_rows_on_several_devices_are_as_on_one():
+@pytest.mark.parametrize(
+    "cache",
+    [
+        "none",
+        # The heads of the cache are split among the devices of a group.
+        pytest.param("dual(refresh_every=3)", marks=pytest.mark.slow),
+        pytest.param("prefix", marks=pytest.mark.slow),
+    ],
+)
+def test_uneven_rows_on_several_devices_are_as_on_one(cache):
     with jax.enable_x64(True):
-        ((*wanted, their_confidence, nfe),) = run_mixed("saber", 8)
+        ((*wanted, their_confidence, nfe),) = run_mixed("saber", 8, cache=cache)
     # A slot in each of two or four groups, so that rows wait for one.
-    for found in elsewhere(4, run_mixed, "saber", 1, (2, None)):
+    for found in elsewhere(4, run_mixed, "saber", 1, (2, None), cache):
         *exact, confidence, iterations = found
         assert exact == wanted
         np.testing.assert_allclose(confidence, their_confidence, rtol=1e-9)

@@ -6,6 +6,7 @@ import pathlib
 import runpy
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -16,8 +17,15 @@ from jaxtyping import install_import_hook
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("patient", deadline=None, derandomize=True)
 settings.load_profile("patient")
-# Tests neither read nor fill the user's cache of compiled programs.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Tests have a cache of compiled programs of their own, which pytest's workers and the
+# processes that tests start share: many of them compile the same.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _programs = tempfile.TemporaryDirectory(prefix="dlm_jax_tests_")
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": _programs.name,
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**31),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 # They compile hundreds of small programs and run each for milliseconds.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 # A shell lets what it starts in the background ignore these; tests send them.
@@ -76,9 +84,16 @@ def optimized() -> Iterator[None]:
     """Undoes what is set above, where the compiler's work is what is tested."""
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", False)
+    changed = {
+        "jax_disable_most_optimizations": False,
+        "jax_enable_compilation_cache": False,
+    }
+    before = {option: getattr(jax.config, option) for option in changed}
+    for option, value in changed.items():
+        jax.config.update(option, value)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    for option, value in before.items():
+        jax.config.update(option, value)
 
 
 @pytest.fixture

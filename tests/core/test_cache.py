@@ -483,8 +483,6 @@ def llada():
 QUICK = [
     ("low_confidence", "prefix"),
     ("saber", "dual(refresh_every=3)"),
-    ("saber_released", "dual(refresh_every=3)"),
-    ("entropy_bound(gamma=1.0)", "dual(refresh_every=3)"),
 ]
 
 

@@ -65,8 +65,15 @@ def test_eager_loop_fills_as_ours_does(spec, block_length, checkpoint, parallel)
     assert is_one_a_step == (spec == "low_confidence")
 
 
-@pytest.mark.parametrize(("dtype", "least"), [("float64", 16), ("float32", 15)])
-def test_saber_on_the_shipped_model_fills_as_pytorch_in_float64(dtype, least):
+@pytest.mark.parametrize(
+    ("dtype", "num", "least"),
+    [
+        ("float64", 8, 8),
+        pytest.param("float64", 16, 16, marks=pytest.mark.slow),
+        pytest.param("float32", 16, 15, marks=pytest.mark.slow),
+    ],
+)
+def test_saber_on_the_shipped_model_fills_as_pytorch_in_float64(dtype, num, least):
     """In float32 too: it compares 1 - p, which keeps its digits near p = 1.
 
     What is left in float32 is rounding of the forwards. With probabilities as they were
@@ -79,18 +86,18 @@ def test_saber_on_the_shipped_model_fills_as_pytorch_in_float64(dtype, least):
     path = zoo.path("sudoku")
     with jax.enable_x64(dtype == "float64"):
         model, codec = load(SUDOKU, path, dtype)
-        rows = SUDOKU.encode(codec, SUDOKU.examples("test", 16))
+        rows = SUDOKU.encode(codec, SUDOKU.examples("test", num))
         prompts = pad(rows, rows[0].tokens.size)
         options = Options(gen_length(rows, None))
         ours = DataParallel(*as_denoiser(model))(
-            Saber(), prompts, row_keys(0, np.arange(16)), options
+            Saber(), prompts, row_keys(0, np.arange(num)), options
         )
     theirs = torch_llada.load_llada(path).to(torch.float64)
     tokens, num_steps = eager.fill(theirs, Saber(), prompts, sudoku.MASK_ID)
     is_equal = (ours.tokens == tokens).all(axis=1) & (ours.num_steps == num_steps)
     assert is_equal.sum() >= least
     # It takes back and goes on: no row has as many steps as another rule would.
-    assert len(set(num_steps.tolist())) > 4
+    assert len(set(num_steps.tolist())) > num // 4
 
 
 def test_the_queue_changes_no_row(parallel):

@@ -362,27 +362,36 @@ def test_script_writes_the_report_and_goes_on_where_it_was(tmp_path, run_script)
     assert again == report
 
 
-def test_a_quick_report_leaves_the_whole_one_alone(tmp_path, run_script, monkeypatch):
+@pytest.mark.parametrize(
+    ("own", "num"),
+    [
+        (["--quick"], 4),
+        # What the command line says stands, quick or not.
+        pytest.param(["--quick", "--config.num_examples=3"], 3, marks=pytest.mark.slow),
+        pytest.param([], 9, marks=pytest.mark.slow),
+    ],
+)
+def test_a_quick_report_leaves_the_whole_one_alone(
+    tmp_path, run_script, monkeypatch, own, num
+):
     monkeypatch.chdir(tmp_path)
+    study = tmp_path / "experiments/studies/saber"
+    study.mkdir(parents=True)
+    (study / "saber.md").write_text("The whole report.")
     model = small_model()
     files = TASK.tokenizer().save_pretrained(tmp_path / "tokenizer")
     checkpoints.save_hf(model, tmp_path / "models" / "sudoku", files)
     (tmp_path / "config.py").write_text(CONFIG)
     arguments = ["--config=config.py", "--checkpoints=models", "--config.num_watched=1"]
-    assert run_script("report_saber", *arguments)[0] == 0
-    whole = (tmp_path / "experiments/studies/saber/saber.md").read_text()
-    assert "9 examples" in whole and "range of 3 calls" in whole
-    assert run_script("report_saber", *arguments, "--quick")[0] == 0
-    assert (tmp_path / "experiments/studies/saber/saber.md").read_text() == whole
-    quick = (tmp_path / "experiments/studies/saber/saber_quick.md").read_text()
-    assert "4 examples" in quick and "saber_quick_drift.png" in quick
-    # What the command line says stands, quick or not.
-    arguments += ["--config.num_examples=3", "--workdir=other", "--quick"]
-    assert run_script("report_saber", *arguments)[0] == 0
-    assert (
-        "3 examples"
-        in (tmp_path / "experiments/studies/saber/saber_quick.md").read_text()
-    )
+    assert run_script("report_saber", *arguments, *own)[0] == 0
+    whole = (study / "saber.md").read_text()
+    if "--quick" in own:
+        assert whole == "The whole report."
+        quick = (study / "saber_quick.md").read_text()
+        assert f"{num} examples" in quick and "saber_quick_drift.png" in quick
+    else:
+        assert f"{num} examples" in whole and "range of 3 calls" in whole
+        assert not (study / "saber_quick.md").exists()
 
 
 def test_script_names_a_missing_model(tmp_path, run_script):

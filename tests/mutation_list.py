@@ -222,9 +222,9 @@ MUTATIONS = (
     Mutation(
         "what is taken back keeps its commit step",
         ROW,
-        "is_undone = is_mask | remask",
-        "is_undone = is_mask & ~remask",
-        ("tests/core/test_contract.py",),
+        "commit_step = jnp.where(is_mask, -1, commit_step)",
+        "commit_step = jnp.where(is_mask & ~remask, -1, commit_step)",
+        ("tests/core/test_decisions.py",),
     ),
     # Slots.
     Mutation(

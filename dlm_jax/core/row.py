@@ -284,8 +284,7 @@ def advance(
         commit_step = jnp.where(is_tail, -1, commit_step)
 
     # Undecided positions have no commit step, and no confidence.
-    is_undone = is_mask | remask
-    commit_step = jnp.where(is_undone, -1, commit_step)
+    commit_step = jnp.where(is_mask, -1, commit_step)
     confidence = jnp.where(commit_step < 0, 0, confidence)
 
     # The next block with a mask. With an exact cache the next one, mask or not: it

@@ -172,6 +172,9 @@ def test_what_was_undecided_before_the_step_can_not_be_taken_back():
     options = Options(4, has_trajectory=True, max_steps=4)
     result = run(TakesBackMasks(), prompts_of([2], 4, vocab_size=9), options)
     np.testing.assert_array_equal(result.trajectory.remask[0].sum(axis=1), [0, 1, 1, 1])
+    # The last forward wrote position 1 and took back position 0, for good.
+    np.testing.assert_array_equal(result.commit_step[0, 2:], [-1, 3, -1, -1])
+    np.testing.assert_array_equal(np.flatnonzero(result.confidence[0]), [3])
 
 
 USES = {

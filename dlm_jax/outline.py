@@ -18,7 +18,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser, registry
 from dlm_jax.models.family import ModelConfig
 from dlm_jax.text import prompts as prompts_
-from dlm_jax.text.codec import Codec, Messages
+from dlm_jax.text.codec import Codec, Messages, Tokens
 from dlm_jax.text.prompts import Encoded
 from dlm_jax.text.settings import Settings, options_of
 
@@ -103,12 +103,14 @@ class Outline:
 
     def continued(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt | Tokens],
         gen_length: int,
         chat: bool | None,
         settings: Settings,
     ) -> tuple[list[Encoded], Options]:
         """Rows of prompts to continue, and how to fill them; see `generate`.
+
+        A prompt may also be token ids.
 
         Raises:
           InputError: naming the argument or the prompt that does not fit.

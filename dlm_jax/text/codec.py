@@ -148,12 +148,13 @@ class Codec:
         return self.encode_prompts(messages, gen_length, is_chat=True)
 
     def encode_prompts(
-        self, prompts: Sequence[str | Messages], gen_length: int, is_chat: bool
+        self, prompts: Sequence[str | Messages | Tokens], gen_length: int, is_chat: bool
     ) -> list[Encoded]:
-        """Encodes texts and conversations that are to be continued.
+        """Encodes texts, conversations and token ids that are to be continued.
 
         Args:
-          prompts: texts, or conversations, which are written in the chat template.
+          prompts: texts, token ids, or conversations, which are written in the chat
+            template.
           gen_length: blanks after each.
           is_chat: write a text as a user's message too.
 

@@ -1,0 +1,606 @@
+"""dlm_jax as a model of lm-evaluation-harness, by its classes and its command line."""
+
+import json
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from chat_checkpoint import make_chat_checkpoint
+from tokenizers import processors
+
+import dlm_jax as dlm
+from dlm_jax.errors import InputError
+
+# Read when `datasets` is imported.
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+pytest.importorskip("lm_eval", reason="needs the extra eval")
+
+import datasets
+import lm_eval.api.registry
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CachingLM
+from lm_eval.tasks import TaskManager
+
+import dlm_jax.harness
+from dlm_jax.harness import arguments
+from dlm_jax.harness.adapter import DlmJax
+from dlm_jax.outline import read_outline
+from dlm_jax.tasks import countdown
+
+ROOT = pathlib.Path(__file__).parents[1]
+QUESTIONS = ["Why?", "How many primes are below 50?  ", "a b\nc", "Name one prime."]
+SAMPLER = "saber(n=2, mu=8)"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_chat_checkpoint(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture(scope="module")
+def lm(checkpoint):
+    return DlmJax(
+        checkpoint=str(checkpoint), sampler=SAMPLER, batch_size=4, num_samples=8
+    )
+
+
+@pytest.fixture(scope="module")
+def model(lm):
+    return lm.model
+
+
+def reads(**given):
+    return arguments.read({"checkpoint": "folder", **given})
+
+
+def asked(kind, *args, repeats=1, first=0):
+    """Requests as lm_eval makes them: one per document, each as often as it repeats."""
+    found = [
+        Instance(kind, {}, arg, 0, ("task", first + i, repeats))
+        for i, arg in enumerate(args)
+    ]
+    return [one for one in found for _ in range(repeats)]
+
+
+def with_seed(lm, **changed):
+    """The same loaded model with other arguments."""
+    other = object.__new__(DlmJax)
+    other.__dict__ |= lm.__dict__
+    other.arguments = arguments.read({**lm.arguments.given, **changed})
+    return other
+
+
+# The settings.
+
+
+def test_the_name_is_registered_beside_lm_eval_s_own():
+    assert lm_eval.api.registry.get_model(dlm_jax.harness.NAME) is DlmJax
+    assert "hf" in lm_eval.api.registry.model_registry
+
+
+def test_without_lm_eval_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "dlm_jax.harness")
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dlm_jax\[eval\]'"):
+        __import__("dlm_jax.harness")
+
+
+SPECS = {
+    "checkpoint": "my/folder",
+    "sampler": "dynamic(threshold=0.8, schedule=quota(steps=4))",
+    "cache": "dual(refresh_every=8)",
+    "masks": "stratified(batch_size=8)",
+    "stop_ids": [1, 2],
+    "suppress_eos": True,
+    "guidance": 0.5,
+    "gen_length": 64,
+}
+
+
+def test_commas_in_brackets_belong_to_the_value():
+    text = ",".join(f"{name}={value}" for name, value in SPECS.items())
+    assert arguments.split(text) == SPECS
+    # What lm_eval's evaluator and its YAML configurations make of such a text.
+    from lm_eval.utils import simple_parse_args_string
+
+    pieces = simple_parse_args_string(text)
+    assert len(pieces) > len(SPECS)
+    assert arguments.join(pieces) == SPECS
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('sampler=entropy_bound(gamma=0.1, error_proxy="entropy")', None),
+        ("sampler='saber(n=2, mu=8)'", "saber(n=2, mu=8)"),
+    ],
+)
+def test_quotes_are_kept_inside_of_a_spec_and_dropped_around_it(text, value):
+    assert arguments.split(text) == {"sampler": value or text.partition("=")[2]}
+
+
+def test_lm_eval_s_command_line_splits_specs_as_ours():
+    from lm_eval._cli.utils import key_val_to_dict
+
+    text = ",".join(f"{name}={value}" for name, value in SPECS.items())
+    assert arguments.join(key_val_to_dict(text)) == SPECS
+
+
+def test_settings_go_where_they_belong():
+    found = reads(
+        sampler=SAMPLER, seed=3, num_samples=16, temperature=0, cache=None, masks="none"
+    )
+    assert found.rule == dlm.Saber(n=2, mu=8)
+    assert found.generation == {"seed": 3}
+    assert found.likelihood == {
+        "greedy": True,
+        "seed": 3,
+        "num_samples": 16,
+        "masks": "none",
+    }
+    assert found.temperature == 0.0
+    assert arguments.read({"pretrained": 8}).checkpoint == "8"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"step": 3}, r"step must be among checkpoint, sampler, .*num_samples"),
+        ({"trajectory": True}, "trajectory must be among"),
+        ({"chat": True}, "--apply_chat_template"),
+        ({"pretrained": "x"}, "checkpoint and pretrained are the same"),
+        ({"sampler": "sabre"}, r"sampler \(sabre\) must be one of"),
+        ({"gen_length": 1.5}, r"gen_length \(1.5\) must be an integer"),
+        ({"gen_length": float("inf")}, r"gen_length \(inf\) must be an integer"),
+        ({"gen_length": True}, r"gen_length \(True\) must be an integer"),
+        ({"suppress_eos": "yes"}, r"suppress_eos \('yes'\) must be true or false"),
+        ({"temperature": "hot"}, r"temperature \('hot'\) must be a number"),
+        ({"stop_ids": "a"}, "stop_ids .* must be token ids"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(given, message):
+    with pytest.raises(InputError, match=message) as error:
+        reads(**given)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("checkpoint", r"\('checkpoint'\) must be NAME=VALUE"),
+        ("seed=1,seed=2", "seed is given twice"),
+    ],
+)
+def test_wrong_texts_are_refused_in_one_line(text, message):
+    with pytest.raises(InputError, match=message):
+        arguments.split(text)
+
+
+def test_a_bracket_that_stays_open_is_refused():
+    with pytest.raises(InputError, match="write model_args as a mapping"):
+        arguments.join({"sampler": "saber(n=2", "cache": "dual(refresh_every=8)"})
+
+
+@pytest.mark.parametrize(
+    ("size", "flag", "expected"),
+    [(None, "8", 8), (None, 1, 1), (4, "8", 4), (None, "auto", None), (4, "auto:2", 4)],
+)
+def test_model_args_win_over_the_flag_for_batches(size, flag, expected):
+    given = {} if size is None else {"batch_size": size}
+    own = {"batch_size": flag, "max_batch_size": None, "device": "cuda:0"}
+    assert arguments.merge(given, own) == {"batch_size": expected}
+
+
+def test_wrong_settings_are_told_before_weights_are_read(checkpoint, tmp_path):
+    for path in checkpoint.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    for given, message in [
+        ({"gen_length": 64, "block_length": 48}, "multiple of block_length"),
+        ({"cache": "block"}, "blocks do not see later ones"),
+        ({"masks": "half"}, "masks"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"temperature": -1}, "temperature"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            DlmJax(checkpoint=str(tmp_path), **given)
+
+
+# What a task asks for.
+
+
+def test_gen_kwargs_are_read_as_lm_eval_s_models_do():
+    def request(**kwargs):
+        return arguments.read_request(kwargs, reads())
+
+    assert request() == arguments.Request(256, 0.0, ())
+    assert request(until="\n", max_new_tokens=8).until == ("\n",)
+    assert request(max_tokens=8, max_gen_toks=16).gen_length == 16
+    assert request(do_sample=False, temperature=0.7).temperature == 0.0
+    assert request(do_sample=True).temperature == 1.0
+    assert request(temperature=0.2).temperature == 0.2
+    # Nothing is drawn, so top_p changes nothing.
+    assert request(top_p=0.95, num_beams=1).temperature == 0.0
+    assert request(until=["b", "", "a"]).cut("xayb") == "x"
+    assert request().cut("xayb") == "xayb"
+
+
+def test_what_gen_kwargs_cannot_have_is_refused():
+    with pytest.raises(InputError, match=r"top_p \(0.9\).*--gen_kwargs top_p=1 turns"):
+        arguments.read_request({"do_sample": True, "top_p": 0.9}, reads())
+    with pytest.raises(InputError, match=r"stop \(\['a'\]\) must be among until"):
+        arguments.read_request({"stop": ["a"]}, reads())
+
+
+def test_model_args_win_over_gen_kwargs_and_say_so(caplog, monkeypatch):
+    monkeypatch.setattr(arguments, "_WARNED", set())
+    monkeypatch.setattr(arguments.log, "propagate", True)
+    monkeypatch.setattr(arguments.log.parent, "propagate", True)
+    own = reads(gen_length=32, temperature=0.5)
+    kwargs = {"max_gen_toks": 64, "do_sample": False}
+    for _ in range(2):
+        found = arguments.read_request(kwargs, own)
+    assert (found.gen_length, found.temperature) == (32, 0.5)
+    assert [record.message for record in caplog.records] == [
+        "gen_length=32 of model_args replaces max_gen_toks=64",
+        "temperature=0.5 of model_args replaces the task's 0.0",
+    ]
+
+
+# Generation.
+
+
+def test_answers_are_those_of_generate_cut_at_their_own_stops(lm, model):
+    lengths = [16, 8, 16, 8]
+    whole = dict(zip(QUESTIONS, [""] * 4, strict=True))
+    for length, chosen in ((16, QUESTIONS[::2]), (8, QUESTIONS[1::2])):
+        outputs = model.generate(
+            chosen, SAMPLER, gen_length=length, chat=False, batch_size=4
+        )
+        whole |= {q: x.text for q, x in zip(chosen, outputs, strict=True)}
+    texts = [whole[question] for question in QUESTIONS]
+    assert texts == [
+        ".M+..MMQK+f...EK",
+        "+.....+.",
+        ".......+.....+.",
+        "Q.....Q.",
+    ]
+    # Each request has its own stops; the earliest in the text counts.
+    stops = [["Q", "+."], "+", ["f"], []]
+    requests = asked(
+        "generate_until",
+        *(
+            (question, {"max_gen_toks": length, "until": until})
+            for question, length, until in zip(QUESTIONS, lengths, stops, strict=True)
+        ),
+    )
+    found = lm.generate_until(requests, disable_tqdm=True)
+    assert found == [".M", "", ".......+.....+.", "Q.....Q."]
+    # Neither the order nor the batch matters.
+    assert lm.generate_until(requests[::-1], disable_tqdm=True) == found[::-1]
+    assert lm.generate_until(requests[:1], disable_tqdm=True) == found[:1]
+
+
+def test_a_stop_that_is_a_special_token_ends_the_row(lm, model):
+    header = "<|start_header_id|>"
+    ids = {model.codec.tokenizer.convert_tokens_to_ids(header)}
+    seen = []
+
+    def stream_rows(rows, rule, options, settings, ids):
+        seen.append(options.stop_ids)
+        return iter(())
+
+    other = with_seed(lm)
+    other.model = object.__new__(type(model))
+    other.model.__dict__ |= model.__dict__ | {"stream_rows": stream_rows}
+    other.generate_until(
+        asked("generate_until", ("a", {"until": [header, "\n"], "max_gen_toks": 4})),
+        disable_tqdm=True,
+    )
+    assert set(seen[0]) == ids | set(model.stop_ids)
+
+
+def test_draws_depend_on_the_document_and_its_repetition_only(lm):
+    kwargs = {"do_sample": True, "temperature": 2.0, "max_gen_toks": 8}
+    requests = asked("generate_until", *((q, kwargs) for q in QUESTIONS[:2]), repeats=2)
+    found = lm.generate_until(requests, disable_tqdm=True)
+    assert found[0] != found[1]
+    limited = lm.generate_until(requests[2:4], disable_tqdm=True)
+    assert limited == found[2:4]
+    turned = lm.generate_until(requests[2:] + requests[:2], disable_tqdm=True)
+    assert turned == found[2:] + found[:2]
+    other = with_seed(lm, seed=1).generate_until(requests, disable_tqdm=True)
+    assert other != found
+
+
+def test_a_context_that_is_too_long_is_refused_or_cut(lm, model):
+    text = "abcdefgh" * 64
+    request = asked("generate_until", (text, {"max_gen_toks": 8}))
+    message = "request 0: a context of 512 tokens and 8 more exceed .*truncate=true"
+    with pytest.raises(InputError, match=message):
+        lm.generate_until(request)
+    cut = with_seed(lm, truncate=True)
+    tokens = model.codec.encode([text[8:]], 8)[0].tokens[:-8]
+    assert cut._context("generate_until", 0, text, 8).tolist() == tokens.tolist()
+    with pytest.raises(InputError, match="and 512 more exceed the model's context"):
+        cut._context("generate_until", 0, text, 512)
+    with pytest.raises(InputError, match="holds the mask token"):
+        lm.generate_until(
+            asked("generate_until", ("a<|mdm_mask|>", {"max_gen_toks": 8}))
+        )
+
+
+# Chat.
+
+
+def test_special_tokens_of_the_template_are_not_doubled(lm, model):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Why? "},
+    ]
+    own = model.codec.encode_chat([messages], 4)[0]
+    template = lm.chat_template(True)
+    assert template == lm.tokenizer.chat_template
+    text = lm.apply_chat_template(messages)
+    # A tokenizer that adds BOS to what has none, as many do.
+    adding = with_seed(lm)
+    tokenizer = lm.tokenizer.backend_tokenizer
+    bos = lm.tokenizer.bos_token_id
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|startoftext|> $A", special_tokens=[("<|startoftext|>", bos)]
+    )
+    try:
+        assert adding.tok_encode("a")[0] == bos
+        assert adding.tok_encode(text) == own.tokens[~own.is_blank].tolist()
+        assert adding.tok_encode(text).count(bos) == 1
+        assert with_seed(lm, add_special_tokens=False).tok_encode("a")[0] != bos
+        assert with_seed(lm, add_special_tokens=True).tok_encode(text).count(bos) == 2
+    finally:
+        tokenizer.post_processor = None
+
+
+def test_the_beginning_of_an_answer_stays_in_the_assistant_s_turn(lm):
+    history = [
+        {"role": "user", "content": "Write f."},
+        {"role": "assistant", "content": "def f"},
+    ]
+    text = lm.apply_chat_template(history, add_generation_prompt=False)
+    assert text.endswith("<|start_header_id|>assistant<|end_header_id|>\n\ndef f")
+
+
+def test_a_template_that_is_not_there_or_refuses_is_one_line(lm):
+    with pytest.raises(InputError, match=r"chat template refuses .* \(user\)"):
+        lm.apply_chat_template([{"role": "user"}], add_generation_prompt=False)
+    countdown = DlmJax(checkpoint=str(dlm.zoo.path("countdown")))
+    with pytest.raises(InputError, match="no chat template"):
+        countdown.chat_template(True)
+
+
+# Likelihood.
+
+
+def test_scores_are_those_of_log_likelihood(lm, model):
+    pairs = [
+        ("Name a prime:", " 7, or 11"),
+        ("Name a prime: ", "7, or 11"),
+        ("", "Why?"),
+        ("a b c", "d"),
+    ]
+    requests = asked("loglikelihood", *pairs)
+    found = lm.loglikelihood(requests, disable_tqdm=True)
+    encode = model.codec.tokenizer
+    expected = model.log_likelihood(
+        ["Name a prime:", np.array([encode.bos_token_id]), "a b c"],
+        [" 7, or 11", "Why?", "d"],
+        chat=False,
+        num_samples=8,
+    )
+    values = [one.log_likelihood for one in expected]
+    # The space that ends a context belongs to its continuation, as in lm_eval's hf.
+    places = [0, 0, 1, 2]
+    assert [x for x, _ in found] == pytest.approx([values[i] for i in places], rel=1e-5)
+    assert not any(is_greedy for _, is_greedy in found)
+    turned = lm.loglikelihood(requests[::-1], disable_tqdm=True)
+    assert [x for x, _ in turned[::-1]] == pytest.approx([x for x, _ in found])
+    # With other masks it is another estimate.
+    other = with_seed(lm, seed=7).loglikelihood(requests[:1], disable_tqdm=True)
+    assert other[0][0] != pytest.approx(values[0], rel=1e-5)
+
+
+def test_greedy_is_what_low_confidence_fills_in(lm, model):
+    context = "Why?"
+    # Nothing stops it: an answer of exactly that many tokens, special ones too.
+    answer = model.generate(
+        context, "low_confidence", gen_length=3, chat=False, stop_ids=()
+    )
+    text = model.codec.tokenizer.decode(answer.tokens)
+    pair = (context, text)
+    wrong = (context, text[:-1] + "~")
+    requests = asked("loglikelihood", pair, wrong)
+    assert [x for _, x in lm.loglikelihood(requests, True)] == [True, False]
+    blind = with_seed(lm, greedy=False)
+    assert [x for _, x in blind.loglikelihood(requests, True)] == [False, False]
+
+
+def test_a_rolling_text_is_scored_whole(lm, model):
+    text = "Two is the only even prime."
+    (found,) = lm.loglikelihood_rolling(
+        asked("loglikelihood_rolling", (text,)), disable_tqdm=True
+    )
+    prefix = np.array([model.codec.tokenizer.bos_token_id])
+    expected = model.log_likelihood([prefix], [text], chat=False, num_samples=8)
+    assert found == pytest.approx(expected[0].log_likelihood, rel=1e-6)
+    with pytest.raises(InputError, match=r"\(512 tokens\) must have 1 to 511"):
+        lm.loglikelihood_rolling(asked("loglikelihood_rolling", ("a" * 512,)))
+
+
+def test_a_continuation_without_a_token_is_refused(lm):
+    with pytest.raises(InputError, match="request 0: the continuation \\(''\\)"):
+        lm.loglikelihood(asked("loglikelihood", ("a", "")), disable_tqdm=True)
+
+
+# lm_eval's cache of answers.
+
+
+def test_a_cache_is_of_one_setting(lm, tmp_path):
+    kwargs = {"max_gen_toks": 8}
+    requests = asked("generate_until", *((q, kwargs) for q in QUESTIONS[:2]))
+    path = str(tmp_path / "answers.db")
+    cached = CachingLM(with_seed(lm), path)
+    found = cached.generate_until(requests)
+    # Each answer is kept when it is there, under lm_eval's own key.
+    assert len(cached.dbdict) == 3
+    again = with_seed(lm, batch_size=1)
+    again.generate_until = None
+    assert CachingLM(again, path).generate_until(requests) == found
+    with pytest.raises(InputError, match="in this one differ: sampler, seed"):
+        CachingLM(with_seed(lm, sampler="margin", seed=1), path)
+    drawn = asked("generate_until", ("a", {"temperature": 0.5, "max_gen_toks": 8}))
+    with pytest.raises(InputError, match="do_sample=true"):
+        CachingLM(with_seed(lm), path).generate_until(drawn)
+
+    from sqlitedict import SqliteDict
+
+    foreign = str(tmp_path / "foreign.db")
+    with SqliteDict(foreign, autocommit=True) as answers:
+        answers["key"] = "an answer of another model"
+    with pytest.raises(InputError, match="use_cache must be a new file"):
+        CachingLM(with_seed(lm), foreign)
+
+
+# lm_eval's command line.
+
+FOLDER = pathlib.Path("docs/examples/harness")
+KINDS = ("countdown_solve", "countdown_choose", "countdown_read")
+
+
+def test_the_command_line_evaluates_a_shipped_model(tmp_path):
+    """The tasks of the documentation, as its page runs them."""
+    checkpoint = dlm.zoo.path("countdown")
+    command = [sys.executable, "-m", "dlm_jax.harness"]
+    command += ["--model", "dlm_jax", "--tasks", ",".join(KINDS)]
+    specs = f"checkpoint={checkpoint},sampler={SAMPLER},num_samples=16"
+    command += ["--model_args", specs]
+    command += ["--include_path", str(FOLDER), "--batch_size", "8", "--limit", "2"]
+    command += ["--output_path", str(tmp_path / "out"), "--log_samples"]
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "countdown_solve" in done.stdout
+
+    def logged(name):
+        (path,) = (tmp_path / "out").rglob(f"samples_{name}_*.jsonl")
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    (path,) = (tmp_path / "out").rglob("results_*.json")
+    results = json.loads(path.read_text())
+    lines = (ROOT / FOLDER / "countdown.jsonl").read_text().splitlines()[:2]
+    puzzles = [json.loads(line) for line in lines]
+    questions = [puzzle["question"] for puzzle in puzzles]
+    model = dlm.load(checkpoint)
+
+    expected = model.generate(questions, SAMPLER, gen_length=18)
+    found = logged("countdown_solve")
+    assert [one["resps"][0][0] for one in found] == [x.text for x in expected]
+    verdicts = [
+        countdown.verdict(
+            countdown.Puzzle(tuple(puzzle["numbers"]), puzzle["target"]), output.text
+        ).is_correct
+        for puzzle, output in zip(puzzles, expected, strict=True)
+    ]
+    assert results["results"]["countdown_solve"]["solved,none"] == np.mean(verdicts)
+    costs = results["config"]["dlm_jax"]["generated"]
+    assert costs["mean_nfe"] == np.mean([output.nfe for output in expected])
+    assert costs["rows"] == 2 and costs["incomplete_rows"] == 0
+    settings = results["config"]["dlm_jax"]["settings"]
+    assert settings["sampler"].startswith("saber(n=2, mu=8")
+
+    scores = model.log_likelihood(
+        [question for question in questions for _ in range(2)],
+        [puzzle[name] for puzzle in puzzles for name in ("wrong", "answer")],
+        greedy=True,
+        num_samples=16,
+    )
+    answers = [x[0] for one in logged("countdown_choose") for x in one["resps"]]
+    assert [float(value) for value, _ in answers] == pytest.approx(
+        [x.log_likelihood for x in scores], rel=1e-4
+    )
+    assert [str(flag) for _, flag in answers] == [str(x.is_greedy) for x in scores]
+
+    whole = [puzzle["question"] + puzzle["answer"] for puzzle in puzzles]
+    bos = np.array([model.codec.tokenizer.bos_token_id])
+    scores = model.log_likelihood([bos] * 2, whole, num_samples=16)
+    bits = -sum(x.log_likelihood for x in scores) / sum(map(len, whole)) / np.log(2)
+    found = results["results"]["countdown_read"]["bits_per_byte,none"]
+    assert found == pytest.approx(bits, rel=1e-4)
+
+
+def test_an_error_of_the_command_line_is_one_line(monkeypatch):
+    def cli_evaluate():
+        DlmJax.create_from_arg_obj({"checkpoint": "x", "steps": 3}, {"batch_size": 1})
+
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", cli_evaluate)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("dlm_jax.harness", run_name="__main__")
+    assert str(stop.value).startswith("dlm_jax: model_args: steps must be among")
+    assert "\n" not in str(stop.value)
+
+
+SHOTS = [{"question": "1+1", "answer": "2"}, {"question": "2+2", "answer": "4"}]
+TASK = """
+task: sums
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+fewshot_split: test
+num_fewshot: 1
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: exact_match}}]
+"""
+
+
+def test_chat_templates_come_from_lm_eval(tmp_path, checkpoint, monkeypatch):
+    """Shots as turns of a conversation, after a system message."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    data = tmp_path / "sums.jsonl"
+    data.write_text("".join(json.dumps(shot) + "\n" for shot in SHOTS))
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "sums.yaml").write_text(TASK.format(data=data))
+    seen = []
+
+    def generate_until(self, requests, disable_tqdm=False):
+        seen.extend(self.tok_encode(request.args[0]) for request in requests)
+        return [""] * len(requests)
+
+    monkeypatch.setattr(DlmJax, "generate_until", generate_until)
+    simple_evaluate(
+        model="dlm_jax",
+        # lm_eval's evaluator has its own, simpler parser; ours is the one that counts.
+        model_args=f"checkpoint={checkpoint},sampler={SAMPLER}",
+        tasks=["sums"],
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+        apply_chat_template=True,
+        fewshot_as_multiturn=True,
+        system_instruction="Add.",
+        limit=1,
+        bootstrap_iters=0,
+    )
+    conversation = [
+        {"role": "system", "content": "Add."},
+        {"role": "user", "content": "2+2"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "1+1"},
+    ]
+    codec = read_outline(checkpoint).codec
+    expected = codec.encode_chat([conversation], 1)[0].tokens[:-1].tolist()
+    assert seen == [expected]

@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Scripts print it without a traceback and exit with status 1.
     """
+
+
+class OutOfMemory(InputError):
+    """A batch takes more memory than there is; names its size."""

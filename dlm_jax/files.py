@@ -40,6 +40,12 @@ def check_output(path: str | os.PathLike, num_bytes: int = 0) -> None:
     _check_writable(path, num_bytes)
 
 
+def partial_of(output: str | os.PathLike) -> pathlib.Path:
+    """The directory in which an output grows until it is whole."""
+    output = pathlib.Path(output)
+    return output.with_name(f"{output.name}.partial")
+
+
 def _check_writable(path: pathlib.Path, num_bytes: int) -> None:
     parent = next(p for p in path.absolute().parents if os.path.lexists(p))
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
@@ -257,15 +263,18 @@ def write_jsonl(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -
             raise InputError(f"output ({path}) cannot be written: stdout is closed")
         sys.stdout.flush()
         for record in records:
-            sys.stdout.buffer.write(_line(record))
+            sys.stdout.buffer.write(json_line(record))
         sys.stdout.buffer.flush()
         return
     with staged(path) as partial, partial.open("wb") as file:
         for record in records:
-            file.write(_line(record))
+            file.write(json_line(record))
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """A record as a line of JSON Lines."""
     # A text that is no Unicode, such as half a pair of surrogates, stays readable.
     text = json.dumps(record, ensure_ascii=False)
     try:

@@ -265,15 +265,36 @@ class Model(Outline):
     ) -> Iterator[tuple[int, Output]]:
         """Fills rows that are encoded already, and hands each over when it is done.
 
+        Arguments and errors are those of `stream_done`.
+        """
+        handed_over = self.stream_done(rows, sampler, options, settings, ids)
+        return (pair for done in handed_over for pair in done.items())
+
+    def stream_done(
+        self,
+        rows: Sequence[Encoded],
+        sampler: Sampler | str,
+        options: Options,
+        settings: Settings | None = None,
+        ids: Sequence[int] | None = None,
+        is_asked: Sequence[bool] | None = None,
+    ) -> Iterator[dict[int, Output]]:
+        """Fills rows that are encoded already, and hands over those done together.
+
         Args:
           rows: of `codec`.
           sampler: a sampler or its spec.
           options: how to generate; `num_slots` is set from the batch size.
           settings: `seed`, `batch_size` and `queue_length` are read.
           ids: what the rows' random draws depend on; their places by default.
+          is_asked: which rows are filled, see `batches.stream`; all by default.
+
+        Returns:
+          What rows became, by their places, about every five seconds.
 
         Raises:
           InputError: naming the argument that does not fit.
+          OutOfMemory: naming the batch size, when the memory is full.
         """
         settings = settings or {}
         self.check(rows, sampler, options, settings)
@@ -287,16 +308,11 @@ class Model(Outline):
             batch_size=settings.get("batch_size", 8),
             queue_length=settings.get("queue_length"),
             ids=ids,
+            is_asked=is_asked,
         )
-
         # A text ends where its row does.
         codec = dataclasses.replace(self.codec, stop_ids=options.stop_ids)
-
-        def outputs() -> Iterator[tuple[int, Output]]:
-            for done in handed_over:
-                yield from done.outputs(codec, rows).items()
-
-        return outputs()
+        return (done.outputs(codec, rows) for done in handed_over)
 
     def _run(
         self,

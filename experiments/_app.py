@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from dlm_jax.devices import hosts
-from dlm_jax.errors import InputError
+from dlm_jax.errors import InputError, OutOfMemory
 from dlm_jax.text.settings import Settings
 from experiments import _signals
 
@@ -130,8 +130,11 @@ def define_sharing() -> flags.FlagHolder[int | None]:
     )
 
 
-def define_hosts() -> Callable[[], hosts.Host]:
+def define_hosts(may_be_alone: bool = False) -> Callable[[], hosts.Host]:
     """Defines the flags of runs over several hosts.
+
+    Args:
+      may_be_alone: see `hosts.start`.
 
     Returns:
       What joins the other processes; to be called before JAX is used.
@@ -153,9 +156,28 @@ def define_hosts() -> Callable[[], hosts.Host]:
             num_processes.value,
             process_id.value,
             is_cluster=is_cluster.value,
+            may_be_alone=may_be_alone,
         )
 
     return start
+
+
+@contextlib.contextmanager
+def kept_rows(is_kept: bool = True) -> Iterator[None]:
+    """Says, where the memory is full, that a run with files goes on.
+
+    Args:
+      is_kept: the run has files; without, nothing is added.
+    """
+    try:
+        yield
+    except OutOfMemory as error:
+        if not is_kept:
+            raise
+        raise OutOfMemory(
+            f"{error}; finished rows are kept: the same command with a smaller "
+            "--batch_size goes on"
+        ) from error
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

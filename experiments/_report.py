@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dlm_jax import samplers
-from dlm_jax.evaluation import stats
+from dlm_jax.evaluation import stats, tables
 from dlm_jax.evaluation.calls import verdict_on
 from dlm_jax.tasks import Task
 from dlm_jax.tasks.base import Example
@@ -18,36 +18,31 @@ from dlm_jax.text.output import Output
 _WIDTH, _GAP = 100, 3
 
 
-def records(
-    prompts: Sequence[str | Messages],
-    runs: Mapping[str, Sequence[Output]],
-    ids: Sequence[int],
-    **common: Any,
-) -> Iterator[dict[str, Any]]:
-    """One JSON object for each prompt and sampler; the common fields end each.
+def record(
+    index: int, prompt: str | Messages, spec: str, output: Output, **common: Any
+) -> dict[str, Any]:
+    """The JSON object of a prompt and a sampler.
 
     Args:
-      prompts: as they were given; a conversation's field is `messages`.
-      runs: what they became, by the sampler's spec.
-      ids: of the prompts.
-      **common: fields of every record.
+      index: of the prompt.
+      prompt: as it was given; a conversation's field is `messages`.
+      spec: of the sampler.
+      output: what the prompt became.
+      **common: the last fields; of them, `batch_size` goes with the seconds.
     """
-    for spec, outputs in runs.items():
-        sampler = samplers.canonical_spec(spec)
-        for index, prompt, output in zip(ids, prompts, outputs, strict=True):
-            yield {
-                "index": index,
-                **_named(prompt),
-                "sampler": sampler,
-                "text": output.text,
-                "tokens": output.tokens.tolist(),
-                "nfe": output.nfe,
-                "num_whole": output.num_whole,
-                "is_complete": output.is_complete,
-                "has_nan": output.has_nan,
-                "seconds": round(output.seconds, 6),
-                **common,
-            }
+    return {
+        "index": index,
+        **_named(prompt),
+        "sampler": samplers.canonical_spec(spec),
+        "text": output.text,
+        "tokens": output.tokens.tolist(),
+        "nfe": output.nfe,
+        "num_whole": output.num_whole,
+        "is_complete": output.is_complete,
+        "has_nan": output.has_nan,
+        "seconds": round(output.seconds, 6),
+        **common,
+    }
 
 
 def _named(prompt: str | Messages) -> dict[str, Any]:
@@ -82,19 +77,19 @@ def texts(
 def answers(
     task: Task,
     examples: Sequence[Example],
-    runs: Mapping[str, Sequence[Output]],
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
     num_shown: int,
 ) -> tuple[list[str], dict[str, int]]:
     """The first examples beside their answers; and how many each sampler has right."""
     lines, num_right = [], dict.fromkeys(runs, 0)
     for i, example in enumerate(examples):
         blocks = [_block(example.name, task.pretty(example.prompt), "")]
-        for spec, outputs in runs.items():
-            answer = outputs[i].text
-            verdict = verdict_on(task, example, outputs[i])
+        for spec, records in runs.items():
+            answer, nfe = records[i]["text"], records[i]["nfe"]
+            verdict = verdict_on(task, example, answer, nfe, records[i]["has_nan"])
             num_right[spec] += verdict.is_correct
             mark = "right" if verdict.is_correct else f"WRONG: {verdict.reason}"
-            remark = f"NFE {outputs[i].nfe}, {mark}"
+            remark = f"NFE {nfe}, {mark}"
             blocks.append(_block(spec, task.pretty(answer), remark))
         if i < num_shown:
             lines += [*beside(blocks), ""]
@@ -118,24 +113,35 @@ def beside(blocks: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def summary(
-    runs: Mapping[str, Sequence[Output]], num_right: Mapping[str, int]
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], num_right: Mapping[str, int]
 ) -> Iterator[str]:
-    """A table with a row for each sampler; empty num_right leaves that column out."""
+    """A table with a row for each sampler; empty num_right leaves that column out.
+
+    If rows ran with several batch sizes, which a run that goes on may change, a column
+    names them: such times cannot be compared.
+    """
+    sizes = {
+        spec: sorted({record["batch_size"] for record in records})
+        for spec, records in runs.items()
+    }
+    has_sizes = len({size for own in sizes.values() for size in own}) > 1
     rows = [["sampler", "right", "95 % interval"] if num_right else ["sampler"]]
     rows[0] += ["mean NFE", "seconds", "compile seconds"]
-    for spec, outputs in runs.items():
+    rows[0] += ["batch size"] if has_sizes else []
+    for spec, records in runs.items():
         rows.append([spec])
         if num_right:
-            n = len(outputs)
+            n = len(records)
             is_correct = np.arange(n)[None] < num_right[spec]
             low, high = stats.accuracy_interval(is_correct)
             rows[-1] += [f"{num_right[spec]} of {n}", f"{low:.1%} - {high:.1%}"]
-        nfe = np.mean([output.nfe for output in outputs])
+        nfe = np.mean([record["nfe"] for record in records])
         seconds, compiling = (
-            sum(getattr(output, name) for output in outputs)
+            sum(record[name] for record in records)
             for name in ("seconds", "compile_seconds")
         )
         rows[-1] += [f"{nfe:.1f}", f"{seconds:.2f}", f"{compiling:.2f}"]
+        rows[-1] += [tables.batch_sizes(sizes[spec])] if has_sizes else []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *cells in rows:
         aligned = (c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))

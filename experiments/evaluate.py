@@ -6,8 +6,9 @@ r"""Asks a model a task's examples with one or more samplers, and judges the ans
 
 WORKDIR gets manifest.json and records.jsonl, a line per example. Started again with the
 same arguments it goes on where it was stopped; more samplers, seeds or examples may be
-added. NFE is the number of forwards that an example took part in. If several commits
-made the records, they are named below the tables.
+added, and --batch_size and --queue_length may differ. NFE is the number of forwards
+that an example took part in. If several commits made the records, they are named below
+the tables.
 """
 
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         is_mixed=False,
         plans=config.get("cache") or ("none",),
     )
-    with asked.locked():
+    with asked.locked(), _app.kept_rows():
         records = _records(asked, todo)
     results = evaluation.summaries(records)
     print(tables.accuracy(results))

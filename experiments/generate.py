@@ -12,17 +12,20 @@ Without prompts, the shipped model of --task solves held-out examples of it. Wit
 --infill, every mask token in a prompt's text is a blank. Flags that are not given have
 the values of --config.
 
+Rows that are done are kept in OUTPUT.partial until all are there. A run that was
+stopped goes on with the same command, and may have another --batch_size.
+
 On several hosts, each process is given the same prompts and takes its share of them:
 
     python -m experiments.generate ... --output=answers.jsonl --cluster
     python -m experiments.merge --output=answers.jsonl     # once, when all are done
+
+The share of a process that died is run again by the same command, given to all of them
+or alone, with --num_processes and --process_id, and no --coordinator.
 """
 
-import contextlib
-import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -32,17 +35,16 @@ from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
 from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError
+from dlm_jax.evaluation.growing import as_written, growing
 from dlm_jax.evaluation.records import check_finite
-from dlm_jax.model import load_weights
 from dlm_jax.outline import Outline, read_outline
 from dlm_jax.tasks.base import BLANK, check_codec
 from dlm_jax.text.codec import Messages
-from dlm_jax.text.output import Output
 from dlm_jax.text.prompt_files import read_prompts
 from dlm_jax.text.prompts import Encoded
 from dlm_jax.text.settings import Settings
-from experiments import _app, _report
-from experiments._progress import Progress
+from experiments import _app
+from experiments._generating import Asked, fill, share, show
 
 _CONFIG = _app.define_config(_app.CONFIGS / "generate.py", "Defaults.")
 _CHECKPOINT = _app.define_path("checkpoint", None, "Hugging Face or Orbax directory.")
@@ -62,7 +64,7 @@ _INFILL = flags.DEFINE_bool("infill", False, "Fill the mask tokens in the prompt
 _OUTPUT = _app.define_path(
     "output", None, "JSONL file to write, must not exist; - is stdout."
 )
-_START = _app.define_hosts()
+_START = _app.define_hosts(may_be_alone=True)
 _SHARING = _app.define_sharing()
 _BLOCK = flags.DEFINE_integer("block_length", None, "Tokens per block, left to right.")
 _LENGTH = flags.DEFINE_integer(
@@ -86,7 +88,33 @@ _OWN = [
 def main(argv: Sequence[str]) -> None:
     """Generates, prints and writes what the flags ask for."""
     del argv
-    # What is asked, checked before any weight is read.
+    asked = _asked()
+    outline = read_outline(_CHECKPOINT.value or zoo.path(asked.config.task))
+    work = share(asked, outline, *_rows(asked, outline))
+    own = Settings(seed=asked.config.seed, batch_size=asked.config.batch_size)
+    for rule in asked.rules.values():
+        outline.check(work.rows, rule, work.options, own)
+    keys = [key for spec in asked.rules for key in work.keys(spec)]
+    if asked.host.count > 1 and asked.output:
+        rows = [(key.sampler, key.index) for key in keys]
+        if hosts.is_whole(asked.output, work.common, rows):
+            print(f"{asked.output} is there, and whole", file=sys.stderr)
+            return
+    if asked.how_read:
+        print(asked.how_read, file=sys.stderr)
+    with growing(asked.output) as grown, _app.kept_rows(bool(asked.output)):
+        fill(asked, outline, work, own, grown)
+        grown.finish(keys)
+    records = grown.find(keys)
+    is_piped = _OUTPUT.value == files.STDOUT
+    if is_piped:
+        files.write_jsonl(files.STDOUT, map(as_written, records))
+    show(asked, work, records, sys.stderr if is_piped else sys.stdout)
+    check_finite(records)
+
+
+def _asked() -> Asked:
+    """What the flags ask for, before the checkpoint is looked at."""
     config = _app.merged(_CONFIG, _OWN)
     check_seed(config.seed)
     host = _START()
@@ -95,12 +123,13 @@ def main(argv: Sequence[str]) -> None:
     is_piped = _OUTPUT.value == files.STDOUT
     if is_piped and (host.count > 1 or sys.stdout is None):
         raise InputError(f"output ({files.STDOUT}) needs one process, and a stdout")
-    output: str | pathlib.Path | None = _OUTPUT.value
-    if output and not is_piped:
-        output = host.shard(output)
-        files.check_output(output)
+    output = None
+    if _OUTPUT.value and not is_piped:
+        output = host.shard(_OUTPUT.value)
+        if host.count == 1:
+            files.check_output(output)
     rules = samplers.parse_all(config.sampler)
-    plan = caches.parse(config.get("cache") or "none")
+    caches.parse(config.get("cache") or "none")
     prompts: list[str | Messages] = list(_PROMPT.value)
     how_read = ""
     if _FILE.value:
@@ -113,74 +142,37 @@ def main(argv: Sequence[str]) -> None:
                 raise InputError(f"{flag.name} ({flag.value}) needs a prompt")
     task = tasks.get(config.task)
     examples = [] if prompts else task.examples(config.split, config.num_examples)
+    return Asked(
+        config=config,
+        host=host,
+        output=output,
+        rules=rules,
+        prompts=prompts,
+        examples=examples,
+        how_read=how_read,
+        is_infill=_INFILL.value,
+        chat=_CHAT.value,
+        dtype=_DTYPE.value,
+        devices_per_model=_SHARING.value,
+    )
 
-    # Rows with blanks.
-    checkpoint = _CHECKPOINT.value or zoo.path(config.task)
-    outline = read_outline(checkpoint)
-    if examples:
-        check_codec(task, outline.codec)
-        prompts = [e.prompt.replace(BLANK, outline.mask_text) for e in examples]
-        rows = task.encode(outline.codec, examples)
-        settings = _app.drawing(config) | {"block_length": task.block_length}
-        settings["cache"] = plan
-        options = outline.options(task.gen_length, settings)
-    else:
-        rows, options = _encode(outline, prompts, config)
-    own = Settings(seed=config.seed, batch_size=config.batch_size)
-    for rule in rules.values():
-        outline.check(rows, rule, options, own)
 
-    # This process's share of them. All have the same shapes, whatever their share.
-    if len(prompts) < host.count:
-        raise InputError(
-            f"prompts ({len(prompts)}) must be at least one for each process "
-            f"({host.count})"
-        )
-    common: dict[str, Any] = {
-        "checkpoint": str(checkpoint),
-        "gen_length": options.gen_length,
-        "block_length": options.block_length,
-        "cache": caches.to_spec(plan),
-        **{name: config[name] for name in _app.DRAWING},
-        # Of all processes, for `experiments.merge` to see whether something is missing
-        # or answers other prompts.
-        "num_prompts": len(prompts),
-        "prompts_digest": hosts.digest(prompts),
-    }
-    ids = host.share(range(len(prompts)))
-    prompts, rows = host.share(prompts), host.share(rows)
-    examples = host.share(examples)
-
-    # Fill the rows with each sampler.
-    if how_read:
-        print(how_read, file=sys.stderr)
-    runs: dict[str, list[Output]] = {}
-    with contextlib.ExitStack() as stack:
-        if output and not is_piped:
-            stack.enter_context(files.locked(output))
-        model = load_weights(outline, _DTYPE.value, _SHARING.value)
-        total = len(rules) * len(rows)
-        progress = stack.enter_context(Progress(total, "prompt"))
-        for spec, rule in rules.items():
-            progress.describe(spec)
-            done = {}
-            for i, out in model.stream_rows(rows, rule, options, own, ids):
-                done[i] = out
-                progress.add([out.nfe])
-            runs[spec] = [done[i] for i in range(len(rows))]
-        common["dtype"] = str(model.dtype)
-        records = list(_report.records(prompts, runs, ids, **common))
-        if output:
-            files.write_jsonl(output, records)
-
-    # Print.
-    lines = _report.texts(dict(zip(ids, prompts, strict=True)), records)
-    num_right: dict[str, int] = {}
-    if examples:
-        lines, num_right = _report.answers(task, examples, runs, config.num_shown)
-    said = sys.stderr if is_piped else sys.stdout
-    print(*lines, *_report.summary(runs, num_right), sep="\n", file=said)
-    check_finite(records)
+def _rows(
+    asked: Asked, outline: Outline
+) -> tuple[list[str | Messages], list[Encoded], Options]:
+    """The prompts, their rows with blanks, and how to fill them."""
+    config = asked.config
+    if not asked.examples:
+        return asked.prompts, *_encode(outline, asked.prompts, config)
+    task = tasks.get(config.task)
+    check_codec(task, outline.codec)
+    settings = _app.drawing(config) | {"block_length": task.block_length}
+    settings["cache"] = config.get("cache") or "none"
+    return (
+        [e.prompt.replace(BLANK, outline.mask_text) for e in asked.examples],
+        task.encode(outline.codec, asked.examples),
+        outline.options(task.gen_length, settings),
+    )
 
 
 def _encode(

@@ -4,7 +4,8 @@ r"""Sweeps thresholds and draws accuracy against forwards, with fronts and areas
 
 WORKDIR gets sweep.csv, sweep.png, sweep.md and the records, a line per example.
 Samplers of one program share its calls, with a threshold per row. Started again with
-the same arguments it goes on where it was stopped; the curves are configs/sweep.py's.
+the same arguments it goes on where it was stopped; --batch_size and --queue_length may
+differ. The curves are configs/sweep.py's.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     specs = [spec for line in curves.values() for spec in line]
     cache = config.get("cache") or "none"
     todo = evaluation.lanes(specs, (config.seed,), is_mixed=True, plans=(cache,))
-    with asked.locked():
+    with asked.locked(), _app.kept_rows():
         model, about = asked.load(todo)
         total = len(specs) * config.num_examples
         with Progress(total, "row") as progress:

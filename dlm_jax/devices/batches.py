@@ -1,5 +1,6 @@
 """Any number of prompts through a sampler, handed over as they are done."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
@@ -7,14 +8,14 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from dlm_jax.core.canvas import Generation
+from dlm_jax.core.canvas import Generation, Prompts
 from dlm_jax.core.keys import check_seed, row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler, canonical
 from dlm_jax.devices.parallel import Parallel
-from dlm_jax.errors import InputError
+from dlm_jax.errors import InputError, OutOfMemory
 from dlm_jax.text.codec import Codec
 from dlm_jax.text.output import Output, read_output
 from dlm_jax.text.prompts import Encoded, groups
@@ -28,7 +29,7 @@ class Done(NamedTuple):
       filled: their rows, padded, on the host.
       seconds: float [m]; each row's share, by forwards, of the wall time since rows
         were last handed over, compiling excluded.
-      compile_seconds: of the call, divided by its rows.
+      compile_seconds: of the call, divided by the rows that are asked for.
     """
 
     indices: Int[np.ndarray, "m"]
@@ -76,6 +77,28 @@ def check_sizes(batch_size: int, queue_length: int | None = None) -> int:
     return queue_length
 
 
+@contextlib.contextmanager
+def too_large(batch_size: int) -> Iterator[None]:
+    """Names the batch size where the memory of the devices, or of the host, is full.
+
+    Args:
+      batch_size: of what is compiled and run in the block.
+
+    Raises:
+      OutOfMemory: instead of JAX's RESOURCE_EXHAUSTED, or of MemoryError.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or "no memory is left on this machine"
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in reason:
+            raise
+        raise OutOfMemory(
+            f"batch_size ({batch_size}) must be smaller: this batch and model take "
+            f"more memory than there is ({reason:.160})"
+        ) from error
+
+
 def stream(
     parallel: Parallel,
     sampler: Sampler,
@@ -85,6 +108,7 @@ def stream(
     batch_size: int,
     queue_length: int | None = None,
     ids: Sequence[int] | None = None,
+    is_asked: Sequence[bool] | None = None,
     period: float = 5.0,
 ) -> Iterator[Done]:
     """Generates for any number of prompts.
@@ -102,39 +126,50 @@ def stream(
       queue_length: rows of one call, of which all but batch_size wait; 8 * batch_size
         by default. The longer, the less time slots stand idle at a call's end.
       ids: of the prompts; their places by default.
+      is_asked: which prompts are filled; all by default. The others keep their place in
+        a call without a blank, which takes no forward: calls have the shapes, and so
+        the programs, of a run that asks for all.
       period: about how many seconds pass between two times that rows are handed over.
 
     Returns:
-      Every prompt once, short ones first, while others are still in flight.
+      Every prompt that is asked for once, calls of long ones first, while others are
+      still in flight.
 
     Raises:
       InputError: naming the argument that does not fit.
+      OutOfMemory: naming the batch size, when the memory is full.
     """
     queue_length = check_sizes(batch_size, queue_length)
     options = dataclasses.replace(options, num_slots=parallel.num_slots(batch_size))
     sampler = canonical(sampler, (len(rows),))
     key_ids = np.arange(len(rows)) if ids is None else np.asarray(ids)
     check_seed(seed)
+    asked = np.ones(len(rows), bool) if is_asked is None else np.asarray(is_asked)
     # Fewer prompts than a call holds need no rows to fill it up.
     size = max(min(queue_length, len(rows)), 1)
 
     def generate() -> Iterator[Done]:
         for group in groups(rows, size, parallel.denoiser.max_length):
             places = np.maximum(group.ids, 0)
+            is_open = (group.ids >= 0) & asked[places]
+            if not is_open.any():
+                continue
             rules = jax.tree.map(lambda x, i=places: x[i], sampler)
-            arguments = rules, group.prompts, row_keys(seed, key_ids[places]), options
-            num_real = int((group.ids >= 0).sum())
-            compile_seconds = parallel.compile(*arguments) / num_real
+            prompts = _with_blanks(group.prompts, is_open)
+            arguments = rules, prompts, row_keys(seed, key_ids[places]), options
+            with too_large(batch_size):
+                compile_seconds = parallel.compile(*arguments) / int(is_open.sum())
             handed_over = parallel.stream(*arguments, period)
             seconds = 0.0
             while True:
                 start = time.perf_counter()
-                new = next(handed_over, None)
+                with too_large(batch_size):
+                    new = next(handed_over, None)
                 seconds += time.perf_counter() - start
                 if new is None:
                     break
                 at, filled = new
-                real = np.flatnonzero(group.ids[at] >= 0)
+                real = np.flatnonzero(is_open[at])
                 filled = jax.tree.map(lambda x, real=real: x[real], filled)
                 nfe = np.asarray(filled.num_steps, float)
                 if real.size:
@@ -145,3 +180,10 @@ def stream(
                     seconds = 0.0
 
     return generate()
+
+
+def _with_blanks(prompts: Prompts, is_open: Bool[np.ndarray, "b"]) -> Prompts:
+    """Rows of which only some have their blanks."""
+    if is_open.all():
+        return prompts
+    return prompts.replace(is_blank=prompts.is_blank & is_open[:, None])

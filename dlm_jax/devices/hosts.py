@@ -15,7 +15,7 @@ import pathlib
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -73,6 +73,7 @@ def start(
     process_id: int | None = None,
     *,
     is_cluster: bool = False,
+    may_be_alone: bool = False,
 ) -> Host:
     """Joins the other processes; must come before anything else that uses JAX.
 
@@ -82,6 +83,8 @@ def start(
       process_id: which one this is, from 0.
       is_cluster: take what is left out from the environment, as `jax.distributed` finds
         it on TPU pods, under SLURM, Open MPI and Kubernetes.
+      may_be_alone: a process that is given its place, and no coordinator, does not join
+        others: the share of one that died can be run again.
 
     Returns:
       This process among the others; alone if nothing is asked for.
@@ -99,7 +102,8 @@ def start(
     missing = [name for name, value in given.items() if value is None]
     if len(missing) == len(given) and not is_cluster:
         return Host()
-    if missing and not is_cluster:
+    is_alone = may_be_alone and missing == ["coordinator"] and not is_cluster
+    if missing and not is_cluster and not is_alone:
         raise InputError(
             f"{', '.join(missing)} must be given too, or found in a cluster's "
             "environment (--cluster)"
@@ -110,6 +114,8 @@ def start(
             f"process_id ({process_id}) must be from 0 to num_processes - 1 "
             f"(num_processes is {num_processes})"
         )
+    if is_alone:
+        return Host(process_id or 0, num_processes or 1)
     if coordinator is not None:
         place = re.fullmatch(r"\[?(.+?)\]?:(\d{1,5})", coordinator)
         if place is None or not 1 <= int(place[2]) <= 65535:
@@ -186,7 +192,12 @@ def merge(output: str | pathlib.Path) -> int:
     name = glob.escape(output.name)
     found = sorted(output.parent.glob(f"{name}.{digits}-of-{digits}"))
     if not found:
-        raise InputError(f"{output} has no shards ({output.name}.00000-of-...)")
+        begun = output.parent.glob(f"{name}.{digits}-of-{digits}.partial")
+        names = ", ".join(sorted(path.name for path in begun))
+        raise InputError(
+            f"{output} has no shards ({output.name}.00000-of-...)"
+            + (f"; not finished are {names}" if names else "")
+        )
     count = int(found[0].name[-5:])
     expected = [Host(index, count).shard(output) for index in range(count)]
     foreign = [path.name for path in found if path not in expected]
@@ -197,7 +208,12 @@ def merge(output: str | pathlib.Path) -> int:
         )
     missing = [path.name for path in expected if path not in found]
     if missing:
-        raise InputError(f"{output} lacks shards: {', '.join(missing)}")
+        ids = ", ".join(str(i) for i in range(count) if expected[i] not in found)
+        raise InputError(
+            f"{output} lacks shards: {', '.join(missing)}; give the processes' command "
+            f"again with --num_processes={count}, --process_id={ids} and no "
+            "--coordinator"
+        )
     by_sampler: dict[str, dict[int, Mapping[str, Any]]] = {}
     first: dict[str, Any] = {}
     for number, path in enumerate(expected):
@@ -228,6 +244,36 @@ def merge(output: str | pathlib.Path) -> int:
         output, (own[i] for own in by_sampler.values() for i in range(num_prompts))
     )
     return num_prompts * len(by_sampler)
+
+
+def is_whole(
+    shard: pathlib.Path, common: Mapping[str, Any], keys: Iterable[tuple[str, int]]
+) -> bool:
+    """Whether a process has written its shard already, in an earlier run.
+
+    Args:
+      shard: of the process.
+      common: what its records say of the run; fields not known yet are left out.
+      keys: sampler and prompt of the records that it must have.
+
+    Raises:
+      InputError: if it is there, and of another run.
+    """
+    if not shard.exists():
+        return False
+    records = _read(shard)
+    for record in records:
+        for name in _COMMON:
+            if name in common and record.get(name) != common[name]:
+                raise InputError(
+                    f"output ({shard}) already exists, and {name} ({common[name]}) is "
+                    f"{record.get(name)} in it"
+                )
+    if sorted((record["sampler"], record["index"]) for record in records) != sorted(
+        keys
+    ):
+        raise InputError(f"output ({shard}) already exists, with other rows")
+    return True
 
 
 def _read(path: pathlib.Path) -> list[Mapping[str, Any]]:

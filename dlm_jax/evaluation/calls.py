@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices import batches
 from dlm_jax.devices.parallel import Parallel
-from dlm_jax.evaluation.records import Key, Log, Manifest
+from dlm_jax.evaluation.records import SIZES, Key, Log, Manifest
 from dlm_jax.sandbox import processors
 from dlm_jax.tasks.base import Example, Task, Verdict
 from dlm_jax.text.codec import Codec
@@ -24,7 +23,10 @@ from dlm_jax.text.prompts import Encoded
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is evaluated, and how; a directory holds the records of one plan.
+    """What is evaluated, and how.
+
+    A directory holds the records of one plan. Only the batch size and the queue's
+    length may change when it is continued: results do not depend on them.
 
     Attributes:
       split: of the task's examples.
@@ -44,6 +46,17 @@ class Plan:
     def of(cls, config: Any) -> "Plan":
         """The plan in a mapping, such as a ConfigDict, that may hold more."""
         return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls)})
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What times depend on, and results do not."""
+        return {name: getattr(self, name) for name in SIZES}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What results depend on."""
+        fields = dataclasses.asdict(self)
+        return {name: fields[name] for name in fields if name not in SIZES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +107,7 @@ class Caller:
         is_open = [key not in self.log for key in call]
         if not any(is_open):
             return
-        # The others keep their place without a blank, which takes no forward: the call
-        # has the shapes, and so the program, that it would have had at once.
-        rows = [
-            self.rows[key.index] if is_asked else _without_blanks(self.rows[key.index])
-            for is_asked, key in zip(is_open, call, strict=True)
-        ]
+        rows = [self.rows[key.index] for key in call]
         specs = {key.sampler for key in call}
         rules = {spec: samplers.parse(spec) for spec in specs}
         for done in batches.stream(
@@ -111,14 +119,12 @@ class Caller:
             batch_size=self.plan.batch_size,
             queue_length=self.plan.queue_length,
             ids=[key.index for key in call],
+            is_asked=is_open,
         ):
-            outputs = done.outputs(self.codec, rows)
-            self.keep(call, {i: out for i, out in outputs.items() if is_open[i]})
+            self.keep(call, done.outputs(self.codec, rows))
 
     def keep(self, call: Sequence[Key], outputs: Mapping[int, Output]) -> None:
         """Judges and logs outputs, by their places in a call."""
-        if not outputs:
-            return
         examples = [self.examples[call[place].index] for place in outputs]
         judged = _judge(self.task, examples, list(outputs.values()))
         number = self.manifest.begin()
@@ -126,6 +132,7 @@ class Caller:
             call[place]._asdict()
             | fields
             | {"place": [place, len(call)], "run": number}
+            | {"batch_size": self.plan.batch_size}
             for place, fields in zip(outputs, judged, strict=True)
         ]
         self.log.append(new)
@@ -139,7 +146,15 @@ def _judge(
     # Judging may wait for a process that runs the answer. More of them than processors
     # would take each other's time.
     with ThreadPoolExecutor(processors.usable()) as pool:
-        verdicts = list(pool.map(partial(verdict_on, task), examples, outputs))
+        verdicts = list(
+            pool.map(
+                lambda example, out: verdict_on(
+                    task, example, out.text, out.nfe, out.has_nan
+                ),
+                examples,
+                outputs,
+            )
+        )
     return [
         {
             "name": example.name,
@@ -158,21 +173,21 @@ def _judge(
     ]
 
 
-def verdict_on(task: Task, example: Example, output: Output) -> Verdict:
+def verdict_on(
+    task: Task, example: Example, text: str, nfe: int, has_nan: bool
+) -> Verdict:
     """A task's verdict; a row that a NaN ended is wrong, whatever it holds.
 
     Args:
       task: what judges.
       example: of the task.
-      output: what was written.
+      text: what was written.
+      nfe: forwards of the row.
+      has_nan: the last of them gave NaN.
     """
-    if output.has_nan:
-        return Verdict(False, f"the model gave NaN at forward {output.nfe}")
-    return task.verdict(example, output.text)
-
-
-def _without_blanks(row: Encoded) -> Encoded:
-    return dataclasses.replace(row, is_blank=np.zeros_like(row.is_blank))
+    if has_nan:
+        return Verdict(False, f"the model gave NaN at forward {nfe}")
+    return task.verdict(example, text)
 
 
 def _stacked(rules: Sequence[Sampler]) -> Sampler:

@@ -1,5 +1,9 @@
-"""The files of an evaluation: a log with a record per row, and a manifest."""
+"""The files of a run that can go on: a log with a record per row, and a manifest.
 
+An evaluation's work directory holds them, and that of an output that is not finished.
+"""
+
+import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +15,25 @@ from dlm_jax.errors import InputError
 from dlm_jax.evaluation import provenance
 
 _MANIFEST, _RECORDS = "manifest.json", "records.jsonl"
+# What results do not depend on, but times do: fields of a run, not of the identity.
+# Version 0.1 had them in the identity.
+SIZES = ("batch_size", "queue_length")
+
+
+class Kind(NamedTuple):
+    """How errors speak of a directory.
+
+    Attributes:
+      name: what it holds.
+      other: how to begin again, instead of going on.
+    """
+
+    name: str
+    other: str
+
+
+EVALUATION = Kind("evaluation", "evaluate in another directory")
+OUTPUT = Kind("unfinished output", "delete the directory to begin again")
 
 
 class Key(NamedTuple):
@@ -37,13 +60,15 @@ class Manifest:
         directory: pathlib.Path,
         identity: Mapping[str, Any],
         asked: Mapping[str, Any],
+        kind: Kind = EVALUATION,
     ):
         """Compares what is to be evaluated with what the directory holds.
 
         Args:
-          directory: of the evaluation.
+          directory: of the records.
           identity: what its records are of.
           asked: what this run asks for.
+          kind: of directory, for errors.
 
         Raises:
           InputError: naming what differs, or a manifest that is none or not there.
@@ -57,12 +82,16 @@ class Manifest:
             if (directory / _RECORDS).exists():
                 raise InputError(
                     f"{directory} has {_RECORDS}, but no {_MANIFEST} to say what they "
-                    "are of; put it back, or evaluate in another directory"
+                    f"are of; put it back, or {kind.other}"
                 )
             return
-        self._content = _read_manifest(self._path)
+        self._content = _read_manifest(self._path, kind)
         known = self._content["identity"]
-        _compare(directory, identity, known, identity | known)
+        for name in set(SIZES) & set(known) - set(identity):
+            value = known.pop(name)
+            for run in self._content["runs"]:
+                run.setdefault(name, value)
+        _compare(directory, identity, known, identity | known, kind)
 
     def begin(self) -> int:
         """This run's place; adds it, once it is about to add its first records."""
@@ -80,22 +109,28 @@ def _compare(
     identity: Mapping[str, Any],
     known: Mapping[str, Any],
     names: Iterable[str],
+    kind: Kind,
 ) -> None:
     """Raises InputError naming the first field with another value."""
     for name in names:
         if identity.get(name) != known.get(name):
             raise InputError(
                 f"{name} ({identity.get(name)}) must be {known.get(name)}, as in "
-                f"the evaluation that {directory} holds"
+                f"the {kind.name} that {directory} holds; or {kind.other}"
             )
 
 
-def check_directory(directory: str | os.PathLike, identity: Mapping[str, Any]) -> None:
-    """Checks that a directory may hold an evaluation's records.
+def check_directory(
+    directory: str | os.PathLike,
+    identity: Mapping[str, Any],
+    kind: Kind = EVALUATION,
+) -> None:
+    """Checks that a directory may hold a run's records; the caller has locked it.
 
     Args:
       directory: which need not exist.
       identity: what is known so far of what the records are of, see `Manifest`.
+      kind: of directory, for errors.
 
     Raises:
       InputError: naming what differs from what it holds, a manifest that is none or
@@ -103,14 +138,14 @@ def check_directory(directory: str | os.PathLike, identity: Mapping[str, Any]) -
     """
     directory = pathlib.Path(directory)
     if (directory / _MANIFEST).exists():
-        known = _read_manifest(directory / _MANIFEST)["identity"]
-        _compare(directory, identity, known, identity)
+        known = _read_manifest(directory / _MANIFEST, kind)["identity"]
+        _compare(directory, identity, known, identity, kind)
     else:
-        Manifest(directory, identity, {})
+        Manifest(directory, identity, {}, kind)
     Log(directory)
 
 
-def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
+def _read_manifest(path: pathlib.Path, kind: Kind = EVALUATION) -> dict[str, Any]:
     """Reads a manifest.
 
     Raises:
@@ -130,8 +165,8 @@ def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
     else:
         return content
     raise InputError(
-        f"{path} must be the manifest of an evaluation ({reason}); put it back, or "
-        "evaluate in another directory"
+        f"{path} must be the manifest of an {kind.name} ({reason}); put it back, or "
+        f"{kind.other}"
     )
 
 
@@ -159,17 +194,21 @@ def commits(directory: str | os.PathLike) -> list[str | None]:
 
 
 class Log:
-    """Records, one a line, each as soon as its row is done and judged."""
+    """Records, one a line, on the disk as soon as their rows are done."""
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path | None):
         """Reads what is there, and cuts off a line that was not written to its end.
+
+        Args:
+          directory: which need not exist, and which the caller has locked; None keeps
+            the records in memory only.
 
         Raises:
           InputError: naming a line before it that is no record.
         """
-        self._path = path = directory / _RECORDS
+        self._path = path = directory / _RECORDS if directory else None
         self._records: dict[Key, dict[str, Any]] = {}
-        if path.exists():
+        if path and path.exists():
             found, end = _whole_lines(path)
             self._records = {key(record): record for record in found}
             # A kill left a partial line: its row has no record, and runs again.
@@ -185,13 +224,35 @@ class Log:
         return [self._records[key] for key in keys if key in self._records]
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
-        """Adds records, and waits until the disk has them."""
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        with self._path.open("ab") as file:
-            file.write("".join(lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        """Adds records, and waits until the disk has them.
+
+        Raises:
+          InputError: if it takes none, as when it is full; those before are kept.
+        """
+        if self._path:
+            try:
+                _append(self._path, b"".join(map(files.json_line, records)))
+            except OSError as error:
+                raise InputError(
+                    f"{self._path} cannot be written: {error.strerror or error}; rows "
+                    "that it holds are kept, and the same command goes on"
+                ) from error
         self._records |= {key(record): record for record in records}
+
+
+def _append(path: pathlib.Path, content: bytes) -> None:
+    """Appends all of it or, if that fails, nothing."""
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
 
 
 def key(record: Mapping[str, Any]) -> Key:
@@ -238,7 +299,7 @@ def _record(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
     shown = line.decode(errors="replace")
     raise InputError(
         f"{path}, line {number} ({shown!r:.60}) must be a record; delete the line, and "
-        "an evaluation that goes on asks again what it was of"
+        "a run that goes on makes it again"
     )
 
 

@@ -9,7 +9,7 @@ are compared.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -123,7 +123,7 @@ def check(
         options=options,
         identity={
             "task": task.name,
-            **dataclasses.asdict(plan),
+            **plan.identity,
             "gen_length": options.gen_length,
             "block_length": options.block_length,
         },
@@ -132,6 +132,7 @@ def check(
             "caches": sorted({lane.cache for lane in todo}),
             "seeds": sorted({lane.seed for lane in todo}),
             "num_examples": num_examples,
+            **plan.sizes,
         },
     )
 
@@ -160,7 +161,8 @@ def run(
       num_examples: the first ones of the split.
       directory: gets `records.jsonl` and `manifest.json`, which says what they are of
         and lists the runs that made them; more samplers, seeds and examples may be
-        added to what it holds. Nothing is written before the first rows are done.
+        added to what it holds, with another batch size and queue length too. Nothing
+        is written before the first rows are done.
       about: of the checkpoint; must be the same when a directory is continued.
       on_records: called with new records of a lane as they come.
       on_known: called before with those that were there; on_records by default.
@@ -170,11 +172,13 @@ def run(
       `is_correct`, `reason`, `nfe` and of it `num_whole` of the whole row, `num_tokens`
       (written, up to EOS), `is_complete`, `has_nan`, `text`; `seconds` and
       `compile_seconds`, the row's shares, see `Output`;
-      `place` in the call, and the call's rows; `run`, its place in the manifest's runs.
+      `place` in the call, and the call's rows; `run`, its place in the manifest's runs;
+      `batch_size`, on which times depend.
 
     Raises:
       InputError: if the directory holds another evaluation, another process writes to
-        it, or an argument does not fit.
+        it, an argument does not fit, or the disk is full.
+      OutOfMemory: naming the batch size, when the memory is full; records are kept.
     """
     directory = pathlib.Path(directory)
     with files.locked(directory, is_directory=True, name="workdir"):
@@ -216,7 +220,9 @@ def _run(
             on_known(known)
 
     # Lanes take turns, call by call.
-    for turn in zip_longest(*(_calls(own, caller.plan.queue_length) for own in keys)):
+    lengths = [row.tokens.size for row in caller.rows]
+    calls = [_calls(own, caller.plan.queue_length, lengths) for own in keys]
+    for turn in zip_longest(*calls):
         for lane, call in zip(todo, turn, strict=True):
             if call is not None:
                 caller.ask(lane, call)
@@ -247,9 +253,19 @@ def _keys(lane: Lane, num_examples: int) -> list[Key]:
     ]
 
 
-def _calls(keys: Sequence[Key], queue_length: int) -> Iterator[Sequence[Key]]:
-    for start in range(0, len(keys), queue_length):
-        yield keys[start : start + queue_length]
+def _calls(
+    keys: Sequence[Key], queue_length: int, lengths: Sequence[int]
+) -> list[Sequence[Key]]:
+    """The calls of a lane; that with the longest row, which takes most memory, first.
+
+    Args:
+      keys: of the lane's rows.
+      queue_length: rows of a call.
+      lengths: of the rows, example by example.
+    """
+    starts = range(0, len(keys), queue_length)
+    calls = [keys[start : start + queue_length] for start in starts]
+    return sorted(calls, key=lambda call: -max(lengths[key.index] for key in call))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +281,8 @@ class Summary:
       num_tokens: [s, n]; written at blanks, up to EOS; 0 of rows that are not complete.
       seconds: of all its calls, compiling excluded.
       compile_seconds: of all its calls.
+      batch_sizes: that its rows ran with, ascending; 0 stands for unknown ones, of
+        records of version 0.1. Times of different ones cannot be compared.
     """
 
     sampler: str
@@ -275,6 +293,7 @@ class Summary:
     num_tokens: Float[np.ndarray, "s n"]
     seconds: float
     compile_seconds: float
+    batch_sizes: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -326,6 +345,7 @@ def summaries(records: Sequence[Mapping[str, Any]]) -> list[Summary]:
                 ).astype(float),
                 seconds=float(column("seconds").sum()),
                 compile_seconds=float(column("compile_seconds").sum()),
+                batch_sizes=tuple(sorted({r.get("batch_size", 0) for r in own})),
             )
         )
     return results

@@ -41,14 +41,21 @@ def change(difference: float, interval: tuple[float, float]) -> str:
     return f"{points(difference)} ({between(interval)})"
 
 
+def batch_sizes(sizes: Sequence[int]) -> str:
+    """Batch sizes as tables name them; 0 is one that is not known."""
+    return ", ".join(str(size) if size else "unknown" for size in sizes)
+
+
 def accuracy(results: Sequence[Summary]) -> str:
     """Accuracy, forwards and speed of samplers on a task.
 
     `tokens` are those written at blanks, without EOS and what follows it, of rows that
     are complete. `time` is the time of the calls without compilation. `whole-row
     forwards` are those of the NFE that did not use the cache; the column is there if a
-    cache is.
+    cache is. `batch size` is there if times are of several ones: then they cannot be
+    compared, and a sampler whose own rows are of several has no speed.
     """
+    has_sizes = len({size for result in results for size in result.batch_sizes}) > 1
     has_cache = any(result.cache != "none" for result in results)
     rows = [
         [
@@ -64,6 +71,7 @@ def accuracy(results: Sequence[Summary]) -> str:
             "tokens / s",
             "time, s",
             "compile, s",
+            *(["batch size"] if has_sizes else []),
         ]
     ]
     for result in results:
@@ -80,9 +88,12 @@ def accuracy(results: Sequence[Summary]) -> str:
                 " - ".join(f"{q:.0f}" for q in quantiles),
                 *([f"{result.num_whole.mean():.2f}"] if has_cache else []),
                 f"{result.tokens_per_forward:.2f}",
-                f"{result.num_tokens.sum() / result.seconds:.0f}",
+                f"{result.num_tokens.sum() / result.seconds:.0f}"
+                if len(result.batch_sizes) < 2
+                else "",
                 f"{result.seconds:.1f}",
                 f"{result.compile_seconds:.1f}",
+                *([batch_sizes(result.batch_sizes)] if has_sizes else []),
             ]
         )
     return markdown(rows)

@@ -77,22 +77,23 @@ def pad(rows: Sequence[Encoded], length: int, batch_size: int | None = None) -> 
 
 
 def groups(rows: Sequence[Encoded], size: int, max_length: int) -> Iterator[Group]:
-    """Cuts prompts into groups of one size and of few lengths.
+    """Cuts prompts into groups of one size and of few lengths, the longest first.
 
     Rows of similar length share a group, which is padded to the bucket of its longest.
+    The longest need the most memory: if there is too little, it is known at once.
 
     Args:
       rows: in any order; a group's ids are places in it.
       size: rows of every group; the last is filled up with empty ones.
       max_length: of a padded row.
     """
-    order = np.argsort([row.tokens.size for row in rows], kind="stable")
+    order = np.argsort([-row.tokens.size for row in rows], kind="stable")
     for start in range(0, len(rows), size):
         chosen = order[start : start + size]
         ids = np.full(size, -1)
         ids[: chosen.size] = chosen
         members = [rows[i] for i in chosen]
-        length = bucket(members[-1].tokens.size, max_length)
+        length = bucket(members[0].tokens.size, max_length)
         yield Group(ids, pad(members, length, size))
 
 

@@ -15,7 +15,7 @@ from dlm_jax.core.loop import generate
 from dlm_jax.core.options import Options
 from dlm_jax.devices import batches
 from dlm_jax.devices.runner import DataParallel
-from dlm_jax.errors import InputError
+from dlm_jax.errors import InputError, OutOfMemory
 from dlm_jax.text.prompts import Encoded, bucket, gen_length, groups, pad
 
 MASK_ID, MAX_LENGTH, VOCAB_SIZE = 9, 128, 10
@@ -78,7 +78,8 @@ def test_groups_hold_every_prompt_once(lengths, group_size):
             )
     assert sorted(seen) == list(range(len(lengths)))
     assert len(widths) == -(-len(lengths) // group_size)
-    assert widths == sorted(widths) and widths[-1] <= MAX_LENGTH
+    # The longest first: if memory is short, it is known at once.
+    assert widths == sorted(widths, reverse=True) and widths[0] <= MAX_LENGTH
 
 
 @pytest.mark.parametrize(
@@ -124,8 +125,8 @@ def test_a_stream_gives_what_each_prompt_alone_gives():
         )
     )
     elapsed = time.perf_counter() - start
-    # The longest has a call of its own.
-    assert [sorted(some.indices) for some in done] == [[1, 2], [0]]
+    # The longest come first, and the shortest has a call of its own.
+    assert [sorted(some.indices) for some in done] == [[0, 2], [1]]
     total = sum(some.seconds.sum() for some in done)
     compiling = sum(some.compile_seconds * some.indices.size for some in done)
     # What the stream does after its last rows belongs to none.
@@ -143,6 +144,82 @@ def test_a_stream_gives_what_each_prompt_alone_gives():
             assert some.filled.num_steps[row] == 4
             assert some.filled.is_complete[row]
             assert some.seconds[row] > 0
+
+
+def test_rows_that_are_not_asked_for_keep_their_place_and_take_no_forward():
+    rows = rows_of([40, 5, 12, 7], num_blanks=4)
+    denoiser = TableDenoiser(mask_id=MASK_ID, max_length=MAX_LENGTH)
+    table = jax.random.normal(jax.random.key(0), (MAX_LENGTH, VOCAB_SIZE))
+    parallel = DataParallel(denoiser, table)
+
+    def run(is_asked):
+        done = batches.stream(
+            parallel=parallel,
+            sampler=samplers.parse("low_confidence"),
+            rows=rows,
+            options=Options(gen_length=4, temperature=1.0),
+            seed=7,
+            batch_size=2,
+            queue_length=2,
+            is_asked=is_asked,
+        )
+        return {
+            int(index): (some.filled.tokens[row], some.compile_seconds)
+            for some in done
+            for row, index in enumerate(some.indices)
+        }
+
+    whole = run(None)
+    num_traces = len(denoiser.traces)
+    some = run([False, True, True, False])
+    assert sorted(some) == [1, 2] and sorted(whole) == [0, 1, 2, 3]
+    for index, (tokens, compile_seconds) in some.items():
+        np.testing.assert_array_equal(tokens, whole[index][0])
+        # Calls have the shapes of the whole run: nothing is compiled.
+        assert compile_seconds == 0
+    # Rows 3 and 1 share a call, which nobody asks for.
+    assert sorted(run([True, False, False, False])) == [0]
+    assert run([False] * 4) == {}
+    assert len(denoiser.traces) == num_traces
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of\nmemory"),
+            "RESOURCE_EXHAUSTED: Out of memory",
+        ),
+        (MemoryError(), "no memory is left on this machine"),
+    ],
+)
+@pytest.mark.parametrize("where", ["compile", "stream"])
+def test_too_little_memory_names_the_batch_size(monkeypatch, where, error, reason):
+    def fail(*arguments):
+        raise error
+
+    denoiser = TableDenoiser(mask_id=MASK_ID, max_length=MAX_LENGTH)
+    parallel = DataParallel(denoiser, jax.numpy.zeros((MAX_LENGTH, VOCAB_SIZE)))
+    # A generator fails when it is asked for its first rows.
+    monkeypatch.setattr(
+        parallel, where, lambda *a: map(fail, [1]) if where == "stream" else fail()
+    )
+    sampler, options = samplers.parse("threshold"), Options(gen_length=1)
+    done = batches.stream(parallel, sampler, rows_of([3], 1), options, 0, 6)
+    with pytest.raises(OutOfMemory) as caught:
+        next(done)
+    assert str(caught.value) == (
+        "batch_size (6) must be smaller: this batch and model take more memory than "
+        f"there is ({reason})"
+    )
+
+
+def test_another_failure_of_jax_stays_what_it_is():
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
+        batches.too_large(3),
+    ):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a defect")
 
 
 def test_same_shapes_compile_once():

@@ -179,7 +179,8 @@ def measure(
         lanes(setting),
         num,
         directory,
-        about=about,
+        # Times are part of the result, so these must stay the same.
+        about={**about, **plan.sizes},
         on_records=on_records,
     )
     check_finite(records)
@@ -307,9 +308,10 @@ def find(judged: Sequence[Judged], spec: str) -> Judged | None:
 
 
 def _seconds(records: Sequence[Mapping[str, Any]], spec: str) -> dict[tuple, float]:
-    """Seconds of each call that only this sampler's rows were in, by its examples.
+    """Seconds of each call that only this sampler's rows were in.
 
-    A call that a kill cut in two is left out: what was in flight ran twice.
+    By its examples and its run: a later run may have another batch size, or another
+    machine. A call that a kill cut in two is left out: what was in flight ran twice.
     """
     calls: dict[tuple, list[Mapping[str, Any]]] = {}
     for record in records:
@@ -317,7 +319,7 @@ def _seconds(records: Sequence[Mapping[str, Any]], spec: str) -> dict[tuple, flo
             place, size = record["place"]
             calls.setdefault((record["index"] - place, size), []).append(record)
     return {
-        key: sum(record["seconds"] for record in own)
+        (*key, own[0]["run"]): sum(record["seconds"] for record in own)
         for key, own in calls.items()
         if len(own) == key[1] and len({record["run"] for record in own}) == 1
     }

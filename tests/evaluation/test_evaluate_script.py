@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import pytest
 import tqdm
 from evaluation_runs import Arbitrary
 
 from dlm_jax import checkpoints, samplers, tasks
+from dlm_jax.devices import batches
+from dlm_jax.devices.parallel import Parallel
 from dlm_jax.evaluation import provenance, tables
 from dlm_jax.evaluation import run as evaluation
 from dlm_jax.evaluation.records import read_records
@@ -212,6 +215,47 @@ def test_a_nan_is_told_once_everything_is_written(checkpoint, tmp_path, run_scri
     for record in read_records(workdir):
         assert record["reason"] == "the model gave NaN at forward 1"
         assert record["has_nan"] and not record["is_correct"]
+
+
+@pytest.mark.parametrize("script", ["evaluate", "sweep"])
+def test_too_little_memory_says_how_to_go_on(
+    checkpoint, tmp_path, run_script, monkeypatch, script
+):
+    stream = Parallel.stream
+
+    def full(self, *arguments):
+        for number, done in enumerate(stream(self, *arguments)):
+            if number:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+            yield done
+
+    (tmp_path / "config.py").write_text(
+        "from ml_collections import ConfigDict\n\n\n"
+        "def get_config():\n"
+        "    return ConfigDict({'sampler': ('random',), 'seeds': (0,), 'seed': 0,\n"
+        "        'curves': {'random': ('random',)},\n"
+        "        'split': 'test', 'num_examples': 4, 'example_seed': 0,\n"
+        "        'temperature': 0.0, 'batch_size': 2, 'queue_length': 4})\n"
+    )
+    arguments = [f"--checkpoint={checkpoint}", f"--workdir={tmp_path / 'runs'}"]
+    arguments += [f"--config={tmp_path / 'config.py'}", "--task=sudoku"]
+    own = batches.stream
+    monkeypatch.setattr(batches, "stream", lambda **kw: own(**kw, period=0.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Parallel, "stream", full)
+        status, out, error = run_script(script, *arguments)
+    assert (status, out) == (1, "")
+    assert error == (
+        "error: batch_size (2) must be smaller: this batch and model take more memory "
+        "than there is (RESOURCE_EXHAUSTED: Out of memory); finished rows are kept: "
+        "the same command with a smaller --batch_size goes on\n"
+    )
+    kept = read_records(tmp_path / "runs")
+    assert 0 < len(kept) < 4
+    status, _, error = run_script(script, *arguments, "--batch_size=1")
+    assert status == 0, error
+    found = read_records(tmp_path / "runs")
+    assert found[: len(kept)] == kept and len(found) == 4
 
 
 def test_tokens_of_rows_that_are_not_complete_do_not_count():

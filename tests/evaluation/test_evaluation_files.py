@@ -1,14 +1,19 @@
 """An evaluation's directory: the manifest, damaged records, stops."""
 
+import dataclasses
+import errno
 import json
+import os
 import random
 
 import jax
 import pytest
-from evaluation_runs import SPECS, run
+from evaluation_runs import PLAN, SPECS, run
 
 from dlm_jax import samplers
 from dlm_jax.errors import InputError
+from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation import tables
 from dlm_jax.evaluation.records import Log, Manifest, environments, read_records
 
 
@@ -124,3 +129,104 @@ def test_what_was_handed_over_before_a_stop_is_kept(model, whole, tmp_path):
     assert 0 < len(kept) < 4
     assert run(model, tmp_path) == whole[1]
     assert read_records(tmp_path)[: len(kept)] == kept
+
+
+def test_a_run_goes_on_with_other_sizes_to_the_same_records(model, whole, tmp_path):
+    def stop(records):
+        raise KeyboardInterrupt
+
+    def without_place(records):
+        drop = ("place", "batch_size")
+        return [{k: r[k] for k in r if k not in drop} for r in records]
+
+    # Three stops, each with sizes of its own.
+    for sizes in ((2, 4), (1, 3), (3, 5)):
+        plan = dataclasses.replace(PLAN, batch_size=sizes[0], queue_length=sizes[1])
+        with pytest.raises(KeyboardInterrupt):
+            run(model, tmp_path, plan=plan, on_records=_second(stop))
+    plan = dataclasses.replace(PLAN, batch_size=4, queue_length=9)
+    records = run(model, tmp_path, plan=plan)
+    assert without_place(records) == without_place(whole[1])
+    # Each record, and each run, says what its times depend on.
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert "batch_size" not in manifest["identity"]
+    listed = [(run["batch_size"], run["queue_length"]) for run in manifest["runs"]]
+    assert listed == [(2, 4), (1, 3), (3, 5), (4, 9)]
+    found = read_records(tmp_path)
+    assert {r["run"] for r in found} == {0, 1, 2, 3}
+    assert all(r["batch_size"] == listed[r["run"]][0] for r in found)
+    # The table is the unbroken run's, but for times, which are not mixed up silently.
+    mixed, plain = (
+        tables.accuracy(evaluation.summaries(some)).splitlines()
+        for some in (found, read_records(whole[0]))
+    )
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in mixed]
+    expected = [[c.strip() for c in line.split("|")[1:-1]] for line in plain]
+    assert cells[0][-1] == "batch size" and "batch size" not in expected[0]
+    assert sorted(line[:8] for line in cells[2:]) == sorted(
+        line[:8] for line in expected[2:]
+    )
+    several = next(line for line in cells[2:] if "," in line[-1])
+    # Tokens per second are of no batch size.
+    assert several[8] == "" and several[9] != ""
+
+
+def _second(stop):
+    """Calls stop with the second records that are new or known, or later ones."""
+    calls = []
+
+    def on_records(records):
+        calls.append(records)
+        if len(calls) > 4:
+            stop(records)
+
+    return on_records
+
+
+def test_a_directory_of_version_0_1_goes_on_with_other_sizes(model, whole, tmp_path):
+    """Its manifest has the sizes in the identity."""
+    manifest = json.loads((whole[0] / "manifest.json").read_text())
+    for name in ("batch_size", "queue_length"):
+        manifest["identity"][name] = manifest["runs"][0].pop(name)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    first = (whole[0] / "records.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (tmp_path / "records.jsonl").write_bytes(first)
+    plan = dataclasses.replace(PLAN, batch_size=1, queue_length=3)
+    run(model, tmp_path, SPECS[:1], num=3, plan=plan)
+    changed = json.loads((tmp_path / "manifest.json").read_text())
+    assert "batch_size" not in changed["identity"]
+    assert [r["batch_size"] for r in changed["runs"]] == [PLAN.batch_size, 1]
+
+
+def test_a_full_disk_leaves_whole_records(model, whole, monkeypatch, tmp_path):
+    fsync, num = os.fsync, 0
+
+    def full(descriptor):
+        nonlocal num
+        num += 1
+        if num == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError) as caught:
+            run(model, tmp_path)
+    path = tmp_path / "records.jsonl"
+    assert str(caught.value).startswith(f"{path} cannot be written: No space left on")
+    content = path.read_bytes()
+    assert content.endswith(b"}\n") and 2 <= content.count(b"\n") < 18
+    assert run(model, tmp_path) == whole[1]
+    assert path.read_bytes().startswith(content)
+
+
+def test_calls_with_the_longest_rows_come_first():
+    keys = evaluation._keys(evaluation.lanes(["random"], (0,), False)[0], 7)
+    calls = evaluation._calls(keys, 3, [5, 5, 5, 4, 9, 4, 7])
+    assert [[key.index for key in call] for call in calls] == [
+        [3, 4, 5],
+        [6],
+        [0, 1, 2],
+    ]
+    equal = evaluation._calls(keys, 3, [5] * 7)
+    assert [call[0].index for call in equal] == [0, 3, 6]

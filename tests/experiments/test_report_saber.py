@@ -248,6 +248,11 @@ def test_compared_by_example_and_by_call():
     records[4]["run"] = 1
     _, other = measure.compare(records, results, [a, b], a)
     assert (other.num_calls, other.speed_up) == (1, pytest.approx((2, 2, 2)))
+    # Nor are calls of different runs compared: batch sizes may differ.
+    for record in records[4:8]:
+        record["run"] = 1
+    _, other = measure.compare(records, results, [a, b], a)
+    assert other.num_calls == 0 and np.isnan(other.speed_up).all()
     assert measure.find([own, other], "saber(mu=8, n=2)") is other
     assert measure.find([own, other], "margin") is None
     fixed, broken = cases.only_one_correct(records, b, a)

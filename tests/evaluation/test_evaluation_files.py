@@ -139,26 +139,28 @@ def test_a_run_goes_on_with_other_sizes_to_the_same_records(model, whole, tmp_pa
         drop = ("place", "batch_size")
         return [{k: r[k] for k in r if k not in drop} for r in records]
 
-    # Three stops, each with sizes of its own.
-    for sizes in ((2, 4), (1, 3), (3, 5)):
+    # Two stops, each with sizes of its own.
+    for sizes in ((2, 4), (1, 3)):
         plan = dataclasses.replace(PLAN, batch_size=sizes[0], queue_length=sizes[1])
         with pytest.raises(KeyboardInterrupt):
-            run(model, tmp_path, plan=plan, on_records=_second(stop))
+            run(model, tmp_path, SPECS[:2], plan=plan, on_records=_later(stop))
     plan = dataclasses.replace(PLAN, batch_size=4, queue_length=9)
-    records = run(model, tmp_path, plan=plan)
-    assert without_place(records) == without_place(whole[1])
+    records = run(model, tmp_path, SPECS[:2], plan=plan)
+    assert without_place(records) == without_place(whole[1][:12])
     # Each record, and each run, says what its times depend on.
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert "batch_size" not in manifest["identity"]
     listed = [(run["batch_size"], run["queue_length"]) for run in manifest["runs"]]
-    assert listed == [(2, 4), (1, 3), (3, 5), (4, 9)]
+    assert listed == [(2, 4), (1, 3), (4, 9)]
     found = read_records(tmp_path)
-    assert {r["run"] for r in found} == {0, 1, 2, 3}
+    assert {r["run"] for r in found} == {0, 1, 2}
     assert all(r["batch_size"] == listed[r["run"]][0] for r in found)
+    specs = {record["sampler"] for record in found}
+    of_both = [r for r in read_records(whole[0]) if r["sampler"] in specs]
     # The table is the unbroken run's, but for times, which are not mixed up silently.
     mixed, plain = (
         tables.accuracy(evaluation.summaries(some)).splitlines()
-        for some in (found, read_records(whole[0]))
+        for some in (found, of_both)
     )
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in mixed]
     expected = [[c.strip() for c in line.split("|")[1:-1]] for line in plain]
@@ -171,13 +173,13 @@ def test_a_run_goes_on_with_other_sizes_to_the_same_records(model, whole, tmp_pa
     assert several[8] == "" and several[9] != ""
 
 
-def _second(stop):
-    """Calls stop with the second records that are new or known, or later ones."""
+def _later(stop):
+    """Calls stop with the third records that are new or known."""
     calls = []
 
     def on_records(records):
         calls.append(records)
-        if len(calls) > 4:
+        if len(calls) > 2:
             stop(records)
 
     return on_records

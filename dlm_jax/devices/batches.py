@@ -186,4 +186,5 @@ def _with_blanks(prompts: Prompts, is_open: Bool[np.ndarray, "b"]) -> Prompts:
     """Rows of which only some have their blanks."""
     if is_open.all():
         return prompts
-    return prompts.replace(is_blank=prompts.is_blank & is_open[:, None])
+    is_blank = prompts.is_blank & is_open[:, None]
+    return dataclasses.replace(prompts, is_blank=is_blank)

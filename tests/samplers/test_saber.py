@@ -16,6 +16,7 @@ from dlm_jax.core import loop
 from dlm_jax.core.canvas import Canvas, Prediction
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
+from dlm_jax.samplers import select
 from dlm_jax.samplers.saber import Saber, SaberState
 
 KEY = jax.random.key(0)
@@ -99,6 +100,14 @@ def test_what_a_step_does_not_tell_is_neither_taken_back_nor_forgotten():
     # Position 0 seems to have lost everything, but only 1 was looked at.
     assert (commit, remask) == ([2, 3], [1])
     np.testing.assert_allclose(state.previous[:2], [1e-9, 3e-9], 1e-6)
+
+
+def test_what_equals_tau_does_not_exceed_it():
+    # The same number at both commits and at position 4, to the last bit.
+    at_tau = float(select.doubt(jnp.log1p(-jnp.float32(0.25))))
+    state = state_of(committed=[at_tau, at_tau], previous=[0, 0])
+    _, commit, _ = step(Saber(), state, [1, 1, 0.1, 0.2, 0.25, 0.5, 0.1], [0] * 7)
+    assert commit == [2, 3]
 
 
 def test_the_n_best_where_the_draft_has_fewer():

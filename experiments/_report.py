@@ -88,7 +88,7 @@ def answers(
     """The first examples beside their answers; and how many each sampler has right."""
     lines, num_right = [], dict.fromkeys(runs, 0)
     for i, example in enumerate(examples):
-        blocks = [_block(example.name, task.pretty(example.prompt), "")]
+        blocks = [_block(example.name, task.pretty(example.text), "")]
         for spec, outputs in runs.items():
             answer = outputs[i].text
             verdict = verdict_on(task, example, outputs[i])

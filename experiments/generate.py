@@ -119,7 +119,10 @@ def main(argv: Sequence[str]) -> None:
     outline = read_outline(checkpoint)
     if examples:
         check_codec(task, outline.codec)
-        prompts = [e.prompt.replace(BLANK, outline.mask_text) for e in examples]
+        prompts = [
+            e.text.replace(BLANK, outline.mask_text) if task.is_infill else e.prompt
+            for e in examples
+        ]
         rows = task.encode(outline.codec, examples)
         settings = _app.drawing(config) | {"block_length": task.block_length}
         settings["cache"] = plan

@@ -11,6 +11,9 @@ from dlm_jax.errors import InputError
 from dlm_jax.evaluation import provenance
 
 _MANIFEST, _RECORDS = "manifest.json", "records.jsonl"
+# What may differ from run to run of a directory: it changes results at most by
+# rounding. Manifests of version 0.1 have it in their identity.
+OF_RUN = ("batch_size", "queue_length")
 
 
 class Key(NamedTuple):
@@ -83,7 +86,7 @@ def _compare(
 ) -> None:
     """Raises InputError naming the first field with another value."""
     for name in names:
-        if identity.get(name) != known.get(name):
+        if name not in OF_RUN and identity.get(name) != known.get(name):
             raise InputError(
                 f"{name} ({identity.get(name)}) must be {known.get(name)}, as in "
                 f"the evaluation that {directory} holds"
@@ -145,6 +148,24 @@ def environments(directory: str | os.PathLike) -> list[dict[str, Any]]:
     for run in _read_manifest(_existing(directory, _MANIFEST))["runs"]:
         if run["environment"] not in found:
             found.append(run["environment"])
+    return found
+
+
+def conditions(directory: str | os.PathLike) -> list[str]:
+    """On what and how each of a directory's runs was made: what its speed depends on.
+
+    Raises:
+      InputError: as `environments`.
+    """
+    content = _read_manifest(_existing(directory, _MANIFEST))
+    identity = content["identity"]
+    found = []
+    for run in content["runs"]:
+        where = run["environment"]
+        batch = run.get("batch_size", identity.get("batch_size"))
+        parts = [f"{where.get('num_devices')} x {where.get('device')}"]
+        parts += [f"batch {batch}", f"dtype {identity.get('dtype')}"]
+        found.append(", ".join(parts))
     return found
 
 

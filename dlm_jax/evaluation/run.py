@@ -25,7 +25,7 @@ from dlm_jax.core.options import Options
 from dlm_jax.devices.parallel import Parallel
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation.calls import Caller, Lane, Plan
-from dlm_jax.evaluation.records import Key, Log, Manifest
+from dlm_jax.evaluation.records import OF_RUN, Key, Log, Manifest
 from dlm_jax.tasks.base import Example, Task
 from dlm_jax.text.codec import Codec
 from dlm_jax.text.prompts import Encoded, fit_blocks, pad
@@ -110,7 +110,9 @@ def check(
     _check_sizes(plan, num_examples)
     examples = task.examples(plan.split, num_examples, plan.example_seed)
     rows, options = fit_blocks(
-        task.encode(codec, examples), task.options(codec, plan.temperature), denoiser
+        task.encode(codec, examples),
+        plan.options(task, codec, denoiser.eos_id),
+        denoiser,
     )
     one = pad(rows[:1], rows[0].tokens.size)
     for cache in {lane.cache for lane in todo}:
@@ -123,7 +125,8 @@ def check(
         options=options,
         identity={
             "task": task.name,
-            **dataclasses.asdict(plan),
+            **plan.identity(),
+            **task.identity(plan.split),
             "gen_length": options.gen_length,
             "block_length": options.block_length,
         },
@@ -132,6 +135,7 @@ def check(
             "caches": sorted({lane.cache for lane in todo}),
             "seeds": sorted({lane.seed for lane in todo}),
             "num_examples": num_examples,
+            **{name: getattr(plan, name) for name in OF_RUN},
         },
     )
 
@@ -265,6 +269,7 @@ class Summary:
       num_tokens: [s, n]; written at blanks, up to EOS; 0 of rows that are not complete.
       seconds: of all its calls, compiling excluded.
       compile_seconds: of all its calls.
+      conditions: of its runs, see `records.conditions`, each once; empty if unknown.
     """
 
     sampler: str
@@ -275,6 +280,7 @@ class Summary:
     num_tokens: Float[np.ndarray, "s n"]
     seconds: float
     compile_seconds: float
+    conditions: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -284,12 +290,32 @@ class Summary:
 
     @property
     def tokens_per_forward(self) -> float:
-        """Tokens of answers, without EOS and what follows it, that a forward writes."""
+        """TPF: valid tokens of all rows divided by forwards of all rows.
+
+        Valid are tokens written at blanks before the first stop, of complete rows. A
+        ratio of sums, no mean of the rows' ratios.
+        """
         return float(self.num_tokens.sum() / max(self.nfe.sum(), 1))
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """TPS: the same tokens per second of the calls, compiling excluded.
 
-def summaries(records: Sequence[Mapping[str, Any]]) -> list[Summary]:
+        None if the rows were filled under several conditions: it would be of none.
+        """
+        if len(self.conditions) > 1 or not self.seconds:
+            return None
+        return float(self.num_tokens.sum() / self.seconds)
+
+
+def summaries(
+    records: Sequence[Mapping[str, Any]], conditions: Sequence[str] = ()
+) -> list[Summary]:
     """Records by sampler and cache, in the order of their first ones.
+
+    Args:
+      records: of a directory.
+      conditions: of its runs, see `records.conditions`; none if speed does not matter.
 
     Raises:
       InputError: if a sampler has not the same examples for each seed.
@@ -326,6 +352,17 @@ def summaries(records: Sequence[Mapping[str, Any]]) -> list[Summary]:
                 ).astype(float),
                 seconds=float(column("seconds").sum()),
                 compile_seconds=float(column("compile_seconds").sum()),
+                conditions=_conditions(own, conditions),
             )
         )
     return results
+
+
+def _conditions(
+    records: Sequence[Mapping[str, Any]], conditions: Sequence[str]
+) -> tuple[str, ...]:
+    """The conditions under which rows were filled that took a forward, each once."""
+    if not conditions:
+        return ()
+    found = [conditions[record["run"]] for record in records if record["nfe"]]
+    return tuple(dict.fromkeys(found))

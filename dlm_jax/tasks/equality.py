@@ -35,10 +35,6 @@ _WALL_SECONDS = 120.0
 _MOST_CHARACTERS = 1000
 # A worker is replaced after as many comparisons: sympy's caches grow.
 _MOST_COMPARISONS = 500
-# Commands that change how a formula looks, and what is left out.
-_SETTING = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[!,;: ]|[\s$]")
-# Commands that change how a formula looks, and what is left out.
-_SETTING = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[!,;: ]|[\s$]")
 _CHILD = pathlib.Path(__file__).with_name("equality_child.py")
 
 

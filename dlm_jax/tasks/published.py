@@ -138,9 +138,9 @@ class Published(Task):
         if split not in self._problems:
             if self.data is None:
                 raise InputError(
-                    f"task ({self.name}) needs --data=PATH: a .jsonl, .json or "
-                    ".parquet file, or a directory of them as on the hub, with "
-                    f"{self.form}"
+                    f"task ({self.name}) needs data (--data=PATH of evaluate and "
+                    "sweep): a .jsonl, .json or .parquet file, or a directory of them "
+                    f"as on the hub, with {self.form}"
                 )
             read = read_rows(self.data, split, self.splits, self.subset)
             rows = read.rows

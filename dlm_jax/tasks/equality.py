@@ -31,10 +31,12 @@ CPU_SECONDS = 5.0
 MEMORY_BYTES = 2 << 30
 # Far more than the processor time: catches a process that waits.
 _WALL_SECONDS = 120.0
-# Longer answers are none: the longest of the data set has about 160 characters.
+# Longer answers are none.
 _MOST_CHARACTERS = 1000
 # A worker is replaced after as many comparisons: sympy's caches grow.
 _MOST_COMPARISONS = 500
+# Commands that change how a formula looks, and what is left out.
+_SETTING = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[!,;: ]|[\s$]")
 _CHILD = pathlib.Path(__file__).with_name("equality_child.py")
 
 

@@ -10,6 +10,7 @@ much processor time ends the process by a signal.
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -84,12 +85,25 @@ def main(cpu_seconds: float, memory_bytes: int) -> None:
 def load() -> Callable[[str, str], bool]:
     """Imports what compares; returns a function of the right LaTeX and an answer's."""
     from math_verify import LatexExtractionConfig, parse, verify
+    from sympy import Float, Integer, SympifyError
+    from sympy.core import numbers
 
+    convert = numbers.sympify
+
+    def read_number(value: Any, *arguments: Any, **options: Any) -> Any:
+        # The parser makes numbers of their text, for which sympy calls eval.
+        if not isinstance(value, str):
+            return convert(value, *arguments, **options)
+        if not re.fullmatch(r"\d*\.?\d*", value) or value in ("", "."):
+            raise SympifyError(value)
+        return Float(value) if "." in value else Integer(int(value))
+
+    numbers.sympify = read_number
     # No other kind of extraction: that of plain expressions ends in Python's eval.
     kinds = [LatexExtractionConfig(boxed_match_priority=0)]
 
     def read(latex: str) -> list[Any]:
-        text = latex.replace("$", "")
+        text = latex.replace("\\$", "").replace("$", "")
         return parse(f"${text}$", extraction_config=kinds, parsing_timeout=None)
 
     def compare(gold: str, answer: str) -> bool:

@@ -1,6 +1,5 @@
 """Wrong arguments are refused before any weight is read."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -79,7 +78,7 @@ EVALUATE = [
     ("--workdir=FILE", "/FILE) cannot be written"),
     ("--workdir=FILE/runs", "/FILE/runs) cannot be written"),
     ("--workdir=/proc/runs", "workdir (/proc/runs) cannot be written"),
-    ("--workdir=OTHER", "batch_size (4) must be 99, as in the evaluation"),
+    ("--workdir=OTHER", "temperature (0.0) must be 0.5, as in the evaluation"),
     ("--workdir=ANOTHER", "checkpoint (2c3f"),
     ("--workdir=DAMAGED", "/DAMAGED/records.jsonl, line 1 ('{') must be a record"),
     ("--gen_length=9", "gen_length (9) must not be set for sudoku"),
@@ -121,12 +120,13 @@ def test_what_is_wrong_is_told_before_weights_are_read(
     (tmp_path / "FILE").write_text("")
     _foreign_checkpoint(tmp_path / "FOREIGN")
     lengths = {"gen_length": 64, "block_length": None}
-    plan = evaluation.Plan(batch_size=99, queue_length=256 * (1 + (name == "sweep")))
-    held = {"task": "sudoku", **dataclasses.asdict(plan), **lengths}
+    # As version 0.1 wrote it; the batch size may be another.
+    run = {"batch_size": 99, "queue_length": 99}
+    held = {"task": "sudoku", **evaluation.Plan().identity(), **run, **lengths}
     for path, identity in (
-        ("OTHER", held),
-        ("ANOTHER", held | {"batch_size": 4, "checkpoint": "of another"}),
-        ("DAMAGED", held | {"batch_size": 4, "checkpoint": "of another"}),
+        ("OTHER", held | {"temperature": 0.5}),
+        ("ANOTHER", held | {"checkpoint": "of another"}),
+        ("DAMAGED", held | {"checkpoint": "of another"}),
     ):
         (tmp_path / path).mkdir()
         manifest = {"identity": identity, "runs": []}

@@ -364,5 +364,7 @@ def _conditions(
     """The conditions under which rows were filled that took a forward, each once."""
     if not conditions:
         return ()
-    found = [conditions[record["run"]] for record in records if record["nfe"]]
+    # Records of earlier versions may not say of which run they are.
+    own = [record for record in records if record["nfe"] and "run" in record]
+    found = [conditions[record["run"]] for record in own]
     return tuple(dict.fromkeys(found))

@@ -12,6 +12,10 @@ def get_config() -> ConfigDict:
     """Defaults of the flags of the same names."""
     return ConfigDict(
         {
+            "task": "sudoku",
+            # Of a published task: where its problems are, and how they are written.
+            "data": config_dict.placeholder(str),
+            "prompt_style": config_dict.placeholder(str),
             "sampler": ("low_confidence", "threshold", "entropy_bound", "saber"),
             # Each sampler runs with each cache: none, prefix, dual(refresh_every=8).
             "cache": ("none",),
@@ -24,6 +28,10 @@ def get_config() -> ConfigDict:
             "gen_length": config_dict.placeholder(int),
             "block_length": config_dict.placeholder(int),
             "temperature": 0.0,
+            "guidance": 0.0,
+            "suppress_eos": False,
+            "defer_stops": False,
+            "early_stop": True,
             "batch_size": 32,
             # Rows of one call: slots stand idle only at its end. Samplers take turns,
             # call by call.

@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     """Defaults of the flags of `experiments.evaluate`."""
     return ConfigDict(
         {
+            "task": "humaneval",
             "sampler": (
                 "saber(n=2, mu=8)",
                 "low_confidence(schedule=fixed(k=1))",

@@ -44,6 +44,10 @@ def get_config() -> ConfigDict:
     curves |= {name: (name,) for name in SAMPLERS if name not in drawn}
     return ConfigDict(
         {
+            "task": "sudoku",
+            # Of a published task: where its problems are, and how they are written.
+            "data": config_dict.placeholder(str),
+            "prompt_style": config_dict.placeholder(str),
             # Each is one program, as its specs differ in traced numbers only; but for
             # saber_released, whose n is static.
             "curves": curves,
@@ -57,6 +61,10 @@ def get_config() -> ConfigDict:
             "gen_length": config_dict.placeholder(int),
             "block_length": config_dict.placeholder(int),
             "temperature": 0.0,
+            "guidance": 0.0,
+            "suppress_eos": False,
+            "defer_stops": False,
+            "early_stop": True,
             "batch_size": 32,
             "queue_length": 512,
         }

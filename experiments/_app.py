@@ -85,9 +85,13 @@ DRAWING = (
 )
 
 
-def define_drawing() -> list[flags.FlagHolder[Any]]:
-    """Defines the flags of `DRAWING`."""
-    return [
+def define_drawing(has_seed: bool = True) -> list[flags.FlagHolder[Any]]:
+    """Defines the flags of `DRAWING`.
+
+    Args:
+      has_seed: with the seed; a script may have several.
+    """
+    defined: list[flags.FlagHolder[Any]] = [
         flags.DEFINE_float("temperature", None, "0 takes the most probable token."),
         flags.DEFINE_float("guidance", None, "Classifier-free guidance; 0 is off."),
         flags.DEFINE_bool("suppress_eos", None, "EOS gets probability 0."),
@@ -95,8 +99,10 @@ def define_drawing() -> list[flags.FlagHolder[Any]]:
         flags.DEFINE_bool(
             "early_stop", None, "A stop ends its row before its block is finished."
         ),
-        flags.DEFINE_integer("seed", None, "Of the random keys."),
     ]
+    if has_seed:
+        defined.append(flags.DEFINE_integer("seed", None, "Of the random keys."))
+    return defined
 
 
 def drawing(config: ConfigDict) -> Settings:

@@ -92,9 +92,6 @@ def define_evaluation(
       What reads them.
     """
     config = _app.define_config(_app.CONFIGS / f"{name}.py", help_)
-    task = flags.DEFINE_string(
-        "task", "sudoku", "sudoku, maze, countdown, program, ..."
-    )
     checkpoint = _app.define_path(
         "checkpoint", None, "Hugging Face or Orbax directory; default: the zoo's."
     )
@@ -107,6 +104,11 @@ def define_evaluation(
     )
     overrides = [
         *own,
+        flags.DEFINE_string("task", None, f"One of {', '.join(tasks.TASKS)}."),
+        _app.define_path(
+            "data", None, "Of a published task: file, directory, or hub:NAME."
+        ),
+        flags.DEFINE_string("prompt_style", None, "Of a published task's prompts."),
         flags.DEFINE_string("split", None, "Of the task's examples."),
         flags.DEFINE_integer("num_examples", None, "The first ones of the split."),
         flags.DEFINE_integer("example_seed", None, "Of examples that are drawn."),
@@ -116,7 +118,7 @@ def define_evaluation(
         flags.DEFINE_integer(
             "block_length", None, "Tokens per block; default: the task's."
         ),
-        flags.DEFINE_float("temperature", None, "0 takes the most probable token."),
+        *_app.define_drawing(has_seed=False),
         flags.DEFINE_integer("batch_size", None, "Rows in flight at once."),
         flags.DEFINE_integer("queue_length", None, "Rows of one call."),
     ]
@@ -124,9 +126,12 @@ def define_evaluation(
     def read() -> Asked:
         asked = _app.merged(config, overrides)
         check_seed(asked.example_seed, "example_seed")
-        chosen = tasks.get(task.value).with_lengths(
-            asked.get("gen_length"), asked.get("block_length")
-        )
+        chosen = tasks.get(asked.get("task") or "sudoku")
+        if asked.get("prompt_style"):
+            chosen = chosen.with_style(asked.prompt_style)
+        if asked.get("data"):
+            chosen = chosen.with_data(asked.data)
+        chosen = chosen.with_lengths(asked.get("gen_length"), asked.get("block_length"))
         if asked.split is None:
             # Not the test examples, where a task has others.
             with asked.unlocked():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dlm_jax import samplers
-from dlm_jax.evaluation import stats, tables
+from dlm_jax.evaluation import stats
 from dlm_jax.evaluation.calls import verdict_on
 from dlm_jax.tasks import Task
 from dlm_jax.tasks.base import Example
@@ -83,7 +83,7 @@ def answers(
     """The first examples beside their answers; and how many each sampler has right."""
     lines, num_right = [], dict.fromkeys(runs, 0)
     for i, example in enumerate(examples):
-        blocks = [_block(example.name, task.pretty(example.prompt), "")]
+        blocks = [_block(example.name, task.pretty(example.text), "")]
         for spec, records in runs.items():
             answer, nfe = records[i]["text"], records[i]["nfe"]
             verdict = verdict_on(task, example, answer, nfe, records[i]["has_nan"])
@@ -141,7 +141,7 @@ def summary(
             for name in ("seconds", "compile_seconds")
         )
         rows[-1] += [f"{nfe:.1f}", f"{seconds:.2f}", f"{compiling:.2f}"]
-        rows[-1] += [tables.batch_sizes(sizes[spec])] if has_sizes else []
+        rows[-1] += [", ".join(map(str, sizes[spec]))] if has_sizes else []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *cells in rows:
         aligned = (c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))

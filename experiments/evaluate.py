@@ -3,6 +3,8 @@ r"""Asks a model a task's examples with one or more samplers, and judges the ans
     python -m experiments.evaluate --task=sudoku --workdir=runs/evaluate/sudoku
     python -m experiments.evaluate --task=humaneval --checkpoint=LLaDA-8B-Instruct \
         --split=test --num_examples=164 --sampler=saber --workdir=runs/humaneval
+    python -m experiments.evaluate --checkpoint=LLaDA-8B-Instruct --data=GSM8K \
+        --config=configs/published/llada_8b_instruct_gsm8k_256_8.py
 
 WORKDIR gets manifest.json and records.jsonl, a line per example. Started again with the
 same arguments it goes on where it was stopped; more samplers, seeds or examples may be
@@ -51,8 +53,9 @@ def main(argv: Sequence[str]) -> None:
     )
     with asked.locked(), _app.kept_rows():
         records = _records(asked, todo)
-    results = evaluation.summaries(records)
-    print(tables.accuracy(results))
+    conditions = evaluation_files.conditions(asked.workdir)
+    results = evaluation.summaries(records, conditions)
+    print(f"{tables.accuracy(results)}\n\n{tables.conditions(results)}")
     if len(results) > 1:
         print(f"\n{tables.paired(results)}")
     commits = evaluation_files.commits(asked.workdir)

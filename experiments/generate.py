@@ -169,7 +169,10 @@ def _rows(
     settings = _app.drawing(config) | {"block_length": task.block_length}
     settings["cache"] = config.get("cache") or "none"
     return (
-        [e.prompt.replace(BLANK, outline.mask_text) for e in asked.examples],
+        [
+            e.text.replace(BLANK, outline.mask_text) if task.is_infill else e.prompt
+            for e in asked.examples
+        ],
         task.encode(outline.codec, asked.examples),
         outline.options(task.gen_length, settings),
     )

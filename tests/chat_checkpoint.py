@@ -14,7 +14,7 @@ from dlm_jax.text.characters import character_tokenizer
 VOCABULARY = (BOS, EOS, MASK, HEADER, HEADER_END, EOT, *string.printable)
 
 
-def make_chat_checkpoint(directory):
+def make_chat_checkpoint(directory, max_length=512):
     """Writes the checkpoint to DIRECTORY/model, and returns that path.
 
     Its confidences spread over (0, 1), so that samplers differ.
@@ -26,7 +26,7 @@ def make_chat_checkpoint(directory):
         CONFIG,
         vocab_size=len(VOCABULARY),
         embedding_size=len(VOCABULARY),
-        max_sequence_length=512,
+        max_sequence_length=max_length,
         mask_token_id=VOCABULARY.index(MASK),
         eos_token_id=VOCABULARY.index(EOS),
         pad_token_id=VOCABULARY.index(EOS),

@@ -32,6 +32,10 @@ class Plan:
       split: of the task's examples.
       example_seed: of the examples.
       temperature: 0 takes the most probable token.
+      guidance: see `Options`.
+      suppress_eos: EOS gets probability 0.
+      defer_stops: stop tokens are committed last.
+      early_stop: see `Options`.
       batch_size: rows in flight at once, over all devices.
       queue_length: rows of a call.
     """
@@ -39,24 +43,56 @@ class Plan:
     split: str = "test"
     example_seed: int = 0
     temperature: float = 0.0
+    guidance: float = 0.0
+    suppress_eos: bool = False
+    defer_stops: bool = False
+    early_stop: bool = True
     batch_size: int = 32
     queue_length: int = 256
 
     @classmethod
     def of(cls, config: Any) -> "Plan":
-        """The plan in a mapping, such as a ConfigDict, that may hold more."""
-        return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls)})
+        """The plan in a mapping, such as a ConfigDict, that may hold more or less."""
+        fields = dataclasses.fields(cls)
+        return cls(**{f.name: config.get(f.name, f.default) for f in fields})
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What results depend on: what a directory's records have in common.
+
+        Fields that older versions lack are left out where they have their defaults, so
+        that what those began goes on.
+        """
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in SIZES
+            and (
+                field.name in ("split", "example_seed", "temperature")
+                or getattr(self, field.name) != field.default
+            )
+        }
+
+    def options(self, task: Task, codec: Codec, eos_id: int) -> Options:
+        """How rows are filled.
+
+        Args:
+          task: which has the lengths.
+          codec: which knows the stop tokens.
+          eos_id: what `suppress_eos` suppresses.
+        """
+        return dataclasses.replace(
+            task.options(codec, self.temperature),
+            guidance=self.guidance,
+            suppressed_ids=(eos_id,) if self.suppress_eos else (),
+            deferred_ids=codec.stop_ids if self.defer_stops else (),
+            early_stop=self.early_stop,
+        )
 
     @property
     def sizes(self) -> dict[str, int]:
         """What times depend on, and results do not."""
         return {name: getattr(self, name) for name in SIZES}
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What results depend on."""
-        fields = dataclasses.asdict(self)
-        return {name: fields[name] for name in fields if name not in SIZES}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -183,6 +183,24 @@ def environments(directory: str | os.PathLike) -> list[dict[str, Any]]:
     return found
 
 
+def conditions(directory: str | os.PathLike) -> list[str]:
+    """On what and how each of a directory's runs was made: what its speed depends on.
+
+    Raises:
+      InputError: as `environments`.
+    """
+    content = _read_manifest(_existing(directory, _MANIFEST))
+    identity = content["identity"]
+    found = []
+    for run in content["runs"]:
+        where = run["environment"]
+        batch = run.get("batch_size", identity.get("batch_size"))
+        parts = [f"{where.get('num_devices')} x {where.get('device')}"]
+        parts += [f"batch {batch}", f"dtype {identity.get('dtype')}"]
+        found.append(", ".join(parts))
+    return found
+
+
 def commits(directory: str | os.PathLike) -> list[str | None]:
     """The commits whose code made a directory's records, see `provenance.environment`.
 

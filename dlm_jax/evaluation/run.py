@@ -110,7 +110,9 @@ def check(
     _check_sizes(plan, num_examples)
     examples = task.examples(plan.split, num_examples, plan.example_seed)
     rows, options = fit_blocks(
-        task.encode(codec, examples), task.options(codec, plan.temperature), denoiser
+        task.encode(codec, examples),
+        plan.options(task, codec, denoiser.eos_id),
+        denoiser,
     )
     one = pad(rows[:1], rows[0].tokens.size)
     for cache in {lane.cache for lane in todo}:
@@ -124,6 +126,7 @@ def check(
         identity={
             "task": task.name,
             **plan.identity,
+            **task.identity(plan.split),
             "gen_length": options.gen_length,
             "block_length": options.block_length,
         },
@@ -281,8 +284,7 @@ class Summary:
       num_tokens: [s, n]; written at blanks, up to EOS; 0 of rows that are not complete.
       seconds: of all its calls, compiling excluded.
       compile_seconds: of all its calls.
-      batch_sizes: that its rows ran with, ascending; 0 stands for unknown ones, of
-        records of version 0.1. Times of different ones cannot be compared.
+      conditions: of its runs, see `records.conditions`, each once; empty if unknown.
     """
 
     sampler: str
@@ -293,7 +295,7 @@ class Summary:
     num_tokens: Float[np.ndarray, "s n"]
     seconds: float
     compile_seconds: float
-    batch_sizes: tuple[int, ...] = ()
+    conditions: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -303,12 +305,32 @@ class Summary:
 
     @property
     def tokens_per_forward(self) -> float:
-        """Tokens of answers, without EOS and what follows it, that a forward writes."""
+        """TPF: valid tokens of all rows divided by forwards of all rows.
+
+        Valid are tokens written at blanks before the first stop, of complete rows. A
+        ratio of sums, no mean of the rows' ratios.
+        """
         return float(self.num_tokens.sum() / max(self.nfe.sum(), 1))
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """TPS: the same tokens per second of the calls, compiling excluded.
 
-def summaries(records: Sequence[Mapping[str, Any]]) -> list[Summary]:
+        None if the rows were filled under several conditions: it would be of none.
+        """
+        if len(self.conditions) > 1 or not self.seconds:
+            return None
+        return float(self.num_tokens.sum() / self.seconds)
+
+
+def summaries(
+    records: Sequence[Mapping[str, Any]], conditions: Sequence[str] = ()
+) -> list[Summary]:
     """Records by sampler and cache, in the order of their first ones.
+
+    Args:
+      records: of a directory.
+      conditions: of its runs, see `records.conditions`; none if speed does not matter.
 
     Raises:
       InputError: if a sampler has not the same examples for each seed.
@@ -345,7 +367,19 @@ def summaries(records: Sequence[Mapping[str, Any]]) -> list[Summary]:
                 ).astype(float),
                 seconds=float(column("seconds").sum()),
                 compile_seconds=float(column("compile_seconds").sum()),
-                batch_sizes=tuple(sorted({r.get("batch_size", 0) for r in own})),
+                conditions=_conditions(own, conditions),
             )
         )
     return results
+
+
+def _conditions(
+    records: Sequence[Mapping[str, Any]], conditions: Sequence[str]
+) -> tuple[str, ...]:
+    """The conditions under which rows were filled that took a forward, each once."""
+    if not conditions:
+        return ()
+    # Records of earlier versions may not say of which run they are.
+    own = [record for record in records if record["nfe"] and "run" in record]
+    found = [conditions[record["run"]] for record in own]
+    return tuple(dict.fromkeys(found))

@@ -41,21 +41,15 @@ def change(difference: float, interval: tuple[float, float]) -> str:
     return f"{points(difference)} ({between(interval)})"
 
 
-def batch_sizes(sizes: Sequence[int]) -> str:
-    """Batch sizes as tables name them; 0 is one that is not known."""
-    return ", ".join(str(size) if size else "unknown" for size in sizes)
-
-
 def accuracy(results: Sequence[Summary]) -> str:
     """Accuracy, forwards and speed of samplers on a task.
 
     `tokens` are those written at blanks, without EOS and what follows it, of rows that
-    are complete. `time` is the time of the calls without compilation. `whole-row
-    forwards` are those of the NFE that did not use the cache; the column is there if a
-    cache is. `batch size` is there if times are of several ones: then they cannot be
-    compared, and a sampler whose own rows are of several has no speed.
+    are complete: TPF is their sum over the sum of forwards, TPS their sum over `time`,
+    which is that of the calls without compilation. There is no TPS where rows were
+    filled under several conditions. `whole-row forwards` are those of the NFE that did
+    not use the cache; the column is there if a cache is.
     """
-    has_sizes = len({size for result in results for size in result.batch_sizes}) > 1
     has_cache = any(result.cache != "none" for result in results)
     rows = [
         [
@@ -67,16 +61,16 @@ def accuracy(results: Sequence[Summary]) -> str:
             "NFE",
             "NFE quantiles 10-50-90 %",
             *(["whole-row forwards"] if has_cache else []),
-            "tokens / forward",
-            "tokens / s",
+            "tokens / forward (TPF)",
+            "tokens / s (TPS)",
             "time, s",
             "compile, s",
-            *(["batch size"] if has_sizes else []),
         ]
     ]
     for result in results:
         low, high = stats.accuracy_interval(result.is_correct)
         quantiles = np.quantile(result.nfe, [0.1, 0.5, 0.9])
+        speed = result.tokens_per_second
         rows.append(
             [
                 result.label,
@@ -88,15 +82,33 @@ def accuracy(results: Sequence[Summary]) -> str:
                 " - ".join(f"{q:.0f}" for q in quantiles),
                 *([f"{result.num_whole.mean():.2f}"] if has_cache else []),
                 f"{result.tokens_per_forward:.2f}",
-                f"{result.num_tokens.sum() / result.seconds:.0f}"
-                if len(result.batch_sizes) < 2
-                else "",
+                "-" if speed is None else f"{speed:.0f}",
                 f"{result.seconds:.1f}",
                 f"{result.compile_seconds:.1f}",
-                *([batch_sizes(result.batch_sizes)] if has_sizes else []),
             ]
         )
     return markdown(rows)
+
+
+def conditions(results: Sequence[Summary]) -> str:
+    """Lines on what TPS of a table depends on; empty if nothing is known of it."""
+    lines = []
+    known = [result for result in results if len(result.conditions) == 1]
+    for name in dict.fromkeys(result.conditions[0] for result in known):
+        own = [result for result in known if result.conditions[0] == name]
+        who = "" if len(own) == len(results) else f" of {_labels(own)}"
+        # The cache is part of the labels; those that name none have none.
+        caches = ", ".join(dict.fromkeys(result.cache for result in own))
+        lines.append(f"TPS{who}: {name}, cache {caches}.")
+    for result in results:
+        if len(result.conditions) > 1:
+            runs = "; ".join(result.conditions)
+            lines.append(f"No TPS of {_labels([result])}, of runs that differ: {runs}.")
+    return "\n".join(lines)
+
+
+def _labels(results: Sequence[Summary]) -> str:
+    return ", ".join(f"`{result.label}`" for result in results)
 
 
 def paired(results: Sequence[Summary]) -> str:

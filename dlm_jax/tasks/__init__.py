@@ -3,8 +3,11 @@
 from dlm_jax.errors import InputError
 from dlm_jax.tasks.base import Task, Trainable
 from dlm_jax.tasks.countdown import Countdown, Countdown4
+from dlm_jax.tasks.gsm8k import GSM8K
 from dlm_jax.tasks.humaneval import HumanEval
+from dlm_jax.tasks.math_problems import MATH
 from dlm_jax.tasks.maze import Maze
+from dlm_jax.tasks.mbpp import MBPP
 from dlm_jax.tasks.program import LongProgram, Program
 from dlm_jax.tasks.sudoku import Sudoku
 
@@ -18,6 +21,9 @@ TASKS: dict[str, Task] = {
         Program(),
         LongProgram(),
         HumanEval(),
+        MBPP(),
+        GSM8K(),
+        MATH(),
     )
 }
 

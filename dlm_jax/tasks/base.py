@@ -25,7 +25,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.models import registry
 from dlm_jax.models.family import ModelConfig, Module
 from dlm_jax.text.characters import character_tokenizer
-from dlm_jax.text.codec import Codec
+from dlm_jax.text.codec import Codec, Messages
 from dlm_jax.text.page import Grid
 from dlm_jax.text.prompts import Encoded
 
@@ -44,14 +44,21 @@ class Example:
 
     Attributes:
       name: unique in its task, as 'test/17'.
-      prompt: the text to be continued; in an infilling task the whole text, with BLANK
-        for every missing token.
+      prompt: the text to be continued, or a conversation to be answered; in an
+        infilling task the whole text, with BLANK for every missing token.
       truth: what the task's verdict needs to know besides.
     """
 
     name: str
-    prompt: str
+    prompt: str | Messages
     truth: Any = None
+
+    @property
+    def text(self) -> str:
+        """The prompt as a text; of a conversation its last message."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return self.prompt[-1]["content"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +124,58 @@ class Task(abc.ABC):
         Raises:
           InputError: if the tokenizer cannot write a prompt, or it is too long.
         """
-        prompts = [example.prompt for example in examples]
         if self.is_infill:
             return codec.encode_infill(
-                [prompt.replace(BLANK, codec.mask_text) for prompt in prompts]
+                [example.text.replace(BLANK, codec.mask_text) for example in examples]
             )
-        encode = codec.encode_chat if codec.has_chat_template else codec.encode
-        return encode(prompts, self.gen_length)
+        prompts = [example.prompt for example in examples]
+        return codec.encode_prompts(
+            prompts, self.gen_length, is_chat=codec.has_chat_template
+        )
+
+    def with_data(self, source: str) -> "Task":
+        """The same task with data of a user's.
+
+        Args:
+          source: a file, a directory, or `hub:NAME`, see `rows.read_rows`.
+
+        Returns:
+          A copy; the task itself does not change.
+
+        Raises:
+          InputError: if the task takes none.
+        """
+        raise InputError(
+            f"data ({source}) must not be given for {self.name}, which brings its own"
+        )
+
+    def with_style(self, name: str) -> "Task":
+        """The same task with its problems written in another published way.
+
+        Args:
+          name: of a style, see `published.Style`.
+
+        Returns:
+          A copy; the task itself does not change.
+
+        Raises:
+          InputError: if the task has no such style.
+        """
+        raise InputError(
+            f"prompt_style ({name}) must not be given for {self.name}, which has one"
+        )
+
+    def identity(self, split: str) -> dict[str, Any]:
+        """What a manifest says of the task's data and prompts; empty by default.
+
+        Args:
+          split: of the examples.
+
+        Raises:
+          InputError: for data that cannot be read.
+        """
+        del split
+        return {}
 
     def with_lengths(
         self, gen_length: int | None = None, block_length: int | None = None

@@ -148,7 +148,11 @@ class Codec:
         return self.encode_prompts(messages, gen_length, is_chat=True)
 
     def encode_prompts(
-        self, prompts: Sequence[str | Messages | Tokens], gen_length: int, is_chat: bool
+        self,
+        prompts: Sequence[str | Messages | Tokens],
+        gen_length: int,
+        is_chat: bool,
+        opening: str = "",
     ) -> list[Encoded]:
         """Encodes texts, conversations and token ids that are to be continued.
 
@@ -157,12 +161,15 @@ class Codec:
             template.
           gen_length: blanks after each.
           is_chat: write a text as a user's message too.
+          opening: how each answer begins, before the blanks.
 
         Raises:
           InputError: as `encode` and `encode_chat`.
         """
         return [
-            self._continued(index, self._prompt(index, prompt, is_chat), gen_length)
+            self._continued(
+                index, self._prompt(index, prompt, is_chat, opening), gen_length
+            )
             for index, prompt in enumerate(prompts)
         ]
 
@@ -215,16 +222,20 @@ class Codec:
         return encoded
 
     def _prompt(
-        self, index: int, prompt: str | Messages | Tokens, is_chat: bool
+        self,
+        index: int,
+        prompt: str | Messages | Tokens,
+        is_chat: bool,
+        opening: str = "",
     ) -> Int32[np.ndarray, "n"]:
-        """The tokens of a text, a conversation, or tokens."""
+        """The tokens of a text, a conversation, or tokens; behind it, the opening."""
         if is_tokens(prompt):
             return _token_ids(index, prompt, "prompt")
         if isinstance(prompt, str) and not is_chat:
-            return self._tokens(index, prompt)
+            return self._tokens(index, prompt + opening)
         # The template writes the special tokens itself.
         text = self._in_template(index, cast(str | Messages, prompt))
-        return self._tokens(index, text, add_special_tokens=False)
+        return self._tokens(index, text + opening, add_special_tokens=False)
 
     def _in_template(self, index: int, prompt: str | Messages) -> str:
         """A conversation in the chat template, up to where the answer begins."""

@@ -27,7 +27,7 @@ def main(path: str) -> None:
     model = dlm.load(dlm.zoo.path("sudoku"))
     task = tasks.get("sudoku")
     example = task.examples("test", 1)[0]
-    prompt = example.prompt.replace(BLANK, model.mask_text)
+    prompt = example.text.replace(BLANK, model.mask_text)
     outs = [model.infill(prompt, spec, trajectory=True) for spec in SAMPLERS]
     for spec, out in zip(SAMPLERS, outs, strict=True):
         is_correct = task.verdict(example, out.text).is_correct

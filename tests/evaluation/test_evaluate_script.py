@@ -49,8 +49,9 @@ def test_script_prints_the_tables_and_goes_on_where_it_was(
     status, out, error = run_script("evaluate", *arguments)
     # Neither progress, without a terminal, nor anything else.
     assert (status, error) == (0, "")
-    accuracy, paired = (table.splitlines() for table in out.split("\n\n"))
-    assert (len(accuracy), len(paired)) == (4, 3)
+    accuracy, speed, paired = (table.splitlines() for table in out.split("\n\n"))
+    assert (len(accuracy), len(speed), len(paired)) == (4, 1, 3)
+    assert speed[0].endswith(", batch 2, dtype float32, cache none.")
     results = evaluation.summaries(read_records(workdir))
     assert sum(result.is_correct.size for result in results) == 6
     for line, result in zip(accuracy[2:], results, strict=True):

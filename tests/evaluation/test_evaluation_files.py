@@ -14,7 +14,13 @@ from dlm_jax import samplers
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import run as evaluation
 from dlm_jax.evaluation import tables
-from dlm_jax.evaluation.records import Log, Manifest, environments, read_records
+from dlm_jax.evaluation.records import (
+    Log,
+    Manifest,
+    conditions,
+    environments,
+    read_records,
+)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -159,18 +165,21 @@ def test_a_run_goes_on_with_other_sizes_to_the_same_records(model, whole, tmp_pa
     of_both = [r for r in read_records(whole[0]) if r["sampler"] in specs]
     # The table is the unbroken run's, but for times, which are not mixed up silently.
     mixed, plain = (
-        tables.accuracy(evaluation.summaries(some)).splitlines()
-        for some in (found, of_both)
+        tables.accuracy(evaluation.summaries(some, conditions(path))).splitlines()
+        for some, path in ((found, tmp_path), (of_both, whole[0]))
     )
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in mixed]
     expected = [[c.strip() for c in line.split("|")[1:-1]] for line in plain]
-    assert cells[0][-1] == "batch size" and "batch size" not in expected[0]
+    assert cells[0] == expected[0]
     assert sorted(line[:8] for line in cells[2:]) == sorted(
         line[:8] for line in expected[2:]
     )
-    several = next(line for line in cells[2:] if "," in line[-1])
-    # Tokens per second are of no batch size.
-    assert several[8] == "" and several[9] != ""
+    # Rows of several batch sizes have no tokens per second, and the lines below say so.
+    place = cells[0].index("tokens / s (TPS)")
+    assert "-" in {line[place] for line in cells[2:]}
+    assert "-" not in {line[place] for line in expected[2:]}
+    said = tables.conditions(evaluation.summaries(found, conditions(tmp_path)))
+    assert "No TPS of" in said and "batch 2" in said and "batch 1" in said
 
 
 def _later(stop):

@@ -1,6 +1,5 @@
 """Wrong arguments are refused before any weight is read."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -122,8 +121,8 @@ def test_what_is_wrong_is_told_before_weights_are_read(
     _foreign_checkpoint(tmp_path / "FOREIGN")
     lengths = {"gen_length": 64, "block_length": None}
     # As version 0.1 wrote it, with sizes that may change.
-    plan = evaluation.Plan(batch_size=99)
-    held = {"task": "sudoku", **dataclasses.asdict(plan), **lengths}
+    run = {"batch_size": 99, "queue_length": 99}
+    held = {"task": "sudoku", **evaluation.Plan().identity, **run, **lengths}
     for path, identity in (
         ("OTHER", held | {"temperature": 0.7}),
         ("ANOTHER", held | {"checkpoint": "of another"}),

@@ -8,6 +8,6 @@ the function (tests, examples) is left out. Nothing is executed, and the work is
 in the answer.
 """
 
-from dlm_jax.tasks.extraction.search import Extracted, extract
+from dlm_jax.tasks.extraction.search import Extracted, extract, statements_of
 
-__all__ = ["Extracted", "extract"]
+__all__ = ["Extracted", "extract", "statements_of"]

@@ -371,3 +371,27 @@ def _has_self(method: ast.AST) -> bool:
         return False
     arguments = [*method.args.posonlyargs, *method.args.args]
     return bool(arguments) and arguments[0].arg == "self"
+
+
+def statements_of(answer: str) -> str:
+    """All Python at the left margin of an answer's parts, in its order.
+
+    For tests that need more of a program than one function. Definitions that come again
+    replace earlier ones, as they do in Python.
+
+    Args:
+      answer: any text.
+
+    Returns:
+      Python source; empty if there is none.
+    """
+    parts = []
+    for first, lines in pieces.pieces(pieces.read(answer)):
+        chunks = statements.split(pieces.dedented(lines), first)
+        parts += [chunk.source for chunk in chunks if _is_code(chunk)]
+    return "\n\n\n".join(parts) + "\n" if parts else ""
+
+
+def _is_code(chunk: Chunk) -> bool:
+    """Whether it is a statement; a word of a sentence is an expression too."""
+    return any(not isinstance(node, ast.Expr) for node in chunk.nodes)

@@ -196,7 +196,7 @@ def measure(
     without = "saber(backtracking=False)"
     fixed, broken = cases.only_one_correct(records, "saber", without)
     examples = task.examples(plan.split, num, plan.example_seed)
-    prompts = [example.prompt for example in examples]
+    prompts = [example.text for example in examples]
     shown = cases.titled(task, prompts, "with", fixed[: setting.num_cases])
     shown += cases.titled(task, prompts, "without", broken[: setting.num_cases])
     return Measured(

@@ -1,0 +1,28 @@
+r"""MATH with LLaDA-8B-Instruct: 512 blanks in blocks of 64.
+
+    python -m experiments.evaluate \
+        --config=configs/published/llada_8b_instruct_math_512_64.py \
+        --checkpoint=LLaDA-8B-Instruct --dtype=bfloat16 --data=MATH \
+        --workdir=runs/published/llada_8b_instruct_math_512_64
+
+CHECKPOINT is the directory of the published weights (GSAI-ML/LLaDA-8B-Instruct).
+
+Expected: 42.7 % (OpenCompass; 42.2 by the authors' internal toolkit).
+
+0-shot, one token a forward, temperature 0.
+Source: ML-GSAI/LLaDA, EVAL.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.published.setting import setting
+
+
+def get_config() -> ConfigDict:
+    """Defaults of the flags of `experiments.evaluate`."""
+    return setting(
+        task="math",
+        prompt_style="opencompass",
+        gen_length=512,
+        block_length=64,
+    )

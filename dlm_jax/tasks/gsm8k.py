@@ -1,0 +1,121 @@
+"""GSM8K (arXiv:2110.14168): word problems of school mathematics, 1,319 for tests.
+
+The data: `question` and `answer`, which ends in `#### n`, as openai/gsm8k on the hub
+has them. The styles:
+
+- `opencompass`: four worked examples as a conversation. OpenCompass'
+  gsm8k_gen_1d7fe4, which LLaDA's released evaluation uses (ML-GSAI/LLaDA, opencompass).
+- `zero_shot`: the last message of it alone; no publication is known here.
+- `harness`: five examples drawn from the split `train` as text that is continued, as
+  lm-evaluation-harness' gsm8k. Its drawing depends on how many processes share the
+  problems; here it is that of one.
+
+An answer is right if its number equals the published one: the number behind the first
+`####`, else the last one. OpenCompass takes the last one and reads 1,234 as 234;
+lm-evaluation-harness has both rules, as strict-match and flexible-extract.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import ClassVar
+
+from dlm_jax.errors import InputError
+from dlm_jax.tasks.base import Verdict
+from dlm_jax.tasks.published import Published, Style, shipped, table
+from dlm_jax.tasks.rows import Row
+from dlm_jax.text.codec import Messages
+
+# A sign is no minus behind a digit, a letter or a bracket: "5-3" ends in 3.
+_NUMBER = re.compile(
+    r"(?<![\w.)\]])-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)|\d[\d,]*(?:\.\d+)?"
+)
+_MARKED = re.compile(r"####\s*(-?\s*\$?\s*(?:\d[\d,]*(?:\.\d+)?|\.\d+))")
+_MOST_DIGITS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One problem.
+
+    Attributes:
+      name: split and place.
+      question: the text.
+      answer: the published solution, which ends in `#### n`.
+    """
+
+    name: str
+    question: str
+    answer: str
+
+
+def number_in(answer: str) -> Fraction | None:
+    """The number that an answer ends in, see the module; None if there is none."""
+    text = answer.replace("\N{MINUS SIGN}", "-")
+    marked = _MARKED.search(text)
+    found = [marked.group(1)] if marked else _NUMBER.findall(text)
+    if not found:
+        return None
+    digits = re.sub(r"[,$\s]", "", found[-1])
+    return Fraction(digits) if len(digits) <= _MOST_DIGITS else None
+
+
+def _ask(problem: Problem) -> str:
+    return f"Question: {problem.question}\nLet's think step by step\nAnswer:"
+
+
+def _conversation(problem: Problem, shots: Sequence[Problem]) -> Messages:
+    del shots
+    return [*shipped("gsm8k_opencompass"), {"role": "user", "content": _ask(problem)}]
+
+
+def _few_shot(problem: Problem, shots: Sequence[Problem]) -> str:
+    solved = [f"Question: {x.question}\nAnswer: {x.answer}\n\n" for x in shots]
+    return "".join(solved) + f"Question: {problem.question}\nAnswer:"
+
+
+class GSM8K(Published):
+    """Word problems; an example's truth is a `Problem`."""
+
+    name: ClassVar[str] = "gsm8k"
+    splits: ClassVar[tuple[str, ...]] = ("test", "train")
+    form: ClassVar[str] = "`question` and `answer` (which ends in #### n)"
+    subset: ClassVar[str] = "main"
+    styles: ClassVar[dict[str, Style]] = table(
+        Style("opencompass", _conversation, stops=("Question:",)),
+        Style(
+            "zero_shot",
+            lambda problem, _: _ask(problem),
+            is_chat=True,
+            stops=("Question:",),
+        ),
+        Style(
+            "harness",
+            _few_shot,
+            stops=("Question:", "</s>", "<|im_end|>"),
+            num_shots=5,
+        ),
+    )
+    gen_length: int = 256
+    block_length: int = 8
+
+    def problem(self, row: Row, index: int, split: str) -> Problem:
+        found = Problem(f"{split}/{index}", row.text("question"), row.text("answer"))
+        if not _MARKED.search(found.answer):
+            raise InputError(f"{row.where}: answer must end in #### and a number")
+        return found
+
+    def judge(self, problem: Problem, answer: str) -> Verdict:
+        right, found = number_in(problem.answer), number_in(answer)
+        if found is None:
+            return Verdict(False, "the answer has no number")
+        if found == right:
+            return Verdict(True, "")
+        return Verdict(False, f"the number is {_shown(found)}, not {_shown(right)}")
+
+
+def _shown(number: Fraction | None) -> str:
+    if number is None or number.denominator == 1:
+        return str(number)
+    return f"{float(number):.12g}"

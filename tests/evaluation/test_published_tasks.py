@@ -1,0 +1,169 @@
+"""All published tasks through `evaluate`, on a small checkpoint that chats."""
+
+import json
+
+import pytest
+from chat_checkpoint import make_chat_checkpoint
+from published_data import GSM8K, ROWS, write_all, write_lines
+
+from dlm_jax.evaluation import run as evaluation
+from dlm_jax.evaluation import tables
+from dlm_jax.evaluation.records import conditions, read_records
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    return make_chat_checkpoint(tmp_path_factory.mktemp("chat"), 8192)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_all(tmp_path_factory.mktemp("data"))
+
+
+def arguments(chat, data, workdir, task, style):
+    return [
+        f"--checkpoint={chat}",
+        f"--task={task}",
+        f"--prompt_style={style}",
+        f"--data={data / task}",
+        f"--workdir={workdir}",
+        "--num_examples=2",
+        "--sampler=threshold",
+        "--gen_length=8",
+        "--block_length=8",
+        "--batch_size=2",
+        "--queue_length=2",
+        "--defer_stops",
+        "--suppress_eos",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("task", "style"),
+    [
+        ("gsm8k", "zero_shot"),
+        ("math", "opencompass"),
+        ("mbpp", "opencompass_begin"),
+        ("humaneval", "opencompass"),
+    ],
+)
+def test_a_published_task_runs(chat, data, tmp_path, run_script, task, style):
+    asked = arguments(chat, data, tmp_path, task, style)
+    status, out, error = run_script("evaluate", *asked)
+    assert (status, error) == (0, "")
+    records = read_records(tmp_path)
+    assert sorted(record["index"] for record in records) == [0, 1]
+    assert all(record["reason"] for record in records if not record["is_correct"])
+    identity = json.loads((tmp_path / "manifest.json").read_text())["identity"]
+    assert identity["task"] == task and len(identity["data"]) == 64
+    assert identity["defer_stops"] and identity["suppress_eos"]
+    assert "guidance" not in identity and "batch_size" not in identity
+    [result] = evaluation.summaries(records, conditions(tmp_path))
+    table, line = out.rstrip("\n").split("\n\n")
+    assert line == f"TPS: {result.conditions[0]}, cache none."
+    assert "batch 2, dtype float32" in line
+    cells = [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")]
+    tokens = sum(record["num_tokens"] for record in records)
+    assert cells[7] == f"{tokens / sum(record['nfe'] for record in records):.2f}"
+
+
+def test_a_directory_is_of_one_data_style_and_setting(chat, data, tmp_path, run_script):
+    workdir = tmp_path / "runs"
+    asked = arguments(chat, data, workdir, "gsm8k", "zero_shot")
+    assert run_script("evaluate", *asked)[0] == 0
+    before = (workdir / "records.jsonl").read_bytes()
+    # The same problems in another form are the same.
+    lines = write_lines(tmp_path / "again.jsonl", GSM8K)
+    status, _, error = run_script("evaluate", *asked, f"--data={lines}")
+    assert (status, error) == (0, "")
+    other = write_lines(tmp_path / "other.jsonl", GSM8K[1:])
+    for flag, message in (
+        (f"--data={other}", "data ("),
+        ("--prompt_style=harness", "prompt_style (harness) must be zero_shot"),
+        ("--nodefer_stops", "defer_stops (None) must be True"),
+        ("--nosuppress_eos", "suppress_eos (None) must be True"),
+        ("--guidance=1", "guidance (1.0) must be None"),
+        ("--noearly_stop", "early_stop (False) must be None"),
+    ):
+        status, out, error = run_script("evaluate", *asked, flag)
+        assert (status, out) == (1, "")
+        assert message in error and error.count("\n") == 1
+    assert (workdir / "records.jsonl").read_bytes() == before
+
+    # Another batch size changes no result, but no speed is of both.
+    more = "--num_examples=3", "--batch_size=1", "--queue_length=1"
+    status, out, error = run_script("evaluate", *asked, *more)
+    assert (status, error) == (0, "")
+    runs = conditions(workdir)
+    assert len(runs) == 2 and "batch 2," in runs[0] and "batch 1," in runs[1]
+    [result] = evaluation.summaries(read_records(workdir), runs)
+    assert result.conditions == tuple(runs) and result.tokens_per_second is None
+    table, line = out.rstrip("\n").split("\n\n")
+    assert line == f"No TPS of `threshold`, of runs that differ: {'; '.join(runs)}."
+    cells = [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")]
+    assert cells[8] == "-" and float(cells[7]) > 0
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_is_wrong_is_told_before_weights_are_read(
+    chat, data, tmp_path, run_script, monkeypatch, name
+):
+    monkeypatch.setattr("dlm_jax.checkpoints.load", None)
+    base = [f"--checkpoint={chat}", f"--task={name}", f"--workdir={tmp_path}"]
+    for flag, message in (
+        ("--prompt_style=x", "prompt_style (x) must be one of"),
+        (f"--data={tmp_path / 'none'}", "does not exist"),
+        (f"--data={data / name}", "num (1000) must be at most"),
+    ):
+        status, out, error = run_script("evaluate", *base, flag)
+        assert (status, out) == (1, "")
+        assert message in error and error.count("\n") == 1
+    if name != "humaneval":
+        status, _, error = run_script("evaluate", *base, "--num_examples=1")
+        assert status == 1 and f"task ({name}) needs data (--data=PATH" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def record(index, nfe, num_tokens, seconds, run=0, **other):
+    return {
+        "sampler": "threshold(threshold=0.9)",
+        "seed": 0,
+        "index": index,
+        "is_correct": True,
+        "nfe": nfe,
+        "num_tokens": num_tokens,
+        "is_complete": True,
+        "seconds": seconds,
+        "compile_seconds": 100.0,
+        "run": run,
+        **other,
+    }
+
+
+def test_speeds_are_ratios_of_sums():
+    rows = [record(0, 10, 10, 1.0), record(1, 1, 10, 0.25), record(2, 9, 0, 0.75)]
+    # What is not complete has no valid token, but its forwards count.
+    rows.append(record(3, 5, 7, 1.0, is_complete=False))
+    [result] = evaluation.summaries(rows, ["1 x cpu, batch 2, dtype float32"])
+    assert result.tokens_per_forward == pytest.approx(20 / 25)
+    assert result.tokens_per_second == pytest.approx(20 / 3.0)
+    assert tables.conditions([result]) == (
+        "TPS: 1 x cpu, batch 2, dtype float32, cache none."
+    )
+
+
+def test_conditions_are_told_of_each_sampler_that_has_others():
+    runs = ["1 x cpu, batch 2, dtype float32", "1 x gpu, batch 2, dtype float32"]
+    rows = [record(0, 1, 1, 1.0), record(0, 1, 1, 1.0, 1, sampler="random")]
+    rows.append(record(0, 1, 1, 1.0, sampler="margin"))
+    rows.append(record(1, 1, 1, 1.0, 1, sampler="margin"))
+    # A row without a forward took no time on any device.
+    rows.append(record(1, 0, 0, 0.0, 1))
+    results = evaluation.summaries(rows, runs)
+    assert tables.conditions(results).splitlines() == [
+        f"TPS of `threshold`: {runs[0]}, cache none.",
+        f"TPS of `random`: {runs[1]}, cache none.",
+        f"No TPS of `margin`, of runs that differ: {runs[0]}; {runs[1]}.",
+    ]
+    assert tables.conditions(evaluation.summaries(rows)) == ""

@@ -18,11 +18,14 @@ from jaxtyping import install_import_hook
 settings.register_profile("patient", deadline=None, derandomize=True)
 settings.load_profile("patient")
 # Tests have a cache of compiled programs of their own, which pytest's workers and the
-# processes that tests start share: many of them compile the same.
+# processes that tests start share: many of them compile the same. `mutations.py` keeps
+# one from run to run.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _programs = tempfile.TemporaryDirectory(prefix="dlm_jax_tests_")
     os.environ |= {
-        "JAX_COMPILATION_CACHE_DIR": _programs.name,
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get(
+            "DLM_JAX_TEST_PROGRAMS", _programs.name
+        ),
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**31),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -133,12 +133,11 @@ class _Worker:
             self._process.stdin.flush()
             reply = self._receive()
         self._left -= 1
-        match reply:
-            case {"is_equal": bool(is_equal), "reason": str(reason)}:
-                # Out of memory or too deep: it ends after the reply.
-                if reason in ("MemoryError", "RecursionError"):
-                    self._left = 0
-                return Comparison(is_equal, reason)
+        if isinstance(reply, dict):
+            # Out of memory or too deep: it ends after the reply.
+            if reply["reason"] in ("MemoryError", "RecursionError"):
+                self._left = 0
+            return Comparison(reply["is_equal"], reply["reason"])
         self._left = 0
         number = -self._process.wait()
         if number == signal.SIGPROF:

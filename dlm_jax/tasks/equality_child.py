@@ -88,7 +88,7 @@ def load() -> Callable[[str, str], bool]:
     from sympy import Float, Integer, SympifyError
     from sympy.core import numbers
 
-    convert = numbers.sympify
+    convert = numbers.sympify  # pyrefly: ignore[missing-attribute]
 
     def read_number(value: Any, *arguments: Any, **options: Any) -> Any:
         # The parser makes numbers of their text, for which sympy calls eval.
@@ -98,13 +98,15 @@ def load() -> Callable[[str, str], bool]:
             raise SympifyError(value)
         return Float(value) if "." in value else Integer(int(value))
 
-    numbers.sympify = read_number
+    numbers.sympify = read_number  # pyrefly: ignore[missing-attribute]
     # No other kind of extraction: that of plain expressions ends in Python's eval.
     kinds = [LatexExtractionConfig(boxed_match_priority=0)]
 
     def read(latex: str) -> list[Any]:
         text = latex.replace("\\$", "").replace("$", "")
-        return parse(f"${text}$", extraction_config=kinds, parsing_timeout=None)
+        # None is no limit, which its annotation leaves out.
+        limit: Any = None
+        return parse(f"${text}$", extraction_config=kinds, parsing_timeout=limit)
 
     def compare(gold: str, answer: str) -> bool:
         # Its own limits are signals of whole seconds; the timer above replaces them.

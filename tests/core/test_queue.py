@@ -31,7 +31,7 @@ SPECS = ("entropy_bound(gamma=1.0)", "saber", "random(schedule=fixed(k=2))")
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("num_slots", [1, 3])
+@pytest.mark.parametrize("num_slots", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_rows_are_as_without_a_queue_and_no_slot_stays_idle(spec, num_slots):
     with jax.enable_x64(True):
         model = checkpoints.load(DATA / "checkpoints" / "tiny_kv2_seed3", "float64")

@@ -136,7 +136,9 @@ def _p_value(tokens, temperature):
     return min(p_values)
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.5])
+@pytest.mark.parametrize(
+    "temperature", [0.7, pytest.param(1.5, marks=pytest.mark.slow)]
+)
 def test_20000_draws_follow_the_softmax_and_depend_on_nothing_else(temperature):
     ids = np.arange(NUM_ROWS)
     tokens, steps, _ = _draw(ids, temperature, **PLAIN)

@@ -291,7 +291,9 @@ def test_tokens_that_the_model_does_not_have_are_refused(token):
             run(*arguments)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+    "spec", [SPECS[0], *(pytest.param(x, marks=pytest.mark.slow) for x in SPECS[1:])]
+)
 def test_equals_generate(spec):
     model = checkpoints.load(DATA / "checkpoints" / "tiny_kv2_seed3")
     denoiser, params = models.as_denoiser(model)

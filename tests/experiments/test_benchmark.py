@@ -117,7 +117,7 @@ def test_the_queue_changes_no_row(parallel):
     assert [result.num_equal for result in results] == [5, 5]
 
 
-@pytest.mark.parametrize("guidance", [0.0, 0.5])
+@pytest.mark.parametrize("guidance", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_a_loop_driven_from_python_fills_as_the_compiled_one(checkpoint, guidance):
     specs = ["random", "saber"]
     rules = {spec: samplers.parse(spec) for spec in specs}
@@ -168,7 +168,9 @@ def test_script_writes_and_prints(run_script, checkpoint, tmp_path):
         assert 0 < record["of_peak"] < 1
 
 
-@pytest.mark.parametrize("other", ["host", "torch"])
+@pytest.mark.parametrize(
+    "other", [pytest.param("host", marks=pytest.mark.slow), "torch"]
+)
 def test_a_preset_runs_on_random_prompts_of_all_lengths(other, run_script, tmp_path):
     if other == "torch":
         pytest.importorskip("torch")

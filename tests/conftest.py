@@ -31,6 +31,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     }
 # They compile hundreds of small programs and run each for milliseconds.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+# Workers share the processors. XLA's threads spin while they wait for each other: two
+# processes of two threads each on two processors took eight times as long as of one.
+_num_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if _num_workers > 1:
+    os.environ["NPROC"] = str(max(1, (os.cpu_count() or 1) // _num_workers))
 # A shell lets what it starts in the background ignore these; tests send them.
 for _number, _handler in (
     (signal.SIGINT, signal.default_int_handler),

@@ -1,5 +1,6 @@
 """Result files and directories that appear whole or not at all."""
 
+import collections
 import contextlib
 import contextvars
 import errno
@@ -22,6 +23,9 @@ except ImportError:  # Windows
     fcntl = None
 
 STDOUT = "-"
+# Lists and objects inside of each other. What is deeper can be read, but then fails
+# where it is printed or compared, by Python's limit on recursion.
+_DEPTH = 100
 
 
 def check_output(path: str | os.PathLike, num_bytes: int = 0) -> None:
@@ -57,6 +61,43 @@ def _check_writable(path: pathlib.Path, num_bytes: int) -> None:
         raise InputError(
             f"output ({path}) takes {num_bytes} bytes, {disk.free} are free"
         )
+
+
+def parse_json(text: str | bytes, *, is_unique: bool = False) -> Any:
+    """Reads JSON that somebody else wrote.
+
+    Args:
+      text: of one value, or its bytes in UTF-8, UTF-16 or UTF-32.
+      is_unique: refuse a key that an object has twice; otherwise its last value counts.
+
+    Raises:
+      ValueError: if it is no JSON, or is nested more than 100 levels deep. Nothing else
+        is raised.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = collections.Counter(key for key, _ in pairs)
+        repeated = sorted(key for key, count in counts.items() if count > 1)
+        if repeated:
+            raise ValueError(f"repeated: {', '.join(repeated)}")
+        return dict(pairs)
+
+    deep = f"nested more than {_DEPTH} levels deep"
+    try:
+        value = json.loads(text, object_pairs_hook=unique if is_unique else None)
+    except RecursionError:
+        raise ValueError(deep) from None
+    level = [value]
+    for _ in range(_DEPTH + 1):
+        inner = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += [x for x in item.values() if isinstance(x, (dict, list))]
+            elif isinstance(item, list):
+                inner += [x for x in item if isinstance(x, (dict, list))]
+        if not (level := inner):
+            return value
+    raise ValueError(deep)
 
 
 def nature(path: str | os.PathLike) -> str:

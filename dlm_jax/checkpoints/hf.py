@@ -124,7 +124,9 @@ def load_hf(
     dtype = common.choose_dtype(dtype, stored)
     abstract = common.abstract(family.module, config, dtype)
     specs = common.flatten(abstract)
-    slots = hf_format.slots(family.weights, common.shapes(specs))
+    shapes = common.shapes(specs)
+    hf_format.check_depth(directory, family.weights, shapes, found)
+    slots = hf_format.slots(family.weights, shapes)
     problems = hf_format.compare(family.weights, slots, found)
     if problems:
         raise CheckpointError(directory, problems)

@@ -6,9 +6,8 @@ Files and numpy only: `checkpoints` makes modules of it.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,6 +37,8 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
 }
+# With fewer layers, errors name each tensor that is missing.
+_NUM_LAYERS = 1000
 # Problems that an error message lists.
 _NUM_TOLD = 12
 # Rows of a matrix read at a time: a whole one would be held twice, and transposing
@@ -102,25 +103,27 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     Raises:
       CheckpointError: if it is missing, damaged or no object.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
-        if repeated:
-            raise ValueError(f"repeated: {', '.join(repeated)}")
-        return dict(pairs)
-
     try:
         text = (directory / name).read_text(encoding="utf-8")
-        value = json.loads(text, object_pairs_hook=unique)
+        value = files.parse_json(text, is_unique=True)
     except FileNotFoundError:
         raise CheckpointError(directory, [f"{name} is missing"]) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         problem = f"{name} is damaged ({error}){files.nature(directory / name)}"
         raise CheckpointError(directory, [problem]) from None
     if not isinstance(value, dict):
         raise CheckpointError(directory, [f"{name} does not hold an object"])
     return value
+
+
+def is_inside(name: str) -> bool:
+    """Whether what a file calls another is a path below a directory, and no other.
+
+    Such as `..`, an absolute path, or characters that no path has.
+    """
+    path = PurePosixPath(name)
+    is_below = not path.is_absolute() and ".." not in path.parts
+    return is_below and bool(path.parts) and name.isprintable()
 
 
 def read_config(directory: Path) -> tuple[Family, ModelConfig]:
@@ -217,6 +220,34 @@ def survey(directory: Path) -> Survey:
     )
 
 
+def check_depth(
+    directory: Path,
+    weights: Mapping[str, Weight],
+    shapes: Mapping[str, tuple[int, ...]],
+    found: Survey,
+) -> None:
+    """Refuses a model with more layers than the files can have.
+
+    A config.json may name any number, and `slots` makes a list of them.
+
+    Args:
+      directory: of the checkpoint.
+      weights: of the family, see `Family.weights`.
+      shapes: of the parameters that the model has.
+      found: in its files.
+
+    Raises:
+      CheckpointError: if there are so many that no tensor of most is there.
+    """
+    stacked = [x[0] for path, x in shapes.items() if "{layer}" in weights[path].name]
+    num_layers, num_found = max(stacked, default=0), len(found.tensors)
+    if num_layers > max(num_found, _NUM_LAYERS):
+        problem = (
+            f"{CONFIG} names {num_layers} layers, the files hold {num_found} tensors"
+        )
+        raise CheckpointError(directory, [problem, *found.problems])
+
+
 def compare(
     weights: Mapping[str, Weight], expected: Sequence[Slot], found: Survey
 ) -> list[str]:
@@ -263,6 +294,8 @@ def _is_twin(name: str, expected: Sequence[Slot], found: Survey) -> bool:
     for slot in expected:
         other = found.tensors.get(slot.name)
         is_alike = other is not None and slot.layer is None
+        # A scalar has no rows, and is no weight of any model.
+        is_alike = is_alike and len(own.shape) > 0
         if is_alike and (other.shape, other.dtype) == (own.shape, own.dtype):
             rows = range(0, own.shape[0], _ROWS)
             if all(
@@ -342,9 +375,12 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     if not (directory / INDEX).is_file():
         return None
     weight_map = read_json(directory, INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(shard, str) and Path(shard).name == shard
-        for shard in weight_map.values()
+    is_map = isinstance(weight_map, dict)
+    is_map = is_map and all(isinstance(shard, str) for shard in weight_map.values())
+    # Tensors are many, shards are few.
+    shards = set(weight_map.values()) if is_map else ()
+    if not is_map or not all(
+        is_inside(shard) and Path(shard).name == shard for shard in shards
     ):
         problem = f"{INDEX}: weight_map must map tensors to names of shards beside it"
         raise CheckpointError(directory, [problem])

@@ -3,8 +3,9 @@
 Orbax is imported by what uses it: it takes a while.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxtyping import PyTree
 from dlm_jax.checkpoints import common, hf_format
 from dlm_jax.checkpoints.hf_format import CheckpointError
 from dlm_jax.checkpoints.staging import staged
+from dlm_jax.errors import InputError
 from dlm_jax.models.family import Module
 
 PARAMS = "params"
@@ -86,7 +88,10 @@ def load_orbax(
         barrier_sync_key_prefix=str(process),
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+    with (
+        ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
+        _told(directory),
+    ):
         stored = common.flatten_dict(checkpointer.metadata(path).item_metadata.tree)
         dtype = common.choose_dtype(
             dtype, [np.dtype(item.dtype) for item in stored.values()]
@@ -116,9 +121,27 @@ def load_orbax(
     return common.merge(abstract, common.flatten_dict(params))
 
 
+@contextlib.contextmanager
+def _told(directory: Path) -> Iterator[None]:
+    """Makes a CheckpointError of what Orbax and TensorStore raise for damaged files.
+
+    They have no class for it. What this module raises, what the system or the device
+    refuses and too little memory stay what they are.
+    """
+    kept = (InputError, OSError, MemoryError, jax.errors.JaxRuntimeError)
+    try:
+        yield
+    except kept:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        problem = f"{PARAMS} is damaged ({kind}: {error})"
+        raise CheckpointError(directory, [problem]) from error
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The inventory and the files that it lists, there or not."""
-    names = hf_format.read_json(directory, _INVENTORY)
+    names = _read_inventory(directory)
     return [directory / _INVENTORY, *(directory / PARAMS / name for name in names)]
 
 
@@ -130,8 +153,24 @@ def _inventory(params: Path) -> dict[str, int]:
     }
 
 
-def _check_inventory(directory: Path) -> None:
+def _read_inventory(directory: Path) -> dict[str, Any]:
+    """The sizes of files by their names, which are paths below the parameters.
+
+    Raises:
+      CheckpointError: if it is missing, damaged or names a file elsewhere.
+    """
     expected = hf_format.read_json(directory, _INVENTORY)
+    foreign = [name for name in expected if not hf_format.is_inside(name)]
+    if foreign:
+        problem = (
+            f"{_INVENTORY}: {foreign[0]!r} must be the path of a file in {PARAMS}/"
+        )
+        raise CheckpointError(directory, [problem])
+    return expected
+
+
+def _check_inventory(directory: Path) -> None:
+    expected = _read_inventory(directory)
     found = _inventory(directory / PARAMS)
     problems = [
         f"{PARAMS}/{name} has {found[name]} bytes, must have {size}"

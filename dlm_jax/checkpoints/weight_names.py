@@ -9,6 +9,8 @@ _WRAPPERS = (
     "_fsdp_wrapped_module",
     "_checkpoint_wrapped_module",
 )
+# Of a dotted name, at most.
+_NUM_PARTS = 50
 
 
 def misnamed_weights(
@@ -59,6 +61,11 @@ def misnamed_weights(
 
 
 def _tails(name: str) -> list[str]:
-    """What is left of a dotted name without its first parts, the longest first."""
+    """What is left of a dotted name without its first parts, the longest first.
+
+    None of a name that no model has: all together are as long as its square.
+    """
     parts = name.split(".")
+    if len(parts) > _NUM_PARTS:
+        return []
     return [".".join(parts[i:]) for i in range(1, len(parts))]

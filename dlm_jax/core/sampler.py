@@ -208,7 +208,9 @@ def canonical(
             ):
                 raise TypeError
             # The cast below would wrap around silently.
-            if not is_real and (abs(array) > jnp.iinfo(jnp.int32).max).any():
+            # (By comparisons: the least int64 is its own absolute value.)
+            bound = jnp.iinfo(jnp.int32).max
+            if not is_real and ((array > bound) | (array < -bound)).any():
                 raise TypeError
             dtype = jnp.result_type(float) if is_real else np.dtype(np.int32)
             array = np.broadcast_to(array.astype(dtype), shape)

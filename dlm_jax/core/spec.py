@@ -96,7 +96,8 @@ class Specs(Generic[_Rule]):
                 f"{shown}: the module {module} "
                 + (reason if own else f"does not import: {reason}")
             ) from None
-        except Exception as error:  # whatever somebody else's module raises
+        # Whatever somebody else's module raises; a script at its end exits.
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"{shown}: the module {module} does not import: "
                 f"{type(error).__name__}: {error}"

@@ -280,7 +280,7 @@ def _read(path: pathlib.Path) -> list[Mapping[str, Any]]:
     try:
         # Not by splitlines, for which characters inside of a string end a line too.
         with path.open(encoding="utf-8") as file:
-            records = [json.loads(line) for line in file]
+            records = [files.parse_json(line) for line in file]
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error})") from None
     for number, record in enumerate(records, start=1):

@@ -1,5 +1,6 @@
 """Reads a config.json, for all families: its options and the types of its fields."""
 
+import math
 import reprlib
 import typing
 from collections.abc import Collection, Mapping
@@ -32,6 +33,8 @@ _CHANGING = (
 )
 # The same of factors, which change nothing at 1.
 _FACTORS = ("multiplier", "rotary", "scal")
+# The largest integer that an index of JAX is.
+_LARGEST = 2**31 - 1
 # Read by `read_rope`.
 _ROPE = ("rope_parameters", "rope_scaling")
 
@@ -87,7 +90,8 @@ def typed(
       The values; an integer where a float is declared becomes one.
 
     Raises:
-      InputError: naming all fields that are missing, or one of another type.
+      InputError: naming all fields that are missing, or one of another type, an
+        integer of more than 32 bits or a real number that is not positive.
     """
     names = names or {}
     accepted = {field: typing.get_args(x) or (x,) for field, x in kinds.items()}
@@ -101,12 +105,22 @@ def typed(
     checked = {}
     for field, (kind, *others) in accepted.items():
         value = values[field]
+        if type(value) is int and abs(value) > _LARGEST:
+            raise InputError(
+                f"config.json: {names.get(field, field)} ({value!r:.40}) must be at "
+                f"most {_LARGEST}"
+            )
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) not in (kind, *others):
             raise InputError(
                 f"config.json: {names.get(field, field)} ({value!r}) must be of type "
                 f"{kind.__name__}"
+            )
+        if type(value) is float and not (math.isfinite(value) and value > 0):
+            raise InputError(
+                f"config.json: {names.get(field, field)} ({value}) must be a positive "
+                "number"
             )
         checked[field] = value
     return checked
@@ -162,7 +176,8 @@ def changing(config: Mapping[str, Any], own: Collection[str]) -> list[str]:
             is_one = type(value) in (int, float) and value == 1
             is_neutral = value is None or value is False or is_one
         elif name == "layer_types":
-            is_neutral = not value or {*map(str, value)} == {"full_attention"}
+            kinds = value if isinstance(value, list | tuple) else [value]
+            is_neutral = not value or all(x == "full_attention" for x in kinds)
         else:
             is_neutral = not value or not any(w.startswith(_CHANGING) for w in words)
         if not is_neutral:

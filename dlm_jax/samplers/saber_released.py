@@ -52,7 +52,7 @@ class SaberReleased(Sampler):
     may_remask_fresh: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not isinstance(self.n, int) or self.n < 1:
+        if type(self.n) is not int or self.n < 1:
             raise InputError(f"n ({self.n!r}) must be an integer of at least 1")
 
     def init(self, canvas: Canvas) -> SaberReleasedState:

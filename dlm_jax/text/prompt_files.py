@@ -2,13 +2,13 @@
 
 import codecs
 import dataclasses
-import json
 import os
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dlm_jax import files
 from dlm_jax.errors import InputError
 from dlm_jax.text.codec import Messages
 
@@ -64,7 +64,7 @@ def read_prompts(path: str | os.PathLike) -> PromptFile:
     try:
         content = sys.stdin.buffer.read() if is_stdin else _bytes(path)
         text = _decoded(content)
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError) as error:  # also for a path that none can be
         raise InputError(f"{name} cannot be read: {error}") from None
     # Not by splitlines, for which characters inside of a prompt end a line too. Files
     # that were put together have marks inside.
@@ -112,8 +112,8 @@ def _array(text: str) -> list[Any] | None:
     if not text.lstrip("\ufeff \t\r\n").startswith("["):
         return None
     try:
-        value = json.loads(text.lstrip("\ufeff"))
-    except (ValueError, RecursionError):
+        value = files.parse_json(text.lstrip("\ufeff"))
+    except ValueError:
         return None
     is_array = isinstance(value, list) and all(isinstance(x, dict) for x in value)
     return value if is_array else None
@@ -122,8 +122,8 @@ def _array(text: str) -> list[Any] | None:
 def _is_object(line: str) -> bool:
     """Whether a line holds an object, or begins like one that is not well formed."""
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(files.parse_json(line), dict)
+    except ValueError:
         return line.lstrip().startswith('{"')
 
 
@@ -133,8 +133,8 @@ def _objects(
     for number, line in lines:
         where = f"{name}, line {number}"
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            value = files.parse_json(line)
+        except ValueError as error:
             raise InputError(f"{where}: {_TAKES} ({error})") from None
         yield number, _prompt(where, value)
 

@@ -1,8 +1,8 @@
 """Stop tokens of a checkpoint's generation_config.json."""
 
-import json
 import pathlib
 
+from dlm_jax import files
 from dlm_jax.errors import InputError
 from dlm_jax.models.family import ModelConfig
 
@@ -17,10 +17,13 @@ def generation_eos(directory: pathlib.Path, config: ModelConfig) -> tuple[int, .
     if not path.is_file():
         return ()
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-        found = read.get("eos_token_id")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        read = files.parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problem = f"{error}{files.nature(path)}"
+        raise InputError(f"{path} cannot be read: {problem}") from None
+    if not isinstance(read, dict):
+        raise InputError(f"{path} must hold a JSON object")
+    found = read.get("eos_token_id")
     ids = found if isinstance(found, list) else [] if found is None else [found]
     for token in ids:
         if type(token) is not int or not 0 <= token < config.embedding_size:

@@ -10,6 +10,16 @@ from dlm_jax.models import hf_options
 
 ARCHITECTURE = "LLaDAModelLM"
 
+# Fields that are at least 1.
+_SIZES = (
+    "d_model",
+    "n_heads",
+    "n_kv_heads",
+    "n_layers",
+    "mlp_hidden_size",
+    "vocab_size",
+    "max_sequence_length",
+)
 # Options of LLaDA's configuration class that no released checkpoint uses, with the
 # value that this module implements. Anything else is refused by name: silently
 # ignoring one of them would give a model that runs and is wrong.
@@ -81,7 +91,7 @@ class LLaDAConfig:
     pad_token_id: int
 
     def __post_init__(self):
-        for name in ("d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size"):
+        for name in _SIZES:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} ({getattr(self, name)}) must be at least 1")
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
@@ -142,11 +152,10 @@ class LLaDAConfig:
             values["embedding_size"] = values["vocab_size"]
         if values["n_kv_heads"] is None:
             values["n_kv_heads"] = values["n_heads"]
-        if values["mlp_hidden_size"] is None and None not in (
-            config.get("mlp_ratio"),
-            values["d_model"],
-        ):
-            values["mlp_hidden_size"] = config["mlp_ratio"] * values["d_model"]
+        ratio, width = config.get("mlp_ratio"), values["d_model"]
+        # Of other types, a product may be a text of any length.
+        if values["mlp_hidden_size"] is None and {type(ratio), type(width)} == {int}:
+            values["mlp_hidden_size"] = ratio * width
         shape = cls(**hf_options.typed(values, typing.get_type_hints(cls)))
         for name, own in _SYNONYMS.items():
             value = getattr(shape, own)

@@ -33,11 +33,10 @@ def environment() -> dict[str, Any]:
 
 def describe(environment: Mapping[str, Any]) -> str:
     """The line of a report on what `environment` gives."""
-    return (
-        f"{environment['num_devices']} x {environment['device']}, "
-        f"{environment['num_cores']} cores, jax {environment['jax']}, commit "
-        f"{environment['commit']}"
-    )
+    names = ("num_devices", "device", "num_cores", "jax", "commit")
+    # Manifests may be of other versions, or edited.
+    num, device, cores, jax_, commit = (environment.get(x, "unknown") for x in names)
+    return f"{num} x {device}, {cores} cores, jax {jax_}, commit {commit}"
 
 
 def _version(package: str) -> str | None:

@@ -152,12 +152,15 @@ def _read_manifest(path: pathlib.Path, kind: Kind = EVALUATION) -> dict[str, Any
       InputError: if it is none, or not all of one.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = files.parse_json(path.read_bytes())
         identity, runs = content["identity"], content["runs"]
         if not isinstance(identity, dict):
             raise TypeError(f"identity is {identity!r:.60}")
         if not all(isinstance(run["environment"], dict) for run in runs):
             raise TypeError("a run says nothing of its environment")
+        commits = [run["environment"].get("commit") for run in runs]
+        if not all(isinstance(commit, str | None) for commit in commits):
+            raise TypeError("a commit is no text")
     except (ValueError, TypeError) as error:
         reason = str(error)
     except KeyError as error:
@@ -309,7 +312,7 @@ def _whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
 
 def _record(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = files.parse_json(line)
         if all(map(isinstance, key(record), (str, str, int, int))):
             return record
     except (ValueError, TypeError, KeyError, AttributeError):

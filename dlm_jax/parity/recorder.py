@@ -8,7 +8,6 @@ import ast
 import importlib
 import importlib.util
 import inspect
-import json
 import pathlib
 import sys
 import types
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from dlm_jax import files
 from dlm_jax.checkpoints import hf_format
 from dlm_jax.errors import InputError
 from dlm_jax.parity.traces import ALL_CANVASES, FINAL_ONLY, Trace, checked
@@ -104,8 +104,8 @@ def encode_prompts(
     rows = []
     for i, prompt in enumerate(prompts):
         try:
-            row = json.loads(prompt)
-        except json.JSONDecodeError:
+            row = files.parse_json(prompt)
+        except ValueError:
             row = None
         if not isinstance(row, list):
             if codec is None:

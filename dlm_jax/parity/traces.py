@@ -14,7 +14,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -72,6 +72,32 @@ _KINDS = {
     "canvas": np.ndarray,
 }
 _ARRAYS = ("prompt", "canvas")
+# Arguments of a call that any of them may have, and are read before its rule's own.
+_TEXT = ("a text", lambda x: isinstance(x, str))
+_DTYPE = (
+    "the name of a floating dtype",
+    lambda x: x in ("bfloat16", "float16", "float32", "float64"),
+)
+_NUMBER = (
+    "a number",
+    lambda x: type(x) in (int, float) and abs(x) < float("inf"),
+)
+_FLAG = ("true or false", lambda x: isinstance(x, bool))
+_IDS = (
+    "a list of integers",
+    lambda x: isinstance(x, list) and all(type(token) is int for token in x),
+)
+_PARAMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "block_length": ("a positive integer", lambda x: type(x) is int and x > 0),
+    "mask_id": ("an integer", lambda x: type(x) is int),
+    **dict.fromkeys(("spec", "cache"), _TEXT),
+    **dict.fromkeys(("logits_dtype", "probability_dtype", "confidence_dtype"), _DTYPE),
+    **dict.fromkeys(("temperature", "guidance", "cfg_scale"), _NUMBER),
+    **dict.fromkeys(("early_stop", "logits_eos_inf"), _FLAG),
+    **dict.fromkeys(("stop_ids", "suppressed_ids", "deferred_ids"), _IDS),
+}
+# Of the arrays of a trace: 1,000 forwards of 32,768 tokens are an eighth of it.
+_MOST_BYTES = 2**30
 
 
 def checked(**fields: Any) -> Trace:
@@ -104,6 +130,7 @@ def checked(**fields: Any) -> Trace:
             f"trace {name}: params.gen_length ({gen_length!r}) must be a positive "
             "integer"
         )
+    _check_params(name, fields["params"])
     for field in _ARRAYS:
         array = fields[field]
         if array.dtype != np.int32 or array.ndim != 2:
@@ -127,6 +154,15 @@ def checked(**fields: Any) -> Trace:
     return Trace(**fields)
 
 
+def _check_params(name: str, params: Mapping[str, Any]) -> None:
+    """Raises InputError for an argument of another type than it can have."""
+    for field, (takes, is_right) in _PARAMS.items():
+        if field in params and not is_right(params[field]):
+            raise InputError(
+                f"trace {name}: params.{field} ({params[field]!r}) must be {takes}"
+            )
+
+
 def load(path: str | os.PathLike) -> Trace:
     """Reads one trace.
 
@@ -138,10 +174,10 @@ def load(path: str | os.PathLike) -> Trace:
     """
     path = pathlib.Path(path)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = files.parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise InputError(f"{path} must hold a JSON object")
@@ -149,6 +185,10 @@ def load(path: str | os.PathLike) -> Trace:
     arrays = {}
     try:
         with np.load(arrays_path, allow_pickle=False) as file:
+            # Zeros are compressed to a thousandth.
+            num_bytes = sum(member.file_size for member in file.zip.infolist())
+            if num_bytes > _MOST_BYTES:
+                raise ValueError(f"{num_bytes} bytes, takes at most {_MOST_BYTES}")
             arrays = {name: file[name] for name in _ARRAYS if name in file}
     except FileNotFoundError:
         raise InputError(f"{arrays_path} does not exist") from None

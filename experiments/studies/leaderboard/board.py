@@ -4,8 +4,10 @@ The file has a line per task and sampler. Lines are not measured again, so a new
 costs only its own evaluation. All lines of a task have the same setting.
 """
 
+import collections
 import csv
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,6 +64,8 @@ class Entry:
 
 
 _SETTING = tuple(field.name for field in dataclasses.fields(Setting))
+# A table makes an array of them.
+_MOST_EXAMPLES = 10**7
 _COLUMNS = ("task", "sampler", "right", "nfe", "commit", *_SETTING)
 
 
@@ -77,16 +81,21 @@ def read(path: str | os.PathLike) -> list[Entry]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != _COLUMNS:
-            raise InputError(f"{path} must have the columns {', '.join(_COLUMNS)}")
-        entries = [_entry(path, reader.line_num, row) for row in reader]
-    keys = [(entry.task, entry.sampler) for entry in entries]
-    for task, spec in keys:
-        if keys.count((task, spec)) > 1:
-            raise InputError(f"{path} has {spec} on {task} twice")
-    for entry in entries:
         try:
-            _check_setting(entries, entry.task, entry.setting)
+            if tuple(reader.fieldnames or ()) != _COLUMNS:
+                raise InputError(f"{path} must have the columns {', '.join(_COLUMNS)}")
+            entries = [_entry(path, reader.line_num, row) for row in reader]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is no CSV file in UTF-8: {error}") from None
+    keys = collections.Counter((entry.task, entry.sampler) for entry in entries)
+    for (task, spec), count in keys.items():
+        if count > 1:
+            raise InputError(f"{path} has {spec} on {task} twice")
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        one = first.setdefault(entry.task, entry)
+        try:
+            _check_setting([one], entry.task, entry.setting)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
     return entries
@@ -94,7 +103,9 @@ def read(path: str | os.PathLike) -> list[Entry]:
 
 def _entry(path: pathlib.Path, number: int, row: Mapping[str, str]) -> Entry:
     try:
-        return Entry(
+        if None in row:
+            raise ValueError(f"must have {len(_COLUMNS)} fields")
+        entry = Entry(
             task=row["task"],
             sampler=row["sampler"],
             right=int(row["right"]),
@@ -109,8 +120,21 @@ def _entry(path: pathlib.Path, number: int, row: Mapping[str, str]) -> Entry:
                 temperature=float(row["temperature"]),
             ),
         )
+        num, right = entry.setting.num_examples, entry.right
+        if not 0 <= right <= num <= _MOST_EXAMPLES or num < 1:
+            raise ValueError(
+                f"right ({right}) must be from 0 to num_examples ({num}), and that "
+                f"from 1 to {_MOST_EXAMPLES}"
+            )
+        for name, value in (
+            ("nfe", entry.nfe),
+            ("temperature", entry.setting.temperature),
+        ):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} ({value}) must be a number of at least 0")
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}, line {number}: {error}") from None
+    return entry
 
 
 def write(path: str | os.PathLike, entries: Iterable[Entry]) -> None:

@@ -1,9 +1,12 @@
 """Text to canvases and back: chat template, blanks, decoding cut at EOS."""
 
+import ctypes
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +21,9 @@ from dlm_jax.text.stops import generation_eos
 
 # A conversation: messages with the texts `role` and `content`.
 Messages = Sequence[Mapping[str, str]]
+# For one conversation, which takes milliseconds. A template comes with its checkpoint,
+# and may loop for ever.
+_TEMPLATE_SECONDS = 5.0
 # Token ids; an array where there may be none.
 Tokens = Sequence[int] | np.ndarray
 
@@ -64,7 +70,9 @@ class Codec:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(
                 path.parent, local_files_only=True
             )
-        except Exception as error:  # the Rust tokenizers raise nothing narrower
+        except BaseException as error:
+            if not _is_refusal(error):
+                raise
             raise InputError(
                 f"{path} does not load{files.nature(path)}: {error}"
             ) from None
@@ -260,12 +268,21 @@ class Codec:
                 )
         if not any(message["content"].strip() for message in prompt):
             raise InputError(f"prompt {index} is empty")
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in prompt],
-                add_generation_prompt=True,
-                tokenize=False,
+        written = templates.values() if isinstance(templates, Mapping) else [templates]
+        if any(isinstance(x, str) and _has_power(x) for x in written):
+            raise InputError(
+                "the checkpoint's chat template must not have the operator **, whose "
+                "result may take for ever"
             )
+        messages = [dict(message) for message in prompt]
+        render = functools.partial(
+            self.tokenizer.apply_chat_template,
+            messages,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        try:
+            text = _in_time(render)
         except Exception as error:  # whatever the checkpoint's template raises
             raise InputError(
                 f"prompt {index}: the chat template refuses it: {error}"
@@ -335,7 +352,9 @@ class Codec:
             raise InputError(f"{kind} {index} is empty")
         try:
             tokens = self.tokenizer(text, add_special_tokens=add_special_tokens)
-        except Exception as error:  # the Rust tokenizers raise nothing narrower
+        except BaseException as error:
+            if not _is_refusal(error):
+                raise
             raise InputError(
                 f"{kind} {index} cannot be written in the tokenizer's vocabulary: "
                 f"{error}"
@@ -375,6 +394,61 @@ class Codec:
             self.tokenizer.decode(piece[i > 0 :].tolist(), skip_special_tokens=True)
             for i, piece in enumerate(pieces)
         )
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the Rust tokenizers raised it, about a file or a text.
+
+    They raise nothing narrower than Exception, and where they panic, something of their
+    own that is none.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+@functools.lru_cache
+def _has_power(template: str) -> bool:
+    """Whether a template computes a power.
+
+    That is one step for the interpreter, which nothing can stop, and may be of numbers
+    of any length.
+    """
+    import jinja2
+
+    try:
+        tokens = list(jinja2.Environment().lex(template))
+    except jinja2.TemplateError:
+        return False  # Nor can it be rendered.
+    return any(kind == "operator" and text == "**" for _, kind, text in tokens)
+
+
+def _in_time(render: Callable[[], Any]) -> Any:
+    """What a function returns, or raises, within the time for a template.
+
+    Raises:
+      TimeoutError: if it takes longer; it is then stopped.
+    """
+    done: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            done["value"] = render()
+        except Exception as error:
+            done["error"] = error
+        except SystemExit:  # What stops it below.
+            pass
+
+    # Only another thread can be stopped wherever this one is, and without a signal.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(_TEMPLATE_SECONDS)
+    if thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(cast(int, thread.ident)), ctypes.py_object(SystemExit)
+        )
+        raise TimeoutError(f"it takes more than {_TEMPLATE_SECONDS} seconds")
+    if "error" in done:
+        raise done["error"]
+    return done["value"]
 
 
 def is_tokens(prompt: Any) -> bool:

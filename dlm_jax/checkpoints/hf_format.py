@@ -293,10 +293,10 @@ def _is_twin(name: str, expected: Sequence[Slot], found: Survey) -> bool:
     own = found.tensors[name]
     for slot in expected:
         other = found.tensors.get(slot.name)
-        is_alike = other is not None and slot.layer is None
         # A scalar has no rows, and is no weight of any model.
-        is_alike = is_alike and len(own.shape) > 0
-        if is_alike and (other.shape, other.dtype) == (own.shape, own.dtype):
+        if other is None or slot.layer is not None or not own.shape:
+            continue
+        if (other.shape, other.dtype) == (own.shape, own.dtype):
             rows = range(0, own.shape[0], _ROWS)
             if all(
                 np.array_equal(_rows(own, name, i), _rows(other, slot.name, i))
@@ -375,16 +375,14 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     if not (directory / INDEX).is_file():
         return None
     weight_map = read_json(directory, INDEX).get("weight_map")
-    is_map = isinstance(weight_map, dict)
-    is_map = is_map and all(isinstance(shard, str) for shard in weight_map.values())
-    # Tensors are many, shards are few.
-    shards = set(weight_map.values()) if is_map else ()
-    if not is_map or not all(
-        is_inside(shard) and Path(shard).name == shard for shard in shards
-    ):
-        problem = f"{INDEX}: weight_map must map tensors to names of shards beside it"
-        raise CheckpointError(directory, [problem])
-    return weight_map
+    if isinstance(weight_map, dict):
+        # Tensors are many, shards are few.
+        names = weight_map.values()
+        shards = set(names) if all(isinstance(name, str) for name in names) else {""}
+        if all(is_inside(shard) and Path(shard).name == shard for shard in shards):
+            return weight_map
+    problem = f"{INDEX}: weight_map must map tensors to names of shards beside it"
+    raise CheckpointError(directory, [problem])
 
 
 def _read_header(file: Path) -> dict[str, Stored]:

@@ -239,6 +239,8 @@ def test_what_gen_kwargs_cannot_have_is_refused():
 
 def test_model_args_win_over_gen_kwargs_and_say_so(caplog, monkeypatch):
     monkeypatch.setattr(arguments, "_WARNED", set())
+    # Scripts of other tests turn down what is logged.
+    caplog.set_level("WARNING", logger=arguments.log.name)
     monkeypatch.setattr(arguments.log, "propagate", True)
     monkeypatch.setattr(arguments.log.parent, "propagate", True)
     own = reads(gen_length=32, temperature=0.5)

@@ -8,6 +8,7 @@ takes answers.jsonl.00000-of-00004 and so on, and writes answers.jsonl.
 from collections.abc import Sequence
 
 from dlm_jax.devices import hosts
+from dlm_jax.evaluation.records import check_finite
 from experiments import _app
 
 _OUTPUT = _app.define_path(
@@ -16,10 +17,11 @@ _OUTPUT = _app.define_path(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Merges, and says how much."""
+    """Merges, and says how much, and whether the model gave NaN for some."""
     del argv
-    num_records = hosts.merge(_OUTPUT.value)
-    print(f"Wrote {_OUTPUT.value}: {num_records} records")
+    records = hosts.merge(_OUTPUT.value)
+    print(f"Wrote {_OUTPUT.value}: {len(records)} records")
+    check_finite(records)
 
 
 if __name__ == "__main__":

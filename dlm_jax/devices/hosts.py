@@ -169,7 +169,7 @@ def digest(prompts: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
 
 
-def merge(output: str | pathlib.Path) -> int:
+def merge(output: str | pathlib.Path) -> list[Mapping[str, Any]]:
     """Puts the shards of an output together as one process would have written it.
 
     That is sampler by sampler, in the order of the prompts, which records name by
@@ -180,7 +180,7 @@ def merge(output: str | pathlib.Path) -> int:
       output: the file that the processes were given; is created.
 
     Returns:
-      The number of records.
+      The records, in their order.
 
     Raises:
       InputError: naming shards that are missing, damaged or of different runs, and
@@ -240,10 +240,9 @@ def merge(output: str | pathlib.Path) -> int:
         if absent:
             numbers = ", ".join(map(str, absent))
             raise InputError(f"{output} lacks prompts of {sampler}: {numbers}")
-    files.write_jsonl(
-        output, (own[i] for own in by_sampler.values() for i in range(num_prompts))
-    )
-    return num_prompts * len(by_sampler)
+    records = [own[i] for own in by_sampler.values() for i in range(num_prompts)]
+    files.write_jsonl(output, records)
+    return records
 
 
 def is_whole(

@@ -54,7 +54,7 @@ def test_shares_are_a_partition_of_nearly_equal_parts(count, num_items):
 def test_merged_shards_are_what_one_process_writes(tmp_path, count, num_prompts):
     write_shards(tmp_path / "many.jsonl", count, num_prompts)
     write_shards(tmp_path / "one.jsonl", 1, num_prompts)
-    assert hosts.merge(tmp_path / "many.jsonl") == 2 * num_prompts
+    assert len(hosts.merge(tmp_path / "many.jsonl")) == 2 * num_prompts
     merged = (tmp_path / "many.jsonl").read_bytes()
     assert merged == (tmp_path / "one.jsonl").read_bytes()
 
@@ -65,7 +65,7 @@ def test_shards_with_any_character_are_merged(tmp_path):
     for index in range(2):
         shard = hosts.Host(index, 2).shard(tmp_path / "a.jsonl")
         files.write_jsonl(shard, records[index : index + 1])
-    assert hosts.merge(tmp_path / "a.jsonl") == 2
+    assert hosts.merge(tmp_path / "a.jsonl") == records
     files.write_jsonl(tmp_path / "b.jsonl", records)
     merged = (tmp_path / "a.jsonl").read_bytes()
     assert merged == (tmp_path / "b.jsonl").read_bytes()
@@ -74,7 +74,19 @@ def test_shards_with_any_character_are_merged(tmp_path):
 def test_an_output_may_have_any_name(tmp_path):
     output = tmp_path / "a[1]*?.jsonl"
     write_shards(output, 2, 3)
-    assert hosts.merge(output) == 6
+    assert len(hosts.merge(output)) == 6
+
+
+def test_a_row_of_nans_is_told_once_everything_is_merged(tmp_path, run_script):
+    output = tmp_path / "a.jsonl"
+    for index in range(2):
+        shard = hosts.Host(index, 2).shard(output)
+        own = {**record(index, 2), "nfe": 3, "has_nan": index == 1}
+        files.write_jsonl(shard, [own])
+    status, out, error = run_script("merge", f"--output={output}")
+    assert (status, out) == (1, f"Wrote {output}: 2 records\n")
+    assert error.startswith("error: the model gave NaN for 1 of 2 rows, first for")
+    assert len(output.read_text().splitlines()) == 2
 
 
 def test_a_digest_is_of_prompts_in_their_order():

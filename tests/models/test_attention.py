@@ -44,7 +44,7 @@ def test_batched_and_its_gradient(num_seen_by):
         def total(*arrays):
             return (attend(*arrays, visibility) * weight).sum()
 
-        return jax.value_and_grad(total, argnums=(0, 1, 2))(*arrays)
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*arrays)
 
     (ours, our_gradients), (expected, gradients) = map(run, (attention.batched, plain))
     np.testing.assert_allclose(ours, expected, rtol=1e-5)

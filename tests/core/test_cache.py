@@ -306,6 +306,19 @@ def test_the_exact_cache_equals_a_plain_loop_and_full_forwards(
         assert full.num_steps[row] == len(first) >= len(blocks)
 
 
+def test_the_exact_cache_draws_what_full_forwards_draw():
+    """Forwards that decide nothing use up no randomness."""
+    params, prompts = params_of(26), batch()
+    model = Memory(is_block_causal=True)
+    cached, full = (
+        generate(model, params, prompts, "random", cache=plan, temperature=0.7)
+        for plan in (caches.Block(), caches.parse("none"))
+    )
+    # Stores, and a prefill where whole blocks are given.
+    assert (cached.num_steps[:4] > full.num_steps[:4]).all()
+    np.testing.assert_array_equal(cached.tokens, full.tokens)
+
+
 @pytest.mark.parametrize("spec", ["none", "prefix", "dual"])
 def test_a_position_is_predicted_by_the_column_before_it(spec):
     """As in Dream. The first of a block has its source outside the dual window."""

@@ -306,6 +306,15 @@ def test_the_exact_cache_equals_a_plain_loop_and_full_forwards(
         assert full.num_steps[row] == len(first) >= len(blocks)
 
 
+def test_blocks_that_are_given_take_no_forward():
+    prompts = infilling_of(3, 16, vocab_size=9)
+    is_blank = np.isin(np.arange(16), [1, 2, 13])[None]
+    prompts = dataclasses.replace(prompts, is_blank=is_blank)
+    full = generate(Memory(is_block_causal=True), params_of(16), prompts)
+    writes = full.trajectory.commit[0, : full.num_steps[0]].any(axis=1)
+    assert full.is_complete[0] and writes.all() and 2 <= full.num_steps[0] <= 3
+
+
 def test_the_exact_cache_draws_what_full_forwards_draw():
     """Forwards that decide nothing use up no randomness."""
     params, prompts = params_of(26), batch()

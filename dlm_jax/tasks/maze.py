@@ -30,9 +30,8 @@ from dlm_jax.tasks.base import (
     CharacterTask,
     Example,
     Verdict,
-    first_distinct,
-    split_of,
 )
+from dlm_jax.tasks.splits import first_distinct, split_of
 from dlm_jax.text.page import Grid
 
 # Token ids are places in this list.

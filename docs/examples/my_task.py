@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dlm_jax.tasks import base
+from dlm_jax.tasks import base, splits
 
 
 class Addition(base.Task):
@@ -25,12 +25,12 @@ class Addition(base.Task):
                 (a, b)
                 for a, b in pairs.tolist()
                 # A pair is in one split, whatever the seed.
-                if base.split_of(f"{a}+{b}", self.splits, share=4) == split
+                if splits.split_of(f"{a}+{b}", self.splits, share=4) == split
             ]
 
         return [
             base.Example(f"{split}/{seed}/{i}", f"{a}+{b}=", a + b)
-            for i, (a, b) in enumerate(base.first_distinct(draw, num))
+            for i, (a, b) in enumerate(splits.first_distinct(draw, num))
         ]
 
     def verdict(self, example: base.Example, answer: str) -> base.Verdict:

@@ -13,6 +13,7 @@ from scipy.sparse import csgraph
 from configs import train_maze
 from dlm_jax.errors import InputError
 from dlm_jax.tasks import base, maze
+from dlm_jax.tasks.splits import split_of
 from dlm_jax.text.codec import Codec
 from dlm_jax.training import loop as training
 
@@ -239,7 +240,7 @@ def test_batches_are_functions_of_seeds_and_step():
 def test_held_out_mazes_are_not_trained_on():
     tokens, is_maskable, _ = batch(batch_size=300)
     keys = np.where(is_maskable, maze.MASK_ID, tokens).astype(np.uint8)
-    splits = {base.split_of(key.tobytes(), ("test", "valid"), 16) for key in keys}
+    splits = {split_of(key.tobytes(), ("test", "valid"), 16) for key in keys}
     assert splits == {"train"}
     for split in TASK.splits:
         for example in TASK.examples(split, 20):
@@ -247,7 +248,7 @@ def test_held_out_mazes_are_not_trained_on():
                 maze.MASK_ID if c == base.BLANK else maze.VOCABULARY.index(c)
                 for c in example.prompt
             ]
-            assert base.split_of(bytes(ids), ("test", "valid"), 16) == split
+            assert split_of(bytes(ids), ("test", "valid"), 16) == split
 
 
 def test_examples_are_distinct_and_more_of_them_begin_the_same():

@@ -5,7 +5,6 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
-from dlm_jax.tasks.base import split_of
 from dlm_jax.tasks.program.grammar import (
     KINDS,
     TESTS,
@@ -16,6 +15,7 @@ from dlm_jax.tasks.program.grammar import (
     Step,
     Steps,
 )
+from dlm_jax.tasks.splits import split_of
 
 # One in so many pairs of kinds never stands side by side in training.
 _UNSEEN_SHARE = 12

@@ -26,7 +26,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.models import registry
 from dlm_jax.models.family import ModelConfig
 from dlm_jax.sandbox import sandbox
-from dlm_jax.tasks.base import BatchAt, Example, Trainable, Verdict, split_of
+from dlm_jax.tasks.base import BatchAt, Example, Trainable, Verdict
 from dlm_jax.tasks.program import drawing
 from dlm_jax.tasks.program import text as program_text
 from dlm_jax.tasks.program.grammar import (
@@ -38,6 +38,7 @@ from dlm_jax.tasks.program.grammar import (
     run_step,
     source_of,
 )
+from dlm_jax.tasks.splits import split_of
 
 # Words of the specifications and parts of Python, with the space before them.
 _SPACED = """

@@ -17,7 +17,8 @@ from jaxtyping import Int
 
 from dlm_jax.core.keys import check_seed
 from dlm_jax.errors import InputError
-from dlm_jax.tasks.base import BLANK, BatchAt, CharacterTask, Example, Verdict, cached
+from dlm_jax.tasks.base import BLANK, BatchAt, CharacterTask, Example, Verdict
+from dlm_jax.tasks.splits import cached
 from dlm_jax.tasks.sudoku import puzzles as sudoku_puzzles
 from dlm_jax.text.page import Grid
 

@@ -18,7 +18,7 @@ from dlm_jax.evaluation import stats
 from dlm_jax.evaluation.tables import markdown
 from dlm_jax.samplers.entropy_bound import EntropyBound
 from dlm_jax.tasks import maze
-from dlm_jax.tasks.base import cached
+from dlm_jax.tasks.splits import cached
 from dlm_jax.text.codec import Codec
 from dlm_jax.text.prompts import pad
 from experiments.studies.eb_sampler import error_split

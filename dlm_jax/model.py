@@ -22,10 +22,11 @@ from dlm_jax.devices.runner import load as load_on_devices
 from dlm_jax.errors import InputError
 from dlm_jax.likelihood import Likelihood
 from dlm_jax.outline import Outline, Prompt, read_outline, rule_of
-from dlm_jax.text.codec import Codec, Tokens, is_tokens
+from dlm_jax.text.codec import Codec
 from dlm_jax.text.output import Output
 from dlm_jax.text.prompts import Encoded
 from dlm_jax.text.settings import Settings
+from dlm_jax.text.tokens import Tokens, is_tokens
 
 
 def load(

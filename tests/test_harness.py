@@ -378,6 +378,10 @@ def test_the_beginning_of_an_answer_stays_in_the_assistant_s_turn(lm):
 def test_a_template_that_is_not_there_or_refuses_is_one_line(lm):
     with pytest.raises(InputError, match=r"chat template refuses .* \(user\)"):
         lm.apply_chat_template([{"role": "user"}], add_generation_prompt=False)
+    powerful = with_seed(lm)
+    powerful._template = "{{ 9 ** 9 ** 9 ** 9 }}"
+    with pytest.raises(InputError, match=r"must not have the operator \*\*"):
+        powerful.apply_chat_template([{"role": "user", "content": "one"}])
     countdown = DlmJax(checkpoint=str(dlm.zoo.path("countdown")))
     with pytest.raises(InputError, match="no chat template"):
         countdown.chat_template(True)

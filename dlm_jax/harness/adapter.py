@@ -1,7 +1,4 @@
-"""A model of dlm_jax as lm_eval wants one: requests in, answers and scores out.
-
-lm_eval wants one class, so this file is longer than others.
-"""
+"""A model of dlm_jax as lm_eval wants one: requests in, answers and scores out."""
 
 import collections
 import json
@@ -20,11 +17,14 @@ from dlm_jax.evaluation import provenance
 from dlm_jax.harness import answers
 from dlm_jax.harness import arguments as arguments_
 from dlm_jax.harness.arguments import OF_SPEED, log
+from dlm_jax.harness.contexts import fit
 from dlm_jax.likelihood import Likelihood
 from dlm_jax.model import load_weights
 from dlm_jax.outline import read_outline
+from dlm_jax.text import templates
 from dlm_jax.text.output import Output
 from dlm_jax.text.settings import Settings
+from dlm_jax.text.tokens import encode_text
 
 # Answers that are scored in one call; then they are in the cache.
 _PER_CALL = 64
@@ -134,13 +134,10 @@ class DlmJax(TemplateLM):
         Raises:
           InputError: if the template refuses it.
         """
+        templates.check(self.tokenizer, self._template)
         try:
-            return self.tokenizer.apply_chat_template(
-                chat_history,
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
+            return templates.write(
+                self.tokenizer, chat_history, self._template, add_generation_prompt
             )
         except Exception as error:  # whatever the checkpoint's template raises
             roles = ", ".join(message["role"] for message in chat_history)
@@ -167,14 +164,8 @@ class DlmJax(TemplateLM):
             add_special_tokens = self.arguments.add_special_tokens
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(tuple(self._special))
-        try:
-            found = self.tokenizer(string, add_special_tokens=add_special_tokens)
-        except Exception as error:  # the Rust tokenizers raise nothing narrower
-            raise InputError(
-                f"text ({string[:60]!r}) cannot be written in the tokenizer's "
-                f"vocabulary: {error}"
-            ) from None
-        return list(found["input_ids"])
+        what = f"text ({string[:60]!r})"
+        return encode_text(self.tokenizer, string, what, add_special_tokens).tolist()
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Takes lm_eval's cache of answers (`--use_cache`), if its answers are of here.
@@ -236,7 +227,7 @@ class DlmJax(TemplateLM):
             arguments_.read_request(gen_kwargs, self.arguments)
             for _, gen_kwargs in asked
         ]
-        contexts = [
+        known = [
             self._context("generate_until", i, text, want.gen_length)
             for i, ((text, _), want) in enumerate(zip(asked, wanted, strict=True))
         ]
@@ -256,7 +247,7 @@ class DlmJax(TemplateLM):
         with progress:
             for (length, temperature, stops), members in groups.items():
                 handed_over = self._generate(
-                    [contexts[i] for i in members],
+                    [known[i] for i in members],
                     length,
                     temperature,
                     stops,
@@ -306,31 +297,10 @@ class DlmJax(TemplateLM):
           InputError: naming the request, if they do not fit.
         """
         tokens = self.tok_encode(text) or [self.prefix_token_id]
-        return self._fit(kind, index, tokens, room)
+        return self._fit(f"{kind} request {index}", tokens, room)
 
-    def _fit(
-        self, kind: str, index: int, tokens: Sequence[int], room: int
-    ) -> np.ndarray:
-        """Checks that tokens leave room; with `truncate`, cuts their front.
-
-        Raises:
-          InputError: naming the request.
-        """
-        left = self.max_length - room
-        if self.arguments.truncate and 0 < left < len(tokens):
-            tokens = tokens[-left:]
-        if len(tokens) > left:
-            raise InputError(
-                f"{kind} request {index}: a context of {len(tokens)} tokens and {room} "
-                f"more exceed the model's context ({self.max_length})"
-                + ("" if self.arguments.truncate else "; truncate=true cuts its front")
-            )
-        if self.model.codec.mask_id in tokens:
-            raise InputError(
-                f"{kind} request {index}: the context holds the mask token "
-                f"({self.model.mask_text})"
-            )
-        return np.asarray(tokens, np.int32)
+    def _fit(self, what: str, tokens: Sequence[int], room: int) -> np.ndarray:
+        return fit(what, tokens, room, self.model.codec, self.arguments.truncate)
 
     # Likelihood.
 
@@ -348,14 +318,14 @@ class DlmJax(TemplateLM):
                     f"{kind} request {i}: the continuation ({texts[1]!r}) must add a "
                     "token to its context"
                 )
-        contexts = [
-            self._fit(kind, i, context, len(new))
+        known = [
+            self._fit(f"{kind} request {i}", context, len(new))
             for i, (_, context, new) in enumerate(requests)
         ]
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         encoded = [np.asarray(new, np.int32) for _, _, new in requests]
         greedy = self.arguments.likelihood.get("greedy", True)
-        for i, one in self._estimates(kind, contexts, encoded, greedy, disable_tqdm):
+        for i, one in self._estimates(kind, known, encoded, greedy, disable_tqdm):
             found[i] = (one.log_likelihood, bool(one.is_greedy))
             self.cache_hook.add_partial(kind, requests[i][0], found[i])
         return found

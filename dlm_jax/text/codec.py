@@ -1,12 +1,9 @@
 """Text to canvases and back: chat template, blanks, decoding cut at EOS."""
 
-import ctypes
 import dataclasses
-import functools
 import os
 import pathlib
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -16,16 +13,17 @@ from dlm_jax import files
 from dlm_jax.errors import InputError
 from dlm_jax.models import registry
 from dlm_jax.models.family import ModelConfig
+from dlm_jax.text import templates
 from dlm_jax.text.prompts import Encoded
 from dlm_jax.text.stops import generation_eos
-
-# A conversation: messages with the texts `role` and `content`.
-Messages = Sequence[Mapping[str, str]]
-# For one conversation, which takes milliseconds. A template comes with its checkpoint,
-# and may loop for ever.
-_TEMPLATE_SECONDS = 5.0
-# Token ids; an array where there may be none.
-Tokens = Sequence[int] | np.ndarray
+from dlm_jax.text.templates import Messages
+from dlm_jax.text.tokens import (
+    Tokens,
+    encode_text,
+    is_refusal,
+    is_tokens,
+    token_ids,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Codec:
                 path.parent, local_files_only=True
             )
         except BaseException as error:
-            if not _is_refusal(error):
+            if not is_refusal(error):
                 raise
             raise InputError(
                 f"{path} does not load{files.nature(path)}: {error}"
@@ -215,7 +213,7 @@ class Codec:
             if isinstance(answer, str):
                 new = self._tokens(index, answer, False, kind="answer")
             else:
-                new = _token_ids(index, answer, "answer")
+                new = token_ids(index, answer, "answer")
             if not new.size:
                 raise InputError(f"answer {index} is empty")
             # The answer takes the place of as many blanks.
@@ -238,7 +236,7 @@ class Codec:
     ) -> Int32[np.ndarray, "n"]:
         """The tokens of a text, a conversation, or tokens; behind it, the opening."""
         if is_tokens(prompt):
-            return _token_ids(index, prompt, "prompt")
+            return token_ids(index, prompt, "prompt")
         if isinstance(prompt, str) and not is_chat:
             return self._tokens(index, prompt + opening)
         # The template writes the special tokens itself.
@@ -249,11 +247,11 @@ class Codec:
         """A conversation in the chat template, up to where the answer begins."""
         if not self.has_chat_template:
             raise InputError("the checkpoint's tokenizer has no chat template")
-        templates = self.tokenizer.chat_template
-        if isinstance(templates, Mapping) and "default" not in templates:
+        own = self.tokenizer.chat_template
+        if isinstance(own, Mapping) and "default" not in own:
             raise InputError(
                 f"the checkpoint's tokenizer has chat templates "
-                f"({', '.join(map(str, templates))}), but none of the name default"
+                f"({', '.join(map(str, own))}), but none of the name default"
             )
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
@@ -268,26 +266,13 @@ class Codec:
                 )
         if not any(message["content"].strip() for message in prompt):
             raise InputError(f"prompt {index} is empty")
-        written = templates.values() if isinstance(templates, Mapping) else [templates]
-        if any(isinstance(x, str) and _has_power(x) for x in written):
-            raise InputError(
-                "the checkpoint's chat template must not have the operator **, whose "
-                "result may take for ever"
-            )
-        messages = [dict(message) for message in prompt]
-        render = functools.partial(
-            self.tokenizer.apply_chat_template,
-            messages,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
+        templates.check(self.tokenizer)
         try:
-            text = _in_time(render)
+            return templates.write(self.tokenizer, prompt)
         except Exception as error:  # whatever the checkpoint's template raises
             raise InputError(
                 f"prompt {index}: the chat template refuses it: {error}"
             ) from None
-        return text
 
     def encode_infill(self, texts: Sequence[str]) -> list[Encoded]:
         """Encodes texts whose blanks are to be filled.
@@ -350,16 +335,7 @@ class Codec:
     ) -> Int32[np.ndarray, "n"]:
         if not text:
             raise InputError(f"{kind} {index} is empty")
-        try:
-            tokens = self.tokenizer(text, add_special_tokens=add_special_tokens)
-        except BaseException as error:
-            if not _is_refusal(error):
-                raise
-            raise InputError(
-                f"{kind} {index} cannot be written in the tokenizer's vocabulary: "
-                f"{error}"
-            ) from None
-        return np.asarray(tokens["input_ids"], np.int32)
+        return encode_text(self.tokenizer, text, f"{kind} {index}", add_special_tokens)
 
     def _continued(
         self, index: int, tokens: Int32[np.ndarray, "n"], gen_length: int
@@ -394,80 +370,3 @@ class Codec:
             self.tokenizer.decode(piece[i > 0 :].tolist(), skip_special_tokens=True)
             for i, piece in enumerate(pieces)
         )
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether the Rust tokenizers raised it, about a file or a text.
-
-    They raise nothing narrower than Exception, and where they panic, something of their
-    own that is none.
-    """
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
-@functools.lru_cache
-def _has_power(template: str) -> bool:
-    """Whether a template computes a power.
-
-    That is one step for the interpreter, which nothing can stop, and may be of numbers
-    of any length.
-    """
-    import jinja2
-
-    try:
-        tokens = list(jinja2.Environment().lex(template))
-    except jinja2.TemplateError:
-        return False  # Nor can it be rendered.
-    return any(kind == "operator" and text == "**" for _, kind, text in tokens)
-
-
-def _in_time(render: Callable[[], Any]) -> Any:
-    """What a function returns, or raises, within the time for a template.
-
-    Raises:
-      TimeoutError: if it takes longer; it is then stopped.
-    """
-    done: dict[str, Any] = {}
-
-    def work() -> None:
-        try:
-            done["value"] = render()
-        except Exception as error:
-            done["error"] = error
-        except SystemExit:  # What stops it below.
-            pass
-
-    # Only another thread can be stopped wherever this one is, and without a signal.
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(_TEMPLATE_SECONDS)
-    if thread.is_alive():
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(cast(int, thread.ident)), ctypes.py_object(SystemExit)
-        )
-        raise TimeoutError(f"it takes more than {_TEMPLATE_SECONDS} seconds")
-    if "error" in done:
-        raise done["error"]
-    return done["value"]
-
-
-def is_tokens(prompt: Any) -> bool:
-    """Whether it is token ids, and no text, conversation or list of any of these."""
-    if isinstance(prompt, np.ndarray):
-        return prompt.ndim == 1 and prompt.dtype.kind in "iu"
-    is_list = isinstance(prompt, Sequence) and not isinstance(prompt, str)
-    return is_list and len(prompt) > 0 and isinstance(prompt[0], (int, np.integer))
-
-
-def _token_ids(index: int, tokens: Any, kind: str) -> Int32[np.ndarray, "n"]:
-    """Token ids as an array; the model says later which it has.
-
-    Raises:
-      InputError: if they are none.
-    """
-    found = np.asarray(tokens)
-    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
-        raise InputError(f"{kind} {index} ({tokens!r}) must be a text or token ids")
-    if (abs(found) > np.iinfo(np.int32).max).any():
-        raise InputError(f"{kind} {index} must be token ids of 32 bits")
-    return found.astype(np.int32)

@@ -17,7 +17,7 @@ from dlm_jax import checkpoints
 from dlm_jax.errors import InputError
 from dlm_jax.models import registry
 from dlm_jax.outline import read_outline
-from dlm_jax.text import codec as codec_
+from dlm_jax.text import templates
 from dlm_jax.text.codec import Codec
 
 MESSAGES = [{"role": "user", "content": "one two"}]
@@ -167,7 +167,7 @@ def test_stars_in_the_text_of_a_template():
 
 
 def test_template_that_loops_for_ever(monkeypatch):
-    monkeypatch.setattr(codec_, "_TEMPLATE_SECONDS", 0.5)
+    monkeypatch.setattr(templates, "_SECONDS", 0.5)
     tokenizer = make_tokenizer()
     many = "".join(f"{{% for {x} in range(99999) %}}" for x in "abc")
     tokenizer.chat_template = many + 3 * "{% endfor %}"

@@ -1,0 +1,42 @@
+"""Contexts of requests: whether they leave room for what is asked behind them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dlm_jax.errors import InputError
+from dlm_jax.text.codec import Codec
+
+
+def fit(
+    what: str, tokens: Sequence[int], room: int, codec: Codec, truncate: bool
+) -> np.ndarray:
+    """Checks that a context leaves room in the model's.
+
+    Args:
+      what: names the request in an error.
+      tokens: ids of the context.
+      room: tokens that follow it.
+      codec: of the model.
+      truncate: cut the front of a context that is too long, instead of refusing it.
+
+    Returns:
+      int32 [n]; the context, or its end.
+
+    Raises:
+      InputError: if it leaves too little room, or holds the mask token.
+    """
+    left = codec.max_length - room
+    if truncate and 0 < left < len(tokens):
+        tokens = tokens[-left:]
+    if len(tokens) > left:
+        raise InputError(
+            f"{what}: a context of {len(tokens)} tokens and {room} more exceed the "
+            f"model's context ({codec.max_length})"
+            + ("" if truncate else "; truncate=true cuts its front")
+        )
+    if codec.mask_id in tokens:
+        raise InputError(
+            f"{what}: the context holds the mask token ({codec.mask_text})"
+        )
+    return np.asarray(tokens, np.int32)

@@ -309,7 +309,7 @@ def test_a_stop_that_is_a_special_token_ends_the_row(lm, model):
 
 def test_draws_depend_on_the_document_and_its_repetition_only(lm):
     kwargs = {"do_sample": True, "temperature": 2.0, "max_gen_toks": 8}
-    requests = asked("generate_until", *((q, kwargs) for q in QUESTIONS[:2]), repeats=2)
+    requests = asked("generate_until", *[(q, kwargs) for q in QUESTIONS[:2]], repeats=2)
     found = lm.generate_until(requests, disable_tqdm=True)
     assert found[0] != found[1]
     limited = lm.generate_until(requests[2:4], disable_tqdm=True)
@@ -455,7 +455,7 @@ def test_a_continuation_without_a_token_is_refused(lm):
 
 def test_a_cache_is_of_one_setting(lm, tmp_path):
     kwargs = {"max_gen_toks": 8}
-    requests = asked("generate_until", *((q, kwargs) for q in QUESTIONS[:2]))
+    requests = asked("generate_until", *[(q, kwargs) for q in QUESTIONS[:2]])
     path = str(tmp_path / "answers.db")
     cached = CachingLM(with_seed(lm), path)
     found = cached.generate_until(requests)

@@ -19,6 +19,7 @@ from dlm_jax.tasks.base import Example, Task, Verdict
 from dlm_jax.text.codec import Codec
 from dlm_jax.text.output import Output
 from dlm_jax.text.prompts import Encoded
+from dlm_jax.text.settings import Settings, options_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +82,15 @@ class Plan:
           codec: which knows the stop tokens.
           eos_id: what `suppress_eos` suppresses.
         """
-        return dataclasses.replace(
-            task.options(codec, self.temperature),
+        settings = Settings(
+            block_length=task.block_length,
+            temperature=self.temperature,
             guidance=self.guidance,
-            suppressed_ids=(eos_id,) if self.suppress_eos else (),
-            deferred_ids=codec.stop_ids if self.defer_stops else (),
+            suppress_eos=self.suppress_eos,
+            defer_stops=self.defer_stops,
             early_stop=self.early_stop,
         )
+        return options_of(settings, task.gen_length, eos_id, codec.stop_ids)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -6,13 +6,13 @@ the network.
 
 import dataclasses
 import gzip
-import json
 import pathlib
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dlm_jax import files
 from dlm_jax.errors import InputError
 
 # Begins a source that is downloaded.
@@ -188,8 +188,8 @@ def _read(path: pathlib.Path) -> Iterator[Row]:
         raise InputError(f"{path} cannot be read: {error}") from None
     if path.suffix == ".json":
         try:
-            whole = json.loads(text)
-        except (ValueError, RecursionError):
+            whole = files.parse_json(text)
+        except ValueError:
             pass  # JSON lines under another name, or no JSON at all
         else:
             yield from _rows_of(path, whole)
@@ -198,8 +198,8 @@ def _read(path: pathlib.Path) -> Iterator[Row]:
         if line.strip():
             where = f"{path}, line {number}"
             try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                value = files.parse_json(line)
+            except ValueError as error:
                 raise InputError(f"{where}: must be JSON: {error}") from None
             yield _row(where, value)
 

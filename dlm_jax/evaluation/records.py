@@ -20,20 +20,20 @@ _MANIFEST, _RECORDS = "manifest.json", "records.jsonl"
 SIZES = ("batch_size", "queue_length")
 
 
-class Kind(NamedTuple):
-    """How errors speak of a directory.
+class Purpose(NamedTuple):
+    """What a directory is for, as errors say it.
 
     Attributes:
       name: what it holds.
-      other: how to begin again, instead of going on.
+      instead: how to begin again, instead of going on.
     """
 
     name: str
-    other: str
+    instead: str
 
 
-EVALUATION = Kind("evaluation", "evaluate in another directory")
-OUTPUT = Kind("unfinished output", "delete the directory to begin again")
+EVALUATION = Purpose("evaluation", "evaluate in another directory")
+OUTPUT = Purpose("unfinished output", "delete the directory to begin again")
 
 
 class Key(NamedTuple):
@@ -60,7 +60,7 @@ class Manifest:
         directory: pathlib.Path,
         identity: Mapping[str, Any],
         asked: Mapping[str, Any],
-        kind: Kind = EVALUATION,
+        purpose: Purpose = EVALUATION,
     ):
         """Compares what is to be evaluated with what the directory holds.
 
@@ -68,7 +68,7 @@ class Manifest:
           directory: of the records.
           identity: what its records are of.
           asked: what this run asks for.
-          kind: of directory, for errors.
+          purpose: of the directory, for errors.
 
         Raises:
           InputError: naming what differs, or a manifest that is none or not there.
@@ -82,16 +82,16 @@ class Manifest:
             if (directory / _RECORDS).exists():
                 raise InputError(
                     f"{directory} has {_RECORDS}, but no {_MANIFEST} to say what they "
-                    f"are of; put it back, or {kind.other}"
+                    f"are of; put it back, or {purpose.instead}"
                 )
             return
-        self._content = _read_manifest(self._path, kind)
+        self._content = _read_manifest(self._path, purpose)
         known = self._content["identity"]
         for name in set(SIZES) & set(known) - set(identity):
             value = known.pop(name)
             for run in self._content["runs"]:
                 run.setdefault(name, value)
-        _compare(directory, identity, known, identity | known, kind)
+        _compare(directory, identity, known, identity | known, purpose)
 
     def begin(self) -> int:
         """This run's place; adds it, once it is about to add its first records."""
@@ -109,28 +109,28 @@ def _compare(
     identity: Mapping[str, Any],
     known: Mapping[str, Any],
     names: Iterable[str],
-    kind: Kind,
+    purpose: Purpose,
 ) -> None:
     """Raises InputError naming the first field with another value."""
     for name in names:
         if identity.get(name) != known.get(name):
             raise InputError(
                 f"{name} ({identity.get(name)}) must be {known.get(name)}, as in "
-                f"the {kind.name} that {directory} holds; or {kind.other}"
+                f"the {purpose.name} that {directory} holds; or {purpose.instead}"
             )
 
 
 def check_directory(
     directory: str | os.PathLike,
     identity: Mapping[str, Any],
-    kind: Kind = EVALUATION,
+    purpose: Purpose = EVALUATION,
 ) -> None:
     """Checks that a directory may hold a run's records; the caller has locked it.
 
     Args:
       directory: which need not exist.
       identity: what is known so far of what the records are of, see `Manifest`.
-      kind: of directory, for errors.
+      purpose: of the directory, for errors.
 
     Raises:
       InputError: naming what differs from what it holds, a manifest that is none or
@@ -138,14 +138,14 @@ def check_directory(
     """
     directory = pathlib.Path(directory)
     if (directory / _MANIFEST).exists():
-        known = _read_manifest(directory / _MANIFEST, kind)["identity"]
-        _compare(directory, identity, known, identity, kind)
+        known = _read_manifest(directory / _MANIFEST, purpose)["identity"]
+        _compare(directory, identity, known, identity, purpose)
     else:
-        Manifest(directory, identity, {}, kind)
+        Manifest(directory, identity, {}, purpose)
     Log(directory)
 
 
-def _read_manifest(path: pathlib.Path, kind: Kind = EVALUATION) -> dict[str, Any]:
+def _read_manifest(path: pathlib.Path, purpose: Purpose = EVALUATION) -> dict[str, Any]:
     """Reads a manifest.
 
     Raises:
@@ -168,8 +168,8 @@ def _read_manifest(path: pathlib.Path, kind: Kind = EVALUATION) -> dict[str, Any
     else:
         return content
     raise InputError(
-        f"{path} must be the manifest of an {kind.name} ({reason}); put it back, or "
-        f"{kind.other}"
+        f"{path} must be the manifest of an {purpose.name} ({reason}); put it back, or "
+        f"{purpose.instead}"
     )
 
 

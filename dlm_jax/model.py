@@ -264,7 +264,7 @@ class Model(Outline):
         settings: Settings | None = None,
         ids: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, Output]]:
-        """Fills rows that are encoded already, and hands each over when it is done.
+        """Fills encoded rows, and yields each when it is finished.
 
         Arguments and errors are those of `stream_done`.
         """
@@ -280,7 +280,7 @@ class Model(Outline):
         ids: Sequence[int] | None = None,
         is_asked: Sequence[bool] | None = None,
     ) -> Iterator[dict[int, Output]]:
-        """Fills rows that are encoded already, and hands over those done together.
+        """Fills encoded rows, and yields finished ones in groups.
 
         Args:
           rows: of `codec`.
@@ -288,10 +288,10 @@ class Model(Outline):
           options: how to generate; `num_slots` is set from the batch size.
           settings: `seed`, `batch_size` and `queue_length` are read.
           ids: what the rows' random draws depend on; their places by default.
-          is_asked: which rows are filled, see `batches.stream`; all by default.
+          is_asked: which rows to fill, see `batches.stream`; all by default.
 
         Returns:
-          What rows became, by their places, about every five seconds.
+          About every five seconds, the outputs of finished rows by their places.
 
         Raises:
           InputError: naming the argument that does not fit.

@@ -130,10 +130,10 @@ def fill(
       outline: of the checkpoint, whose weights are read here.
       work: the rows; `common` gets the dtype of the weights.
       own: seed and batch size.
-      grown: gets what rows become, as they are done.
+      grown: gets the rows as they finish.
 
     Raises:
-      InputError: if earlier rows are of something else, or rows cannot be written.
+      InputError: if an earlier run had other settings, or rows cannot be written.
       OutOfMemory: naming the batch size, when the memory is full.
     """
     is_chat = outline.codec.has_chat_template if asked.chat is None else asked.chat

@@ -29,7 +29,7 @@ class Done(NamedTuple):
       filled: their rows, padded, on the host.
       seconds: float [m]; each row's share, by forwards, of the wall time since rows
         were last handed over, compiling excluded.
-      compile_seconds: of the call, divided by the rows that are asked for.
+      compile_seconds: of the call, divided by the rows that it fills.
     """
 
     indices: Int[np.ndarray, "m"]
@@ -126,14 +126,14 @@ def stream(
       queue_length: rows of one call, of which all but batch_size wait; 8 * batch_size
         by default. The longer, the less time slots stand idle at a call's end.
       ids: of the prompts; their places by default.
-      is_asked: which prompts are filled; all by default. The others keep their place in
-        a call without a blank, which takes no forward: calls have the shapes, and so
-        the programs, of a run that asks for all.
+      is_asked: which prompts to fill; all by default. The others stay in their calls
+        without blanks, and take no forward. So calls have the same shapes, and the same
+        compiled programs, as a run that fills all.
       period: about how many seconds pass between two times that rows are handed over.
 
     Returns:
-      Every prompt that is asked for once, calls of long ones first, while others are
-      still in flight.
+      Finished prompts, each once, while others are still in flight. Calls with long
+      prompts come first.
 
     Raises:
       InputError: naming the argument that does not fit.

@@ -14,7 +14,7 @@ from dlm_jax import files
 from dlm_jax.evaluation.records import OUTPUT, Key, Log, Manifest, check_directory
 from dlm_jax.text.output import Output
 
-# What the log says of a row, and the output does not.
+# Fields of the log that the output does not have.
 _OF_LOG = ("run", "compile_seconds")
 
 
@@ -36,10 +36,10 @@ class Growing:
         self._manifest: Manifest | None = None
 
     def check(self, identity: Mapping[str, Any]) -> None:
-        """Checks that rows of an earlier run are of the same thing.
+        """Checks that an earlier run, if any, had the same identity.
 
         Args:
-          identity: what is known so far of what the rows are of.
+          identity: the fields that are known so far.
 
         Raises:
           InputError: naming the first field that differs, or damaged files.
@@ -51,8 +51,8 @@ class Growing:
         """Reads the rows of an earlier run.
 
         Args:
-          identity: what the rows are of; all that they depend on.
-          asked: what else the manifest says of this run.
+          identity: all that the rows depend on.
+          asked: further fields of this run in the manifest.
 
         Raises:
           InputError: as `check`.
@@ -76,8 +76,8 @@ class Growing:
 
         Args:
           keys: of the rows.
-          stream: fills those of the rows that are true, and hands them over by place.
-          record: what the output says of a row, from its place and what it became.
+          stream: fills the rows whose flag is true; yields groups of outputs by place.
+          record: makes the fields of a row from its place and its output.
           on_records: called with new records.
 
         Raises:

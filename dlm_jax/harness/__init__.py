@@ -22,5 +22,5 @@ __all__ = ["NAME"]
 NAME = "dlm_jax"
 
 if NAME not in model_registry:
-    # By its place: JAX is imported when the model is asked for, not to list tasks.
+    # Registered by its path, so that listing tasks does not import JAX.
     model_registry.register(NAME, target="dlm_jax.harness.adapter:DlmJax")

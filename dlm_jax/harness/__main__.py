@@ -2,7 +2,7 @@
 
     python -m dlm_jax.harness --model dlm_jax --model_args checkpoint=DIR --tasks gsm8k
 
-Every argument is lm_eval's. What a user can mend is told in one line.
+All arguments are lm_eval's. Errors that a user can fix are one line.
 """
 
 import sys

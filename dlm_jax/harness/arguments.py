@@ -92,8 +92,8 @@ class Arguments:
         settings = Settings(**self.generation)
         if self.temperature is not None:
             settings["temperature"] = self.temperature
-        # Without a length of its own, each task says how many tokens it wants: then
-        # whether the sampler and its blocks fit is told when it runs.
+        # Without a gen_length here, each task brings its own. Whether the sampler and
+        # the blocks fit that length is then checked when the task runs.
         length = self.gen_length or 1
         options = outline.options(length, settings)
         if self.gen_length is None:

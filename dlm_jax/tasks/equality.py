@@ -31,7 +31,7 @@ CPU_SECONDS = 5.0
 MEMORY_BYTES = 2 << 30
 # Catches a process that waits; far more than the processor time takes anywhere.
 _WALL_SECONDS = 1800.0
-# Longer answers are none.
+# Longer answers are wrong without a comparison.
 _MOST_CHARACTERS = 1000
 # A worker is replaced after as many comparisons: sympy's caches grow.
 _MOST_COMPARISONS = 500

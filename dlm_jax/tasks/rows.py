@@ -112,14 +112,14 @@ def read_rows(source: str, split: str, splits: Sequence[str], subset: str = "") 
     Args:
       source: a file (.jsonl, .ndjson, .json, .jsonl.gz, .parquet), a directory with
         such files, or `hub:NAME` or `hub:NAME@REVISION`.
-      split: which is asked for.
-      splits: that there are.
+      split: the split to read.
+      splits: all splits of the task.
       subset: of a directory that has a folder of this name, only that folder is read:
         the hub has `main` and `socratic` of GSM8K, `full` and `sanitized` of MBPP.
 
     Raises:
-      InputError: naming the source, if there is nothing to read; file and line, if a
-        row is none.
+      InputError: naming the source, if there is nothing to read; or file and line of a
+        row that is not a JSON object.
     """
     root = _downloaded(source) if source.startswith(HUB) else pathlib.Path(source)
     paths = _files(source, root, subset)

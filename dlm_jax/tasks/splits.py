@@ -14,10 +14,9 @@ _Drawn = TypeVar("_Drawn", bound=Hashable)
 
 
 def split_of(key: str | bytes, held_out: Sequence[str], share: int) -> str:
-    """Assigns an example to a split by the hash of what it is.
+    """Assigns an example to a split by a hash of its content.
 
-    Examples that are the same thing are then never on both sides, however and whenever
-    they are drawn.
+    Equal examples are then always in the same split, whenever they are drawn.
 
     Args:
       key: equal for examples that are the same.
@@ -34,12 +33,12 @@ def split_of(key: str | bytes, held_out: Sequence[str], share: int) -> str:
 
 
 def first_distinct(draw: Callable[[int], Iterable[_Drawn]], num: int) -> list[_Drawn]:
-    """The first distinct things of lots that are drawn one after the other.
+    """The first distinct examples of batches that are drawn one after the other.
 
-    Lots do not depend on num, so that asking for more does not change the first ones.
+    Batches do not depend on num: asking for more does not change the first ones.
 
     Args:
-      draw: from the number of a lot to what is in it.
+      draw: from the number of a batch to its examples.
       num: how many.
     """
     drawn: dict[_Drawn, None] = {}  # which keeps their order

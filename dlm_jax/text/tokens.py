@@ -1,4 +1,4 @@
-"""Token ids: what they look like, and how a tokenizer's refusals are told."""
+"""Token ids of texts, and errors of the tokenizers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +15,8 @@ Tokens = Sequence[int] | np.ndarray
 def is_refusal(error: BaseException) -> bool:
     """Whether the Rust tokenizers raised it, about a file or a text.
 
-    They raise nothing narrower than Exception, and where they panic, something of their
-    own that is none.
+    They raise plain Exception. Where they panic, they raise a BaseException of their
+    own.
     """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
@@ -58,7 +58,7 @@ def token_ids(index: int, tokens: Any, kind: str) -> Int32[np.ndarray, "n"]:
     """Token ids as an array; the model says later which it has.
 
     Raises:
-      InputError: if they are none.
+      InputError: if they are not token ids.
     """
     found = np.asarray(tokens)
     if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):

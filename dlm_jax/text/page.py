@@ -185,7 +185,7 @@ def _forward(run: Run, canvas: Int[np.ndarray, "s l"], step: int) -> dict[str, A
         "commit": commit.tolist(),
         "remask": np.flatnonzero(run.remask[step]).tolist(),
         "confidence": None,
-        "threshold": None,
+        "doubt": None,
         "log_prob": None,
         "staleness": None,
     }
@@ -195,8 +195,10 @@ def _forward(run: Run, canvas: Int[np.ndarray, "s l"], step: int) -> dict[str, A
             _number(float(np.exp(x))) if np.isfinite(x) else None
             for x in log_prob[commit]
         ]
-        known = [p for p in made["confidence"] if p is not None]
-        made["threshold"] = min(known, default=None)
+        # 1 - p keeps its digits near p = 1, where trained models are most of the time.
+        written = log_prob[commit]
+        doubts = -np.expm1(written[np.isfinite(written)])
+        made["doubt"] = _number(float(doubts.max())) if doubts.size else None
         is_candidate = (run.canvas[step] == run.mask_id) & np.isfinite(log_prob)
         if is_candidate.any():
             made["log_prob"] = _number(float(log_prob[is_candidate].mean()))

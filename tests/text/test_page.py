@@ -54,7 +54,12 @@ def check_data(run: page.Run, found: dict) -> None:
             np.exp(run.log_prob[step][run.commit[step]]),
             rtol=1e-4,
         )
-        assert forward["threshold"] == min(forward["confidence"], default=None)
+        if run.commit[step].any():
+            log_prob = run.log_prob[step][run.commit[step]].astype(float)
+            doubt = -np.expm1(log_prob.min())
+            assert forward["doubt"] == pytest.approx(float(doubt), rel=1e-4)
+        else:
+            assert forward["doubt"] is None
         assert forward["kind"] == Kind(int(run.kind[step])).name.lower()
 
 
@@ -134,7 +139,7 @@ def test_what_has_no_finite_number_is_left_out():
     first, second, *_ = json.loads(text)["runs"][0]["forwards"]
     assert first["log_prob"] is second["log_prob"] is None
     assert set(first["confidence"] + second["confidence"]) == {None}
-    assert first["threshold"] is second["threshold"] is None
+    assert first["doubt"] is second["doubt"] is None
     assert first["staleness"] is None and first["kind"] is None
     assert "NaN" not in text and "Infinity" not in text
 

@@ -17,6 +17,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.outline import Outline
 from dlm_jax.text.prompts import Encoded
 from dlm_jax.text.settings import Settings
+from dlm_jax.text.stops import cut
 
 # A child of lm_eval's logger, so that its handler and its verbosity hold.
 log = logging.getLogger("lm_eval.dlm_jax")
@@ -133,8 +134,7 @@ class Request:
 
     def cut(self, text: str) -> str:
         """A text up to the earliest of `until`."""
-        ends = [text.find(stop) for stop in self.until]
-        return text[: min((end for end in ends if end >= 0), default=len(text))]
+        return cut(text, self.until)
 
 
 def split(text: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dlm_jax.tasks.base import Example, Task, Verdict
 from dlm_jax.tasks.rows import Row, read_rows
 from dlm_jax.text.codec import Codec, Messages
 from dlm_jax.text.prompts import Encoded
+from dlm_jax.text.stops import cut
 
 # Of lm-evaluation-harness, whose sampler draws the examples of one problem after the
 # other from one generator.
@@ -54,8 +55,7 @@ class Style:
 
     def cut(self, answer: str) -> str:
         """What of an answer is judged."""
-        places = [answer.find(stop) for stop in self.stops]
-        return answer[: min((x for x in places if x >= 0), default=len(answer))]
+        return cut(answer, self.stops)
 
 
 def table(*styles: Style) -> dict[str, Style]:

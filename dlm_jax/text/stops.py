@@ -1,6 +1,7 @@
-"""Stop tokens of a checkpoint's generation_config.json."""
+"""Where texts end: a checkpoint's further stop tokens, and stop texts."""
 
 import pathlib
+from collections.abc import Sequence
 
 from dlm_jax import files
 from dlm_jax.errors import InputError
@@ -32,3 +33,9 @@ def generation_eos(directory: pathlib.Path, config: ModelConfig) -> tuple[int, .
                 f"{config.embedding_size - 1}"
             )
     return tuple(ids)
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """A text up to the earliest of some stop texts; whole if it has none of them."""
+    places = [text.find(stop) for stop in stops]
+    return text[: min((place for place in places if place >= 0), default=len(text))]

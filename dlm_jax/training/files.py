@@ -124,15 +124,18 @@ class Curve:
     Args:
       path: of the file, which may exist.
       first: step from which the run goes on.
+
+    Raises:
+      InputError: if a line was damaged; the file is then left as it is.
     """
 
     def __init__(self, path: pathlib.Path, first: int):
-        text = path.read_text() if path.exists() else ""
-        with files.staged(path, may_exist=True) as partial, partial.open("w") as file:
-            # What follows the last newline is a line that was cut.
-            for line in text.split("\n")[:-1]:
-                if json.loads(line)["step"] <= first:
-                    file.write(line + "\n")
+        # What follows the last newline is a line that was cut.
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        with files.staged(path, may_exist=True) as partial, partial.open("wb") as file:
+            for number, line in enumerate(lines, start=1):
+                if _step(path, number, line) <= first:
+                    file.write(line + b"\n")
         self._path = path
         self._start()
 
@@ -159,3 +162,18 @@ class Curve:
             file.write(json.dumps({"step": step, **newest}) + "\n")
         self._start()
         return newest
+
+
+def _step(path: pathlib.Path, number: int, line: bytes) -> int:
+    """The step of a curve's line, by the line's number."""
+    try:
+        point = files.parse_json(line)
+    except ValueError:
+        point = None
+    if isinstance(point, dict) and isinstance(point.get("step"), int):
+        return point["step"]
+    shown = line.decode(errors="replace")
+    raise InputError(
+        f'{path}, line {number} ({shown!r:.60}) must be an object with a "step"; '
+        "delete the line, and the run goes on"
+    )

@@ -224,11 +224,13 @@ def test_a_cut_last_line_of_the_curve_is_dropped(tmp_path):
     assert path.read_text() == whole
     assert os.listdir(tmp_path) == ["curve.jsonl"]
     # A rewriting that fails leaves the old file.
-    path.write_text("damaged\n" + whole)
-    with pytest.raises(json.JSONDecodeError):
-        training_files.Curve(path, 8)
-    assert path.read_text() == "damaged\n" + whole
-    assert os.listdir(tmp_path) == ["curve.jsonl"]
+    damages = (b"damaged", b"\xff", b"[1]", b'{"loss": 1.5}', b'{"step": "4"}', b"")
+    for damaged in damages:
+        path.write_bytes(whole.encode() + damaged + b"\n")
+        with pytest.raises(InputError, match=r"curve.jsonl, line 2 \("):
+            training_files.Curve(path, 8)
+        assert path.read_bytes() == whole.encode() + damaged + b"\n"
+        assert os.listdir(tmp_path) == ["curve.jsonl"]
 
 
 def test_a_loaded_model_trains_on_two_devices(tmp_path):

@@ -31,8 +31,13 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         "JAX_COMPILATION_CACHE_MAX_SIZE": "-1",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
-# They compile hundreds of small programs and run each for milliseconds.
+# They compile hundreds of small programs and run each for milliseconds. The flags leave
+# out XLA's newer compiler of fused code, and its division of programs among threads:
+# together more than half of the compiler's time.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+if _FLAGS not in os.environ.get("XLA_FLAGS", ""):  # Workers inherit it.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 # Workers share the processors. XLA's threads spin while they wait for each other: two
 # processes of two threads each on two processors took eight times as long as of one.
 _num_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))

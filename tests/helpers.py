@@ -145,7 +145,7 @@ def start_python(arguments, num_devices=1, **environment):
     """Begins Python in a process that sees so many devices."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_NUM_CPU_DEVICES": str(num_devices),
         "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)]),
         **environment,
     }

@@ -307,7 +307,7 @@ for name in ("wte", "ff_out"):
 np.testing.assert_array_equal(whole.blocks.ff_out[...], parts.blocks.ff_out[...])
 print(num_whole, num_parts)
 """
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = {"JAX_NUM_CPU_DEVICES": "4"}
     done = subprocess.run(
         [sys.executable, "-c", script],
         check=True,

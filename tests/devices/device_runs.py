@@ -280,7 +280,7 @@ def elsewhere(num_devices, function, *arguments, is_wide=True, is_optimized=Fals
     """What a function of this file gives in a process with that many devices."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_NUM_CPU_DEVICES": str(num_devices),
         "JAX_ENABLE_X64": str(is_wide),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": str(not is_optimized),
         "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)]),

@@ -264,7 +264,7 @@ def test_devices_that_share_a_model_compute_the_same(tmp_path):
     child = "import json, test_sdar_files as t; print(json.dumps(t.on_four_devices"
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_NUM_CPU_DEVICES": "4",
         "JAX_ENABLE_X64": "1",
         "PYTHONPATH": os.pathsep.join(
             [os.getcwd(), str(Path(__file__).parent), *filter(None, sys.path)]

@@ -253,7 +253,7 @@ assert len(model.wte[...].sharding.device_set) == 2
 """
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_NUM_CPU_DEVICES": "2",
         "JAX_PLATFORMS": "cpu",
     }
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)

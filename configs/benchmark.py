@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
             # Of its task; test has 1,000 puzzles.
             "split": "test",
             # Gains are over the first one: a token a step.
-            "samplers": ("low_confidence", "threshold", "entropy_bound", "saber"),
+            "sampler": ("low_confidence", "threshold", "entropy_bound", "saber"),
             # Each sampler runs with each cache: none, prefix, dual(refresh_every=8).
             "cache": ("none",),
             # Rows that a cache refreshes in one iteration; the backend's own without.

@@ -1,8 +1,8 @@
 r"""Times the compiled loop against a plain eager PyTorch loop, pair by pair.
 
     python -m experiments.benchmark
-    python -m experiments.benchmark --checkpoint=DIR --samplers=low_confidence \
-        --samplers='entropy_bound(gamma=0.1)' --batch_sizes=8 --output=benchmark.jsonl
+    python -m experiments.benchmark --checkpoint=DIR --sampler=low_confidence \
+        --sampler='entropy_bound(gamma=0.1)' --batch_sizes=8 --output=benchmark.jsonl
     python -m experiments.benchmark --preset=llada_8b --dtype=bfloat16 \
         --reference=none --prompt_length=256 --gen_lengths=256 --batch_sizes=8
 
@@ -100,9 +100,7 @@ _GEN_LENGTHS = flags.DEFINE_multi_integer(
     "gen_lengths", [], "Tokens that continue random prompts; may be repeated."
 )
 _OVERRIDES = [
-    flags.DEFINE_multi_string(
-        "samplers", None, "As saber(n=2, mu=8); may be repeated."
-    ),
+    flags.DEFINE_multi_string("sampler", None, "As saber(n=2, mu=8); may be repeated."),
     flags.DEFINE_multi_string(
         "cache", None, "As none or dual(refresh_every=8); may be repeated."
     ),
@@ -129,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     config = _app.merged(_CONFIG, _OVERRIDES)
     _check(config)
-    rules = samplers.parse_all(config.samplers)
+    rules = samplers.parse_all(config.sampler)
     plans = _plans(config)
     _leave_room_for_torch()
 

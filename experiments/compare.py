@@ -1,15 +1,18 @@
 r"""Replays recorded runs of PyTorch samplers and says where dlm_jax differs.
 
-    python -m experiments.compare --traces=DIR [--samplers=low_confidence,threshold] \
+    python -m experiments.compare --traces=DIR [--only=low_confidence,threshold] \
         [--dtype=float64]
+    python -m experiments.compare --traces=DIR --only=mine \
+        --sampler='my_rules:Confident(threshold=0.8)'
 
-DIR holds traces (see `parity.traces`), made by `experiments.record_reference`. One
-row per trace: forwards of the recorded run and of dlm_jax, and `match`, or the first
-forward whose outcome differs, the position, the recorded token and dlm_jax's, the
-confidence gap ('-' where the sampler's own bound decided) and whether rounding explains
-it (near-tie) or not (real). In float64 dlm_jax makes no rounding error that matters:
-what float32 calls a near-tie matches there, unless the recorded run itself rounded.
-Exit status 0 only if all match.
+DIR holds traces (see `parity.traces`), made by `experiments.record_reference`. Each is
+replayed with the sampler that repeats its rule, or with --sampler. One row per trace:
+forwards of the recorded run and of dlm_jax, and `match`, or the first forward whose
+outcome differs, the position, the recorded token and dlm_jax's, the confidence gap
+('-' where the sampler's own bound decided) and whether rounding explains it (near-tie)
+or not (real). In float64 dlm_jax makes no rounding error that matters: what float32
+calls a near-tie matches there, unless the recorded run itself rounded. Exit status 0
+only if all match.
 """
 
 import itertools
@@ -20,7 +23,7 @@ from collections.abc import Sequence
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import checkpoints
+from dlm_jax import checkpoints, samplers
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser
@@ -29,7 +32,15 @@ from experiments import _app
 
 FLAGS = flags.FLAGS
 _app.define_path("traces", None, "Directory of RUN.json and RUN.npz.", required=True)
-flags.DEFINE_list("samplers", [], "Only traces of these samplers; all by default.")
+flags.DEFINE_list(
+    "only", [], "Replays only traces whose sampler has one of these names."
+)
+flags.DEFINE_string(
+    "sampler",
+    None,
+    "Replays every trace with this sampler, as my_rules:Confident(threshold=0.8); by "
+    "default with the one that its rule asks for.",
+)
 _app.define_path(
     "checkpoint_root",
     None,
@@ -52,9 +63,13 @@ flags.DEFINE_float(
 def main(_: Sequence[str]) -> None:
     """Compares every trace; see the module's docstring."""
     directory = pathlib.Path(FLAGS.traces)
-    selected = _select(traces.load_directory(directory), FLAGS.samplers)
+    given = samplers.parse(FLAGS.sampler) if FLAGS.sampler else None
+    selected = _select(traces.load_directory(directory), FLAGS.only)
     root = pathlib.Path(FLAGS.checkpoint_root or directory.absolute().parent)
-    widths = [max(len(t.name) for t in selected), max(len(t.sampler) for t in selected)]
+    name_of = {
+        t.name: samplers.to_spec(given) if given else t.sampler for t in selected
+    }
+    widths = [max(map(len, column)) for column in zip(*name_of.items(), strict=True)]
     _print(widths, "trace", "sampler", "recorded NFE", "dlm_jax NFE", "result")
 
     num_matches = 0
@@ -66,17 +81,18 @@ def main(_: Sequence[str]) -> None:
         for trace in group:
             nfe, result = "-", ""
             try:
-                replay.sampler_for(trace)
+                sampler = given or replay.sampler_for(trace)
                 if model is None:
                     loaded = checkpoints.load(root / checkpoint, FLAGS.dtype)
                     denoiser, params = as_denoiser(loaded)
                     model = denoiser, params, DataParallel(denoiser, params)
-                comparison = replay.replay(trace, *model, FLAGS.tolerance)
+                comparison = replay.replay(trace, *model, FLAGS.tolerance, sampler)
                 num_matches += comparison.is_match
                 nfe, result = str(comparison.nfe), _describe(comparison)
             except InputError as error:
                 result = f"not compared: {error}"
-            _print(widths, trace.name, trace.sampler, str(trace.nfe), nfe, result)
+            sampler_name = name_of[trace.name]
+            _print(widths, trace.name, sampler_name, str(trace.nfe), nfe, result)
             progress.update()
     progress.close()
     print(f"matched {num_matches} of {len(selected)}")
@@ -89,7 +105,7 @@ def _select(recorded: list[traces.Trace], names: list[str]) -> list[traces.Trace
     known = sorted({trace.sampler for trace in recorded} | set(replay.RULES))
     for name in names:
         if name not in known:
-            raise InputError(f"--samplers ({name}) must be among {', '.join(known)}")
+            raise InputError(f"--only ({name}) must be among {', '.join(known)}")
     selected = [trace for trace in recorded if not names or trace.sampler in names]
     if not selected:
         raise InputError(f"{FLAGS.traces} holds no trace of {', '.join(names)}")

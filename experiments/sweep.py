@@ -5,7 +5,11 @@ r"""Sweeps thresholds and draws accuracy against forwards, with fronts and areas
 WORKDIR gets sweep.csv, sweep.png, sweep.md and the records, a line per example.
 Samplers of one program share its calls, with a threshold per row. Started again with
 the same arguments it goes on where it was stopped; --batch_size and --queue_length may
-differ. The curves are configs/sweep.py's.
+differ. The curves are configs/sweep.py's, or those of --sampler, which may be your own:
+
+    python -m experiments.sweep --task=sudoku --workdir=runs/sweep/mine \
+        --sampler='my_rules:Confident(threshold=0.7)' \
+        --sampler='my_rules:Confident(threshold=0.9)'
 """
 
 from collections.abc import Sequence
@@ -18,6 +22,12 @@ from dlm_jax.evaluation.records import check_finite
 from experiments import _app, _evaluating
 from experiments._progress import Progress
 
+_SAMPLER = flags.DEFINE_multi_string(
+    "sampler",
+    None,
+    "A point, as saber(n=2, mu=8); may be repeated: those of one name are a curve. "
+    "Default: the config's curves.",
+)
 _READ = _evaluating.define_evaluation(
     "sweep",
     "The curves.",
@@ -31,7 +41,10 @@ def main(argv: Sequence[str]) -> None:
     figures.load_pyplot()
     asked = _READ()
     config, workdir = asked.config, asked.workdir
-    curves = {name: tuple(specs) for name, specs in config.curves.items()}
+    if _SAMPLER.value:
+        curves = sweeps.by_name(_SAMPLER.value)
+    else:
+        curves = {name: tuple(specs) for name, specs in config.curves.items()}
     specs = [spec for line in curves.values() for spec in line]
     cache = config.get("cache") or "none"
     todo = evaluation.lanes(specs, (config.seed,), is_mixed=True, plans=(cache,))

@@ -371,6 +371,14 @@ MUTATIONS = (
         T_SELECT,
     ),
     Mutation(
+        "a threshold is compared as a probability",
+        "dlm_jax/samplers/threshold.py",
+        "commit = select.above(prediction.log_prob, canvas.is_eligible, bound)",
+        "commit = select.above(jnp.exp(prediction.log_prob), canvas.is_eligible, "
+        "jnp.exp(bound))",
+        ("tests/samplers/test_dynamic.py",),
+    ),
+    Mutation(
         "a threshold is exceeded, not reached",
         SELECT,
         "passed = is_eligible & (score >= threshold)",

@@ -1,7 +1,9 @@
 """The front door: text in, outputs out, by the same loop as the scripts'."""
 
+import csv
 import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -258,6 +260,38 @@ def test_a_rule_of_ones_own_is_an_object_and_a_spec(model, rules, run_script, tm
     assert status == 0 and "my_rules:Confident(threshold=0.3)" in out
     lines = (workdir / "records.jsonl").read_text().splitlines()
     assert [json.loads(line)["sampler"] for line in lines] == [rules] * 2
+
+
+SMALL = "--preset=tiny --gen_lengths=8 --batch_sizes=1 --rows_per_slot=1 --num_pairs=1"
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        (
+            "sweep",
+            "--task=sudoku --num_examples=2 --batch_size=2 --queue_length=2 "
+            "--workdir=swept --sampler=my_rules:Confident(threshold=0.7)",
+        ),
+        ("benchmark", f"{SMALL} --reference=none"),
+        ("compare", f"--traces={DATA}/traces --only=threshold --dtype=float64"),
+    ],
+)
+def test_scripts_take_a_rule_of_ones_own(script, flags, rules, run_script):
+    """What `evaluate` and `generate` do is above and in their own tests."""
+    status, out, err = run_script(script, *flags.split(), f"--sampler={rules}")
+    assert status == (script == "compare"), err
+    # The recorded runs are of a threshold of 0.9, and compared all the same.
+    expected = "matched 0 of" if script == "compare" else "my_rules:Confident"
+    assert expected in out
+    if script == "sweep":
+        with pathlib.Path("swept/sweep.csv").open() as file:
+            points = list(csv.DictReader(file))
+        # Both points are of one curve.
+        assert [point["curve"] for point in points] == ["my_rules:Confident"] * 2
+        assert [point["sampler"] for point in points][1] == rules
+    else:
+        assert rules in out
 
 
 @pytest.mark.parametrize(

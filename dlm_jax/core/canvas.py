@@ -145,7 +145,10 @@ class Missing:
         self.name = name
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Missing) and other.name == self.name
+        # JAX compares the structures of two predictions by it.
+        if not isinstance(other, Missing):
+            self._refuse()
+        return other.name == self.name
 
     def __hash__(self) -> int:
         return hash((Missing, self.name))
@@ -167,7 +170,9 @@ class Missing:
 _OPERATORS = (
     "neg", "pos", "abs", "invert", "bool", "int", "float", "len", "iter", "getitem",
     "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow",
-    "matmul", "rmatmul", "lt", "le", "gt", "ge", "and", "rand", "or", "ror",
+    "floordiv", "rfloordiv", "mod", "rmod", "divmod", "rdivmod", "matmul", "rmatmul",
+    "lt", "le", "gt", "ge", "and", "rand", "or", "ror", "xor", "rxor", "lshift",
+    "rlshift", "rshift", "rrshift", "round", "floor", "ceil", "trunc", "contains",
     "array", "jax_array",
 )
 # fmt: on

@@ -14,6 +14,22 @@ from dlm_jax.evaluation.run import Summary
 from dlm_jax.evaluation.tables import markdown
 
 
+def by_name(specs: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The curves of some specs: those of one sampler are the points of one curve.
+
+    Args:
+      specs: of samplers, in any order.
+
+    Returns:
+      Specs by the sampler's name, in the order given.
+    """
+    curves: dict[str, tuple[str, ...]] = {}
+    for spec in specs:
+        name = spec.partition("(")[0].strip()
+        curves[name] = (*curves.get(name, ()), spec)
+    return curves
+
+
 def points(
     curves: Mapping[str, Sequence[str]], results: Sequence[Summary]
 ) -> dict[str, list[dict[str, Any]]]:

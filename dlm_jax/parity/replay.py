@@ -74,7 +74,10 @@ def _options(trace: Trace, denoiser: Denoiser, params: PyTree) -> Options:
     """How the recorded call generated, apart from its rule."""
     recorded = trace.params
     # A run of this package says itself what a released program does by its nature.
-    rule = RULES[trace.sampler] if "spec" not in recorded else Rule(recorded["spec"])
+    if "spec" in recorded:
+        rule = Rule(recorded["spec"])
+    else:  # A rule that is not known here is replayed by a sampler that the user names.
+        rule = RULES.get(trace.sampler, Rule(trace.sampler))
     if recorded.get("temperature"):
         raise UnavailableError(
             f"temperature {recorded['temperature']}: random draws cannot be repeated"
@@ -136,6 +139,7 @@ def replay(
     params: PyTree,
     sample: Sample,
     tolerance: float = 1e-3,
+    sampler: Sampler | None = None,
 ) -> Comparison:
     """Repeats a recorded run and compares every canvas.
 
@@ -152,11 +156,13 @@ def replay(
       sample: runs a batch on that model.
       tolerance: of logits and probabilities; float32 forwards agree to about 1e-4,
         bfloat16 ones to 0.1.
+      sampler: that is to repeat the recorded rule; the one of `sampler_for` by default.
 
     Raises:
       UnavailableError: if the run cannot be repeated here.
     """
-    sampler = sampler_for(trace)
+    if sampler is None:
+        sampler = sampler_for(trace)
     options = _options(trace, denoiser, params)
     prompts = _prompts(trace, denoiser)
     keys = row_keys(0, np.zeros(1, np.int32))

@@ -23,6 +23,7 @@ class Threshold(Sampler):
     def step(
         self, key: jax.Array, state: PyTree, canvas: Canvas, prediction: Prediction
     ) -> tuple[PyTree, Decision]:
-        confidence = jnp.exp(prediction.log_prob)
-        commit = select.above(confidence, canvas.is_eligible, self.threshold)
+        # Near 1, float32 has few different probabilities, but many of their logarithms.
+        bound = jnp.log(self.threshold)
+        commit = select.above(prediction.log_prob, canvas.is_eligible, bound)
         return state, Decision(commit)

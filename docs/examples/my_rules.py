@@ -12,6 +12,6 @@ class Confident(dlm.Sampler):
 
     def step(self, key, state, canvas, prediction):
         """Decides what to write: `commit` is a boolean for every position of a row."""
-        confidence = jnp.exp(prediction.log_prob)
-        commit = dlm.select.above(confidence, canvas.is_eligible, self.threshold)
+        bound = jnp.log(self.threshold)
+        commit = dlm.select.above(prediction.log_prob, canvas.is_eligible, bound)
         return state, dlm.Decision(commit)

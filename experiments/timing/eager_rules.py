@@ -77,7 +77,10 @@ def rule_of(sampler: Sampler) -> Rule:
         return Rule(_entropy_bound(sampler), needs=("entropy",))
     if isinstance(sampler, Saber) and not _is_ablated(sampler):
         return Rule(_Saber(sampler), needs=("held",), may_remask=True)
-    raise InputError(f"there is no eager version of {sampler}")
+    raise InputError(
+        f"there is no eager version of {sampler}; --reference=batches, host or "
+        "none need none"
+    )
 
 
 def predict(

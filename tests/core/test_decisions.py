@@ -1,6 +1,7 @@
 """What the loop makes of a sampler's decision: what it obeys, and what it refuses."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import flax.struct
@@ -182,6 +183,16 @@ USES = {
     "minus": lambda x: -x,
     "sum": lambda x: 1 + x,
     "compare": lambda x: x > 0.5,
+    "equal": lambda x: x == 0,
+    "not equal": lambda x: x != 0,
+    "equal from the left": lambda x: jnp.zeros(()) == x,
+    "modulo": lambda x: x % 2,
+    "floor of a quotient": lambda x: 2 // x,
+    "exclusive or": lambda x: x ^ True,
+    "round": round,
+    "divmod": lambda x: divmod(x, 2),
+    "floor": math.floor,
+    "in": lambda x: 1 in x,
     "index": lambda x: x[0],
     "attribute": lambda x: x.shape,
     "max": lambda x: jnp.max(x),
@@ -240,7 +251,7 @@ def test_missing_statistics_are_part_of_the_structure():
     prediction = Prediction(jnp.zeros(2, int), jnp.zeros(2), entropy=missing)
     assert len(jax.tree.leaves(prediction)) == 2
     assert jax.tree.map(lambda x: x, prediction).entropy == missing
-    assert missing != Missing("held_log_prob") and missing != "entropy"
+    assert missing == Missing("entropy") and missing != Missing("held_log_prob")
 
 
 ALL_AT_ONCE = (

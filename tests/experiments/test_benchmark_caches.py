@@ -156,7 +156,7 @@ def test_a_cache_on_puzzles_is_recorded_and_printed(run_script, checkpoint, tmp_
         "benchmark",
         f"--checkpoint={checkpoint}",
         "--reference=none",
-        f"--samplers={K3}",
+        f"--sampler={K3}",
         "--cache=none",
         "--cache=dual(refresh_every=4)",
         "--block_length=16",
@@ -195,7 +195,7 @@ def test_a_cache_on_puzzles_is_recorded_and_printed(run_script, checkpoint, tmp_
             "num_refreshed (0) must be",
         ),
         (
-            "--block_length=4 --cache=dual --samplers=margin",
+            "--block_length=4 --cache=dual --sampler=margin",
             "no eager version of Margin",
         ),
     ],
@@ -253,7 +253,7 @@ def test_commands_for_a_gpu_work_on_a_small_model(
     def values(name):
         return {value for flag, value in flags if flag == name}
 
-    assert {r["sampler"] for r in records} == values("--samplers") == {K3}
+    assert {r["sampler"] for r in records} == values("--sampler") == {K3}
     assert {r["cache"] for r in records} == (values("--cache") or {"none"})
     assert {str(r["batch_size"]) for r in records} == values("--batch_sizes")
     assert ("torch" in values("--reference")) == all("ratio" in r for r in records)

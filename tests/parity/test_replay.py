@@ -235,16 +235,26 @@ def test_script_tells_matches_from_what_it_cannot_compare(tmp_path, run_script):
     assert "sampler 'wizard' is not available" in lines[2]
     assert lines[3] == "matched 1 of 2"
     # One without a match; test_reference.py has one where all match.
-    status, output, errors = run_script("compare", *flags, "--samplers=wizard")
+    status, output, errors = run_script("compare", *flags, "--only=wizard")
     assert status == 1, errors
     assert output.splitlines()[-1] == "matched 0 of 1"
     assert CONFIDENT not in output
+    # With a sampler that is said to repeat it, and one that does not.
+    for spec, status in ((SIX_STEPS, 0), ("left_to_right(schedule=fixed(k=3))", 1)):
+        found, output, errors = run_script("compare", *flags, f"--sampler={spec}")
+        assert found == status, errors
+        lines = output.splitlines()[1:]
+        assert [line.split()[0] for line in lines[:-1]] == [CONFIDENT, "zz"]
+        assert all(f"  {spec}  " in line for line in lines[:-1])
+        assert all(line.endswith("match") != status for line in lines[:-1])
+        assert lines[-1] == f"matched {2 - 2 * status} of 2"
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--samplers=lowconfidence"], "lowconfidence"),
+        (["--only=lowconfidence"], "--only (lowconfidence) must be among"),
+        (["--sampler=lowconfidence"], "sampler (lowconfidence) must be one of"),
         (["--traces=absent"], "absent is not a directory"),
     ],
 )

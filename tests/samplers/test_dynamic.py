@@ -96,6 +96,14 @@ def test_near_certain_candidates_are_told_apart():
     assert commits(sampler, log_prob=log_prob) == [3, 4]
     sampler = samplers.parse("dynamic(threshold=0.999, schedule=quota(steps=4))")
     assert commits(sampler, log_prob=log_prob) == [2, 3, 4, 5, 6, 7]
+    # `threshold` too: none reaches 1 but a certain one, and the best is committed.
+    threshold = samplers.Threshold(threshold=1.0)
+    assert commits(threshold, log_prob=log_prob) == [3]
+    log_prob[5] = 0
+    assert commits(threshold, log_prob=log_prob) == [5]
+    threshold = samplers.Threshold(threshold=0.0)
+    assert commits(threshold, log_prob=log_prob) == [2, 3, 4, 5, 6, 7]
+    assert commits(samplers.Threshold(threshold=0.7)) == [2, 4, 6, 7]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ class Block(CachePlan):
     - STEP: the active block, against the blocks before it. The sampler decides.
     - STORE, once for each finished block: writes its final keys and values.
 
-    The tokens are those of full forwards.
+    The tokens are those of full forwards. A sampler that may return to finished blocks
+    is refused: these are final.
     """
 
     has_window: ClassVar[bool] = True

@@ -60,6 +60,7 @@ class CachePlan(Rule):
     Attributes:
       has_window: some forwards recompute a window of the row only.
       has_store: a block is over only when its final tokens have gone through a STORE.
+        Samplers whose region is larger than a block are then refused.
       needs_block_causal: the plan is refused for models whose blocks see later ones.
     """
 

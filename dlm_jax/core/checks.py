@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
+from dlm_jax.core import row
 from dlm_jax.core.cache import CachePlan
 from dlm_jax.core.canvas import Prediction, Prompts
 from dlm_jax.core.denoiser import Denoiser
@@ -93,6 +94,7 @@ def prepare(
     )
     sampler = canonical(sampler, (b,))
     sampler.check(options.gen_length, block_length)
+    _check_region(denoiser, sampler, prompts, options)
     return sampler, prompts, canonical(options)
 
 
@@ -119,6 +121,26 @@ def _check_cache(denoiser: Denoiser, options: Options) -> None:
         )
     if options.has_staleness and not (plan.has_window and options.has_trajectory):
         raise InputError("staleness must be measured with a cache and a trajectory")
+
+
+def _check_region(
+    denoiser: Denoiser, sampler: Sampler, prompts: Prompts, options: Options
+) -> None:
+    """Raises InputError if a sampler asks for blocks that a cache holds as final."""
+    if not options.cache.has_store:
+        return
+
+    def region(sampler: Sampler, prompts: Prompts) -> Array:
+        frame, first = row.start(denoiser, options, sampler, prompts)
+        return sampler.region(row.observe(denoiser, options, frame, first))
+
+    size = jax.eval_shape(jax.vmap(region), sampler, prompts).shape[1]
+    if size > options.block_length:
+        raise InputError(
+            f"cache ({type(options.cache).__name__}) must be used with a sampler that "
+            f"decides in the active block only: {type(sampler).__name__} may return to "
+            "finished ones, which this cache holds as final"
+        )
 
 
 def _check_needs(sampler: Sampler) -> None:

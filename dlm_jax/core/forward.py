@@ -1,6 +1,7 @@
 """The forwards of one iteration: which rows go through the model, whole or in part."""
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -8,25 +9,45 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dlm_jax.core.cache import Kind
-from dlm_jax.core.canvas import Canvas, View
+from dlm_jax.core.canvas import Canvas, Prediction, View
 from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.options import Options
 
 
 @flax.struct.dataclass
-class Forward:
-    """What the model gave for b rows; g is 2 under guidance, with and without prompt.
+class Part:
+    """What the model gave for some positions of n rows that it computed together.
 
     Attributes:
-      hidden: [g, b, r, d]; what the head reads for the region.
-      is_known: bool [b, r]; the output was computed.
+      ids: int32 [n]; the rows, b where there are fewer; None is all of them, in order.
+      region: int32 [n, q]; the positions, l where there are fewer.
+      is_known: bool [n, q]; the output was computed.
+      hidden: [g, n, q, d]; what the head reads. g is 2 under guidance, with and without
+        prompt.
+    """
+
+    ids: Int[Array, "n"] | None
+    region: Int[Array, "n q"]
+    is_known: Bool[Array, "n q"]
+    hidden: Float[Array, "g n q d"]
+
+
+# The statistics of a part, [n, l] each.
+Predict = Callable[[Part], Prediction]
+
+
+@flax.struct.dataclass
+class Forward:
+    """What is known of b rows after their forwards.
+
+    Attributes:
+      prediction: fields [b, l].
       is_served: bool [b]; the row took part. The others wait.
       kind: int32 [b]; what each row needed, see `run`.
       cache: with the keys and values that were written.
     """
 
-    hidden: Float[Array, "g b r d"]
-    is_known: Bool[Array, "b r"]
+    prediction: Prediction
     is_served: Bool[Array, "b"]
     kind: Int[Array, "b"]
     cache: PyTree
@@ -36,6 +57,8 @@ def run(
     denoiser: Denoiser,
     params: PyTree,
     options: Options,
+    predict: Predict,
+    *,
     kind: Int[Array, "b"],
     canvas: Canvas,
     view: View,
@@ -46,6 +69,9 @@ def run(
 ) -> Forward:
     """Computes every row's window, and a few whole rows where that is due.
 
+    The head, which `predict` applies, is part of either: of a window it reads no more
+    positions than the window has columns, however many the sampler asks for.
+
     A row whose next STEP would predict no position that may be committed gets a REFRESH
     instead: a sampler took back a token outside the window, or the column that predicts
     a position lies outside.
@@ -54,6 +80,7 @@ def run(
       denoiser: the model.
       params: its parameters.
       options: `cache` and `num_refreshed` are read.
+      predict: the statistics of what the model gives.
       kind: what each row needs next, a `Kind`.
       canvas: of the rows.
       view: of g * b rows, those without prompt last.
@@ -71,12 +98,12 @@ def run(
         return jnp.tile(x, (num_views, *[1] * (x.ndim - 1)))
 
     def apart(hidden: Array) -> Array:
-        return hidden.reshape(num_views, b, *hidden.shape[1:])
+        return hidden.reshape(num_views, -1, *hidden.shape[1:])
 
     if not options.cache.has_window:
         hidden, _ = denoiser.denoise(params, view, tile(sources), ())
-        everywhere = jnp.ones(region.shape, bool)
-        return Forward(apart(hidden), everywhere, ~is_done, kind, cache)
+        part = Part(None, region, jnp.ones(region.shape, bool), apart(hidden))
+        return Forward(predict(part), ~is_done, kind, cache)
 
     # The windows of all rows, stale ones too. What this writes for a stale row is
     # overwritten before it is read: its next forward computes the whole row.
@@ -84,26 +111,25 @@ def run(
     # A sampler may show more than the row. What a plan puts past the end of the row
     # must then be past the end of what is shown.
     columns = jnp.where(columns < canvas.length, columns, view.tokens.shape[1])
-    is_source = sources[:, :, None] == columns[:, None, :]
-    is_in_window = jnp.any(is_source, axis=-1)
-    places = jnp.argmax(is_source, axis=-1).astype(jnp.int32)
     windows = dataclasses.replace(view, columns=tile(columns))
+    seen, is_seen, places = _in_window(region, sources, columns, canvas.length)
 
-    def step(cache: PyTree) -> tuple[Array, PyTree]:
-        return denoiser.denoise(params, windows, tile(places), cache)
+    def step(cache: PyTree) -> tuple[Prediction, PyTree]:
+        hidden, cache = denoiser.denoise(params, windows, tile(places), cache)
+        return predict(Part(None, seen, is_seen, apart(hidden))), cache
 
-    shape = jax.eval_shape(step, cache)[0]
+    shapes = jax.eval_shape(step, cache)[0]
 
-    def skip(cache: PyTree) -> tuple[Array, PyTree]:
-        return jnp.zeros(shape.shape, shape.dtype), cache
+    def skip(cache: PyTree) -> tuple[Prediction, PyTree]:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), cache
 
     may_commit = jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=False))
-    is_useful = may_commit(canvas.is_eligible, region) & is_in_window
+    is_useful = may_commit(canvas.is_eligible, seen) & is_seen
     is_stuck = (kind == Kind.STEP) & ~jnp.any(is_useful, axis=1)
     kind = jnp.where(is_stuck, Kind.REFRESH, kind)
     is_whole = Kind.is_whole(kind) & ~is_done
     is_window = ~Kind.is_whole(kind) & ~is_done
-    stepped, cache = jax.lax.cond(jnp.any(is_window), step, skip, cache)
+    prediction, cache = jax.lax.cond(jnp.any(is_window), step, skip, cache)
 
     # The whole rows that are served in this iteration, gathered and scattered back.
     ids = _first(is_whole, min(options.num_refreshed, b), turn)
@@ -112,23 +138,56 @@ def run(
         [jnp.where(ids < b, ids + i * b, num_views * b) for i in range(num_views)]
     )
 
-    def refresh(cache: PyTree) -> tuple[Array, PyTree]:
+    def refresh(cache: PyTree) -> tuple[Prediction, PyTree]:
         shown, wanted, old = jax.tree.map(
             lambda x: x.at[both].get(mode="clip"), (view, tile(sources), cache)
         )
         hidden, new = denoiser.denoise(params, shown, wanted, old)
-        zeros, _ = skip(cache)
-        return zeros.at[both].set(hidden, mode="drop"), jax.tree.map(
+        asked = region.at[ids].get(mode="clip")
+        part = Part(ids, asked, jnp.ones(asked.shape, bool), apart(hidden))
+        refreshed = jax.tree.map(
+            lambda x, y: x.at[ids].set(y, mode="drop"), prediction, predict(part)
+        )
+        return refreshed, jax.tree.map(
             lambda x, y: x.at[both].set(y, mode="drop"), cache, new
         )
 
-    refreshed, cache = jax.lax.cond(jnp.any(is_whole), refresh, skip, cache)
-    return Forward(
-        hidden=jnp.where(is_refreshed[:, None, None], apart(refreshed), apart(stepped)),
-        is_known=is_refreshed[:, None] | is_in_window,
-        is_served=is_refreshed | is_window,
-        kind=kind,
-        cache=cache,
+    def keep(cache: PyTree) -> tuple[Prediction, PyTree]:
+        return prediction, cache
+
+    prediction, cache = jax.lax.cond(jnp.any(is_whole), refresh, keep, cache)
+    return Forward(prediction, is_refreshed | is_window, kind, cache)
+
+
+def _in_window(
+    region: Int[Array, "b r"],
+    sources: Int[Array, "b r"],
+    columns: Int[Array, "b w"],
+    length: int,
+) -> tuple[Int[Array, "b q"], Bool[Array, "b q"], Int[Array, "b q"]]:
+    """The positions of a region that a window tells of; q is the smaller of r and w.
+
+    Args:
+      region: positions that need a prediction.
+      sources: the columns that tell of them.
+      columns: the window's.
+      length: of a row.
+
+    Returns:
+      Positions, which of them are known, and the places in the window that tell.
+    """
+    is_source = sources[:, :, None] == columns[:, None, :]
+    if region.shape[1] <= columns.shape[1]:
+        places = jnp.argmax(is_source, axis=2).astype(jnp.int32)
+        return region, jnp.any(is_source, axis=2), places
+    # A column tells of one position.
+    is_known = jnp.any(is_source, axis=1)
+    told = jnp.take_along_axis(region, jnp.argmax(is_source, axis=1), axis=1)
+    places = jnp.arange(columns.shape[1], dtype=jnp.int32)
+    return (
+        jnp.where(is_known, told, length),
+        is_known,
+        jnp.broadcast_to(places, columns.shape),
     )
 
 

@@ -6,6 +6,8 @@ key and stop; a row that is done leaves its slot to the next one that waits.
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from dlm_jax.core.cache import CachePlan, Kind
 from dlm_jax.core.canvas import Canvas, Generation, HostArray, Prediction, Prompts, View
 from dlm_jax.core.checks import check_keys, check_tokens, prepare
 from dlm_jax.core.denoiser import Denoiser, full_precision
+from dlm_jax.core.forward import Part
 from dlm_jax.core.options import Options
 from dlm_jax.core.predict import predict
 from dlm_jax.core.row import Row
@@ -223,48 +226,46 @@ def iteration(
     sampler, frames = jobs.sampler, jobs.frames
     canvas = jax.vmap(functools.partial(row.observe, denoiser, options))(frames, rows)
     kind = jax.vmap(options.cache.kind)(canvas)
-    region = jax.vmap(lambda s, c: s.region(c))(sampler, canvas)
-    view = _views(denoiser, options, jobs, canvas)
+    asked = {
+        "canvas": canvas,
+        "view": _views(denoiser, options, jobs, canvas),
+        "region": jax.vmap(lambda s, c: s.region(c))(sampler, canvas),
+        "is_done": rows.is_done,
+        "turn": turn,
+    }
 
     # The forwards, and what they predict.
+    predict_part = functools.partial(
+        _predict, denoiser, params, options, jobs, rows, canvas
+    )
     with full_precision(denoiser, params, options.precision):
         outputs = forward.run(
             denoiser,
             params,
             options,
-            kind,
-            canvas,
-            view,
-            region,
-            rows.is_done,
-            cache,
-            turn,
+            functools.partial(predict_part, rows.tokens, sampler.needs),
+            kind=kind,
+            cache=cache,
+            **asked,
         )
-    prediction = _predict(
-        denoiser,
-        params,
-        options,
-        jobs,
-        rows,
-        canvas,
-        region,
-        outputs.hidden,
-        held=jnp.take_along_axis(rows.tokens, region, axis=1, mode="clip"),
-        needs=sampler.needs,
-    )
-    spread = jax.vmap(functools.partial(row.spread, canvas.length))
-    prediction = spread(region, outputs.is_known, prediction, rows.tokens)
-    staleness = None
-    if options.has_staleness:
-        staleness = _staleness(
-            denoiser, params, options, jobs, rows, canvas, view, region, prediction
-        )
+        staleness = None
+        if options.has_staleness:
+            staleness = _staleness(
+                denoiser, params, options, predict_part, outputs.prediction, asked
+            )
 
     # The steps of the rows that took part.
     rule_keys = _step_keys(jobs, rows, _RULE)
     advance = jax.vmap(functools.partial(row.advance, denoiser, options))
     advanced = advance(
-        sampler, rule_keys, frames, rows, canvas, prediction, outputs.kind, staleness
+        sampler,
+        rule_keys,
+        frames,
+        rows,
+        canvas,
+        outputs.prediction,
+        outputs.kind,
+        staleness,
     )
     return queue.where(outputs.is_served, advanced, rows), outputs.cache
 
@@ -297,85 +298,74 @@ def _predict(
     jobs: Job,
     rows: Row,
     canvas: Canvas,
-    region: Int[Array, "b r"],
-    hidden: Float[Array, "g b r d"],
-    held: Int[Array, "b r"],
+    tokens: Int[Array, "b l"],
     needs: tuple[str, ...],
+    part: Part,
 ) -> Prediction:
-    """The statistics of a region; `held` and `needs` as of `predict`."""
+    """The statistics of a part's rows, of b; with `tokens` as the held ones."""
+    if part.ids is not None:
+        jobs, rows, canvas, tokens = jax.tree.map(
+            lambda x: x[part.ids], (jobs, rows, canvas, tokens)
+        )
 
     def adjust(token_ids: Array, logits: Array) -> Array:
         return jax.vmap(lambda s, *row: s.adjust(*row), (0, 0, 0, 0, None, 0))(
-            jobs.sampler, rows.state, canvas, region, token_ids, logits
+            jobs.sampler, rows.state, canvas, part.region, token_ids, logits
         )
 
-    with full_precision(denoiser, params, options.precision):
-        return predict(
-            hidden,
-            denoiser.head(params),
-            held,
-            needs,
-            mask_id=denoiser.mask_id,
-            keys=_step_keys(jobs, rows, _DRAW),
-            positions=region,
-            adjust=adjust,
-            temperature=options.temperature,
-            guidance=options.guidance,
-            suppressed_ids=options.suppressed_ids,
-            deferred_ids=options.deferred_ids,
-            logits_dtype=options.logits_dtype,
-            probability_dtype=options.probability_dtype,
-            logits_bytes=options.logits_bytes,
-            vocab_axis=denoiser.model_axis,
-        )
+    regional = predict(
+        part.hidden,
+        denoiser.head(params),
+        held=jnp.take_along_axis(tokens, part.region, axis=1, mode="clip"),
+        needs=needs,
+        mask_id=denoiser.mask_id,
+        keys=_step_keys(jobs, rows, _DRAW),
+        positions=part.region,
+        adjust=adjust,
+        temperature=options.temperature,
+        guidance=options.guidance,
+        suppressed_ids=options.suppressed_ids,
+        deferred_ids=options.deferred_ids,
+        logits_dtype=options.logits_dtype,
+        probability_dtype=options.probability_dtype,
+        logits_bytes=options.logits_bytes,
+        vocab_axis=denoiser.model_axis,
+    )
+    spread = jax.vmap(functools.partial(row.spread, canvas.length))
+    return spread(part.region, part.is_known, regional, rows.tokens)
 
 
 def _staleness(
     denoiser: Denoiser,
     params: PyTree,
     options: Options,
-    jobs: Job,
-    rows: Row,
-    canvas: Canvas,
-    view: View,
-    region: Int[Array, "b r"],
+    predict_part: Callable[..., Prediction],
     prediction: Prediction,
+    asked: Mapping[str, Any],
 ) -> Float[Array, "b"]:
-    """How far the candidates' log-probabilities are from a full forward's, at most."""
-    full = dataclasses.replace(options, cache=CachePlan())
-    kind = jnp.full(rows.is_done.shape, Kind.REFRESH, jnp.int32)
-    with full_precision(denoiser, params, options.precision):
-        outputs = forward.run(
-            denoiser,
-            params,
-            full,
-            kind,
-            canvas,
-            view,
-            region,
-            rows.is_done,
-            (),
-            jnp.int32(0),
-        )
-    candidates = jnp.take_along_axis(prediction.token, region, axis=1, mode="clip")
-    exact = _predict(
+    """How far the candidates' log-probabilities are from a full forward's, at most.
+
+    Args:
+      denoiser: the model.
+      params: its parameters.
+      options: of the run.
+      predict_part: `_predict` of the run.
+      prediction: with the cache.
+      asked: what `forward.run` is asked whatever the cache.
+    """
+    canvas = asked["canvas"]
+    exact = forward.run(
         denoiser,
         params,
-        full,
-        jobs,
-        rows,
-        canvas,
-        region,
-        outputs.hidden,
-        held=candidates,
-        needs=("held_log_prob",),
-    )
-    cached, counts = (
-        jnp.take_along_axis(x, region, axis=1, mode="clip")
-        for x in (prediction.log_prob, canvas.is_eligible & prediction.is_known)
-    )
-    counts &= region < canvas.length
+        dataclasses.replace(options, cache=CachePlan()),
+        functools.partial(predict_part, prediction.token, ("held_log_prob",)),
+        kind=jnp.full_like(asked["is_done"], Kind.REFRESH, jnp.int32),
+        cache=(),
+        **asked,
+    ).prediction
     # A deferred candidate has no log-probability to compare.
-    counts &= jnp.isfinite(cached)
-    error = jnp.where(counts, jnp.abs(cached - exact.held_log_prob), 0)
+    counts = (
+        canvas.is_eligible & prediction.is_known & jnp.isfinite(prediction.log_prob)
+    )
+    error = jnp.where(counts, jnp.abs(prediction.log_prob - exact.held_log_prob), 0)
     return jnp.max(error, axis=1)

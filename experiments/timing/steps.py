@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from dlm_jax.core import forward as forwards
 from dlm_jax.core import row
 from dlm_jax.core.cache import Kind
-from dlm_jax.core.canvas import Prompts, View
+from dlm_jax.core.canvas import Prediction, Prompts, View
 from dlm_jax.core.checks import prepare
 from dlm_jax.core.denoiser import Denoiser, full_precision
 from dlm_jax.core.keys import check_seed
@@ -171,6 +171,11 @@ def cached_timer(
         canvas, view, region = shown
         is_done = jnp.zeros(b, bool)
 
+        def is_nan(part: forwards.Part) -> Prediction:
+            """Stands for the head, which is not timed."""
+            is_bad = jnp.any(jnp.isnan(part.hidden), axis=(0, 2, 3))
+            return Prediction(is_bad.astype(jnp.int32), is_bad.astype(jnp.float32))
+
         def forward(turn: Array, carry: tuple) -> tuple:
             tokens, cache = carry
             own = dataclasses.replace(view, tokens=tokens)
@@ -179,16 +184,17 @@ def cached_timer(
                     denoiser,
                     params,
                     options,
-                    kind,
-                    canvas,
-                    own,
-                    region,
-                    is_done,
-                    cache,
-                    turn,
+                    is_nan,
+                    kind=kind,
+                    canvas=canvas,
+                    view=own,
+                    region=region,
+                    is_done=is_done,
+                    cache=cache,
+                    turn=turn,
                 )
             # Adds nothing, but depends on the forward and is needed by the next.
-            is_bad = jnp.any(jnp.isnan(given.hidden))
+            is_bad = jnp.any(given.prediction.token)
             return tokens + is_bad.astype(jnp.int32), given.cache
 
         return jax.lax.fori_loop(0, num, forward, (view.tokens, cache))[1]

@@ -1,13 +1,14 @@
 """The forwards of one iteration: which rows go through the model, whole or in part."""
 
 import dataclasses
+import functools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from dlm_jax.core.cache import Kind
+from dlm_jax.core.cache import CachePlan, Kind
 from dlm_jax.core.canvas import Canvas, View
 from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.options import Options
@@ -46,10 +47,6 @@ def run(
 ) -> Forward:
     """Computes every row's window, and a few whole rows where that is due.
 
-    A row whose next STEP would predict no position that may be committed gets a REFRESH
-    instead: a sampler took back a token outside the window, or the column that predicts
-    a position lies outside.
-
     Args:
       denoiser: the model.
       params: its parameters.
@@ -65,13 +62,8 @@ def run(
     b = kind.shape[0]
     num_views = view.tokens.shape[0] // b
     sources = denoiser.sources(region)
-
-    # From b rows to all views of them, and back.
-    def tile(x: Array) -> Array:
-        return jnp.tile(x, (num_views, *[1] * (x.ndim - 1)))
-
-    def apart(hidden: Array) -> Array:
-        return hidden.reshape(num_views, b, *hidden.shape[1:])
+    tile = functools.partial(_tile, num_views)
+    apart = functools.partial(_apart, num_views)
 
     if not options.cache.has_window:
         hidden, _ = denoiser.denoise(params, view, tile(sources), ())
@@ -80,13 +72,7 @@ def run(
 
     # The windows of all rows, stale ones too. What this writes for a stale row is
     # overwritten before it is read: its next forward computes the whole row.
-    columns = jax.vmap(options.cache.window)(canvas)
-    # A sampler may show more than the row. What a plan puts past the end of the row
-    # must then be past the end of what is shown.
-    columns = jnp.where(columns < canvas.length, columns, view.tokens.shape[1])
-    is_source = sources[:, :, None] == columns[:, None, :]
-    is_in_window = jnp.any(is_source, axis=-1)
-    places = jnp.argmax(is_source, axis=-1).astype(jnp.int32)
+    columns, places, is_in_window = _windows(options.cache, canvas, view, sources)
     windows = dataclasses.replace(view, columns=tile(columns))
 
     def step(cache: PyTree) -> tuple[Array, PyTree]:
@@ -97,9 +83,8 @@ def run(
     def skip(cache: PyTree) -> tuple[Array, PyTree]:
         return jnp.zeros(shape.shape, shape.dtype), cache
 
-    may_commit = jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=False))
-    is_useful = may_commit(canvas.is_eligible, region) & is_in_window
-    is_stuck = (kind == Kind.STEP) & ~jnp.any(is_useful, axis=1)
+    # A row whose window would not let it go on gets a REFRESH instead.
+    is_stuck = _is_stuck(kind, canvas, region, is_in_window)
     kind = jnp.where(is_stuck, Kind.REFRESH, kind)
     is_whole = Kind.is_whole(kind) & ~is_done
     is_window = ~Kind.is_whole(kind) & ~is_done
@@ -108,9 +93,7 @@ def run(
     # The whole rows that are served in this iteration, gathered and scattered back.
     ids = _first(is_whole, min(options.num_refreshed, b), turn)
     is_refreshed = jnp.zeros(b, bool).at[ids].set(True, mode="drop")
-    both = jnp.concatenate(
-        [jnp.where(ids < b, ids + i * b, num_views * b) for i in range(num_views)]
-    )
+    both = _of_all_views(num_views, b, ids)
 
     def refresh(cache: PyTree) -> tuple[Array, PyTree]:
         shown, wanted, old = jax.tree.map(
@@ -130,6 +113,53 @@ def run(
         kind=kind,
         cache=cache,
     )
+
+
+def _tile(num_views: int, x: Shaped[Array, "b ..."]) -> Shaped[Array, "gb ..."]:
+    """From b rows to all g views of them, those without prompt last."""
+    return jnp.tile(x, (num_views, *[1] * (x.ndim - 1)))
+
+
+def _apart(num_views: int, x: Shaped[Array, "gb ..."]) -> Shaped[Array, "g b ..."]:
+    """The views of all rows with an axis of their own."""
+    return x.reshape(num_views, x.shape[0] // num_views, *x.shape[1:])
+
+
+def _of_all_views(num_views: int, b: int, ids: Int[Array, "n"]) -> Int[Array, "gn"]:
+    """Where the views of some of b rows are; past the end for ids past the end."""
+    return jnp.concatenate(
+        [jnp.where(ids < b, ids + i * b, num_views * b) for i in range(num_views)]
+    )
+
+
+def _windows(
+    plan: CachePlan, canvas: Canvas, view: View, sources: Int[Array, "b r"]
+) -> tuple[Int[Array, "b w"], Int[Array, "b r"], Bool[Array, "b r"]]:
+    """The columns of all windows, where sources are in them, and whether they are."""
+    columns = jax.vmap(plan.window)(canvas)
+    # A sampler may show more than the row. What a plan puts past the end of the row
+    # must then be past the end of what is shown.
+    columns = jnp.where(columns < canvas.length, columns, view.tokens.shape[1])
+    is_source = sources[:, :, None] == columns[:, None, :]
+    is_in_window = jnp.any(is_source, axis=-1)
+    places = jnp.argmax(is_source, axis=-1).astype(jnp.int32)
+    return columns, places, is_in_window
+
+
+def _is_stuck(
+    kind: Int[Array, "b"],
+    canvas: Canvas,
+    region: Int[Array, "b r"],
+    is_in_window: Bool[Array, "b r"],
+) -> Bool[Array, "b"]:
+    """Rows whose next STEP would predict no position that may be committed.
+
+    A sampler took back a token outside the window, or the column that predicts a
+    position lies outside.
+    """
+    may_commit = jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=False))
+    is_useful = may_commit(canvas.is_eligible, region) & is_in_window
+    return (kind == Kind.STEP) & ~jnp.any(is_useful, axis=1)
 
 
 def _first(

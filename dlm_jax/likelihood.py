@@ -5,6 +5,9 @@ answer's n tokens, k uniform from 1 to n and the set uniform among those of its 
 n / k times the sum of the log-probabilities of the masked tokens is, on average, a
 lower bound of log p(answer | prompt) (arXiv:2502.09992, equation 6 of appendix A), and
 equal to it if the model's conditionals belong to one joint distribution.
+
+Attributes:
+  MASKS: the ways to draw masks by name.
 """
 
 import dataclasses
@@ -237,6 +240,9 @@ def are_greedy(
       batch_size: rows at once, over all devices.
       options: see `estimate_masks`.
 
+    Returns:
+      One for each row.
+
     Raises:
       InputError: naming the argument that does not fit.
     """
@@ -261,7 +267,7 @@ def are_greedy(
 def draw(
     rows: Sequence[Encoded], num_samples: int, seed: int, masks: Masks | str | None
 ) -> list[Drawn]:
-    """The masks of every row.
+    """Draws the masks of every row.
 
     They are a function of the seed, the prompt and the number of the answer's tokens.
     Answers of one length to the same prompt thus have the same masks, and differences
@@ -272,6 +278,9 @@ def draw(
       num_samples: masks per answer.
       seed: an integer from 0 to 2^32 - 1.
       masks: how they are drawn, see `Settings`.
+
+    Returns:
+      One for each row.
 
     Raises:
       InputError: naming the argument that does not fit.

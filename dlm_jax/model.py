@@ -44,6 +44,9 @@ def load(
       devices_per_model: devices that share one copy of the weights; by default every
         device has all of them.
 
+    Returns:
+      The model, its weights on the devices.
+
     Raises:
       InputError: naming what is missing, damaged or not supported.
     """
@@ -266,7 +269,19 @@ class Model(Outline):
     ) -> Iterator[tuple[int, Output]]:
         """Fills encoded rows, and yields each when it is finished.
 
-        Arguments and errors are those of `stream_done`.
+        Args:
+          rows: of `codec`.
+          sampler: a sampler or its spec.
+          options: how to generate; `num_slots` is set from the batch size.
+          settings: `seed`, `batch_size` and `queue_length` are read.
+          ids: what the rows' random draws depend on; their places by default.
+
+        Returns:
+          Pairs of a row's place and what it became, every row once.
+
+        Raises:
+          InputError: naming the argument that does not fit.
+          OutOfMemory: naming the batch size, when the memory is full.
         """
         handed_over = self.stream_done(rows, sampler, options, settings, ids)
         return (pair for done in handed_over for pair in done.items())

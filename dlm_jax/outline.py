@@ -85,6 +85,12 @@ class Outline:
     ) -> None:
         """Checks the arguments of `Model.stream_rows`.
 
+        Args:
+          rows: encoded, of `codec`.
+          sampler: a sampler or its spec.
+          options: how to generate.
+          settings: `seed`, `batch_size` and `queue_length` are read.
+
         Raises:
           InputError: naming the argument that does not fit.
         """
@@ -108,9 +114,16 @@ class Outline:
         chat: bool | None,
         settings: Settings,
     ) -> tuple[list[Encoded], Options]:
-        """Rows of prompts to continue, and how to fill them; see `generate`.
+        """Encodes prompts to continue.
 
-        A prompt may also be token ids.
+        Args:
+          prompts: as a list of `Model.generate`; also token ids.
+          gen_length: tokens to generate after each prompt.
+          chat: see `Model.generate`.
+          settings: see `Settings`.
+
+        Returns:
+          The rows, and how to fill them.
 
         Raises:
           InputError: naming the argument or the prompt that does not fit.
@@ -124,7 +137,14 @@ class Outline:
     def infilled(
         self, texts: Sequence[str], settings: Settings
     ) -> tuple[list[Encoded], Options]:
-        """Rows of texts to infill, and how to fill them; see `infill`.
+        """Encodes texts to infill.
+
+        Args:
+          texts: with `mask_text` once for every missing token.
+          settings: see `Settings`.
+
+        Returns:
+          The rows, and how to fill them.
 
         Raises:
           InputError: naming the argument or the text that does not fit.
@@ -153,11 +173,14 @@ class Outline:
         return own
 
     def options(self, gen_length: int, settings: Settings) -> Options:
-        """The `Options` that settings mean.
+        """Reads settings.
 
         Args:
           gen_length: most blanks of a row.
           settings: see `Settings`.
+
+        Returns:
+          The `Options` that they mean.
 
         Raises:
           InputError: for a keyword that is no setting.

@@ -1,4 +1,8 @@
-"""Cache plans, one file each, and their specs: `dual(refresh_every=8)`."""
+"""Cache plans, one file each, and their specs: `dual(refresh_every=8)`.
+
+Attributes:
+  CACHES: the plans of this package by name; "none" is `CachePlan` itself.
+"""
 
 from dlm_jax.caches.approximate import Approximate
 from dlm_jax.caches.block import Block
@@ -30,7 +34,13 @@ __all__ = [
 
 
 def parse(spec: str) -> CachePlan:
-    """Reads a cache plan from its spec, as `samplers.parse` reads a sampler.
+    """Reads a cache plan from its spec.
+
+    Args:
+      spec: as that of a sampler, see `dlm_jax.parse`.
+
+    Returns:
+      The plan.
 
     Raises:
       InputError: for an unknown name or field, with the known ones, a bad value, or a
@@ -43,5 +53,12 @@ def parse(spec: str) -> CachePlan:
 
 
 def to_spec(plan: CachePlan) -> str:
-    """The spec that `parse` reads back, without fields at their defaults."""
+    """Writes the spec of a cache plan, without fields at their defaults.
+
+    Args:
+      plan: of this package or of any module.
+
+    Returns:
+      The spec, which `parse` reads back.
+    """
     return _SPECS.write(plan, is_short=True)

@@ -40,12 +40,26 @@ class Kind(enum.IntEnum):
 
     @classmethod
     def is_whole(cls, kind: Int[Array, "*n"]) -> Array:
-        """Whether the whole row goes through the model."""
+        """Tells which forwards compute the whole row.
+
+        Args:
+          kind: int32 [...]; of each forward.
+
+        Returns:
+          bool [...].
+        """
         return (kind == cls.REFRESH) | (kind == cls.PREFILL)
 
     @classmethod
     def decides(cls, kind: Int[Array, "*n"]) -> Array:
-        """Whether the sampler decides after it."""
+        """Tells after which forwards the sampler decides.
+
+        Args:
+          kind: int32 [...]; of each forward.
+
+        Returns:
+          bool [...].
+        """
         return (kind == cls.REFRESH) | (kind == cls.STEP)
 
 
@@ -69,22 +83,38 @@ class CachePlan(Rule):
     needs_block_causal: ClassVar[bool] = False
 
     def kind(self, canvas: Canvas) -> Int[Array, ""]:
-        """The forward that the row needs next, a `Kind`."""
+        """Chooses the next forward of a row.
+
+        Args:
+          canvas: the row before that forward.
+
+        Returns:
+          int32 []; a `Kind`. REFRESH by default.
+        """
         return jnp.int32(Kind.REFRESH)
 
     def window(self, canvas: Canvas) -> Int[Array, "w"]:
-        """The columns that a STEP or STORE recomputes, each at most once.
+        """Chooses the columns that a STEP or STORE recomputes.
 
-        w may depend on static numbers only. Where there are fewer columns than w, the
-        rest of the entries are l (`canvas.length`).
+        Only plans with `has_window` need it.
+
+        Args:
+          canvas: the row before that forward.
+
+        Returns:
+          int32 [w]; columns of the row, each at most once, and l (`canvas.length`)
+          where there are fewer than w. w may depend on static numbers only.
         """
         raise NotImplementedError
 
     def extra_forwards(self, length: int, block_length: int) -> int:
-        """A bound on a row's forwards after which the sampler decides nothing.
+        """Bounds the forwards of a row after which the sampler decides nothing.
 
         Args:
           length: columns of the padded row.
           block_length: columns per block.
+
+        Returns:
+          The bound; 0 by default.
         """
         return 0

@@ -46,39 +46,63 @@ class Denoiser(Protocol):
         ...
 
     def init_cache(self, params: PyTree, batch_size: int, length: int) -> PyTree:
-        """A cache to be written to; () for models that cannot have one.
+        """Makes a cache of keys and values to be written to.
 
-        Every leaf is [batch_size, length, heads, ...]. With a `model_axis`, heads are
-        the device's own. It is not cleared for a new row, which sees only columns that
-        it has written itself.
+        It is not cleared for a new row, which sees only columns that it has written
+        itself.
+
+        Args:
+          params: the parameters.
+          batch_size: rows that are shown at once; under guidance each counts twice.
+          length: tokens of a view.
+
+        Returns:
+          A pytree of arrays [batch_size, length, heads, ...]. With a `model_axis`,
+          heads are the device's own. () for models that cannot have a cache.
         """
         ...
 
     def sources(self, region: Int[Array, "*b r"]) -> Int[Array, "*b r"]:
-        """The columns whose outputs predict the positions of a region.
+        """Tells which columns' outputs predict the positions of a region.
 
-        Each its own in most models; the one before in others.
+        Args:
+          region: int32 [..., r]; positions.
+
+        Returns:
+          int32 [..., r]; each position's own column in most models, the one before in
+          others.
         """
         ...
 
     def denoise(
         self, params: PyTree, view: View, region: Int[Array, "b r"], cache: PyTree
     ) -> tuple[Float[Array, "b r d"], PyTree]:
-        """Runs a batched view; returns what the head reads for `region`, and the cache.
+        """Runs the model, without its head.
 
         Args:
           params: the parameters.
-          view: what is shown. If it names columns, only those go through the model, and
-            see keys and values of the others in the cache.
-          region: what outputs are wanted, as columns or, if the view names columns, as
-            indices into those. Indices past the end are clipped.
-          cache: () computes without one and returns (). Otherwise the keys and values
-            of what goes through the model are written to it.
+          view: what is shown, of b rows. If it names columns, only those go through the
+            model, and see keys and values of the others in the cache.
+          region: int32 [b, r]; what outputs are wanted, as columns or, if the view
+            names columns, as indices into those. Indices past the end are clipped.
+          cache: () computes without one. Otherwise the keys and values of what goes
+            through the model are written to it.
+
+        Returns:
+          float [b, r, d], what the head reads for the region; and the cache as
+          written, () without one.
         """
         ...
 
     def head(self, params: PyTree) -> Float[Array, "v d"]:
-        """The language-model head; logits are hidden @ head.T."""
+        """Gives the language-model head.
+
+        Args:
+          params: the parameters.
+
+        Returns:
+          float [v, d]; logits are hidden @ head.T.
+        """
         ...
 
 

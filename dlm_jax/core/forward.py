@@ -1,14 +1,15 @@
 """The forwards of one iteration: which rows go through the model, whole or in part."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from dlm_jax.core.cache import Kind
+from dlm_jax.core.cache import CachePlan, Kind
 from dlm_jax.core.canvas import Canvas, Prediction, View
 from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.options import Options
@@ -72,10 +73,6 @@ def run(
     The head, which `predict` applies, is part of either: of a window it reads no more
     positions than the window has columns, however many the sampler asks for.
 
-    A row whose next STEP would predict no position that may be committed gets a REFRESH
-    instead: a sampler took back a token outside the window, or the column that predicts
-    a position lies outside.
-
     Args:
       denoiser: the model.
       params: its parameters.
@@ -92,13 +89,8 @@ def run(
     b = kind.shape[0]
     num_views = view.tokens.shape[0] // b
     sources = denoiser.sources(region)
-
-    # From b rows to all views of them, and back.
-    def tile(x: Array) -> Array:
-        return jnp.tile(x, (num_views, *[1] * (x.ndim - 1)))
-
-    def apart(hidden: Array) -> Array:
-        return hidden.reshape(num_views, -1, *hidden.shape[1:])
+    tile = functools.partial(_tile, num_views)
+    apart = functools.partial(_apart, num_views)
 
     if not options.cache.has_window:
         hidden, _ = denoiser.denoise(params, view, tile(sources), ())
@@ -107,10 +99,7 @@ def run(
 
     # The windows of all rows, stale ones too. What this writes for a stale row is
     # overwritten before it is read: its next forward computes the whole row.
-    columns = jax.vmap(options.cache.window)(canvas)
-    # A sampler may show more than the row. What a plan puts past the end of the row
-    # must then be past the end of what is shown.
-    columns = jnp.where(columns < canvas.length, columns, view.tokens.shape[1])
+    columns = _windows(options.cache, canvas, view)
     windows = dataclasses.replace(view, columns=tile(columns))
     seen, is_seen, places = _in_window(region, sources, columns, canvas.length)
 
@@ -123,9 +112,8 @@ def run(
     def skip(cache: PyTree) -> tuple[Prediction, PyTree]:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), cache
 
-    may_commit = jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=False))
-    is_useful = may_commit(canvas.is_eligible, seen) & is_seen
-    is_stuck = (kind == Kind.STEP) & ~jnp.any(is_useful, axis=1)
+    # A row whose window would not let it go on gets a REFRESH instead.
+    is_stuck = _is_stuck(kind, canvas, seen, is_seen)
     kind = jnp.where(is_stuck, Kind.REFRESH, kind)
     is_whole = Kind.is_whole(kind) & ~is_done
     is_window = ~Kind.is_whole(kind) & ~is_done
@@ -134,9 +122,7 @@ def run(
     # The whole rows that are served in this iteration, gathered and scattered back.
     ids = _first(is_whole, min(options.num_refreshed, b), turn)
     is_refreshed = jnp.zeros(b, bool).at[ids].set(True, mode="drop")
-    both = jnp.concatenate(
-        [jnp.where(ids < b, ids + i * b, num_views * b) for i in range(num_views)]
-    )
+    both = _of_all_views(num_views, b, ids)
 
     def refresh(cache: PyTree) -> tuple[Prediction, PyTree]:
         shown, wanted, old = jax.tree.map(
@@ -189,6 +175,47 @@ def _in_window(
         is_known,
         jnp.broadcast_to(places, columns.shape),
     )
+
+
+def _tile(num_views: int, x: Shaped[Array, "b ..."]) -> Shaped[Array, "gb ..."]:
+    """From b rows to all g views of them, those without prompt last."""
+    return jnp.tile(x, (num_views, *[1] * (x.ndim - 1)))
+
+
+def _apart(num_views: int, x: Shaped[Array, "gb ..."]) -> Shaped[Array, "g b ..."]:
+    """The views of all rows with an axis of their own."""
+    return x.reshape(num_views, x.shape[0] // num_views, *x.shape[1:])
+
+
+def _of_all_views(num_views: int, b: int, ids: Int[Array, "n"]) -> Int[Array, "gn"]:
+    """Where the views of some of b rows are; past the end for ids past the end."""
+    return jnp.concatenate(
+        [jnp.where(ids < b, ids + i * b, num_views * b) for i in range(num_views)]
+    )
+
+
+def _windows(plan: CachePlan, canvas: Canvas, view: View) -> Int[Array, "b w"]:
+    """The columns of all windows."""
+    columns = jax.vmap(plan.window)(canvas)
+    # A sampler may show more than the row. What a plan puts past the end of the row
+    # must then be past the end of what is shown.
+    return jnp.where(columns < canvas.length, columns, view.tokens.shape[1])
+
+
+def _is_stuck(
+    kind: Int[Array, "b"],
+    canvas: Canvas,
+    seen: Int[Array, "b q"],
+    is_seen: Bool[Array, "b q"],
+) -> Bool[Array, "b"]:
+    """Rows whose next STEP would predict no position that may be committed.
+
+    A sampler took back a token outside the window, or the column that predicts a
+    position lies outside.
+    """
+    may_commit = jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=False))
+    is_useful = may_commit(canvas.is_eligible, seen) & is_seen
+    return (kind == Kind.STEP) & ~jnp.any(is_useful, axis=1)
 
 
 def _first(

@@ -38,7 +38,14 @@ class Masks(Rule):
     """
 
     def size(self, num_samples: int) -> int:
-        """Masks per batch."""
+        """Tells how many masks a batch has.
+
+        Args:
+          num_samples: masks per answer, of all batches.
+
+        Returns:
+          The number; 1 by default.
+        """
         return 1
 
     @abc.abstractmethod
@@ -53,7 +60,10 @@ class Masks(Rule):
         Args:
           rng: the only source of chance.
           length: tokens of the answer.
-          size: masks of the batch.
+          size: masks of the batch, m.
+
+        Returns:
+          bool [m, n]; True where a token is masked.
         """
 
     def draw(self, rng: np.random.Generator, length: int, num_samples: int) -> Drawn:
@@ -63,6 +73,9 @@ class Masks(Rule):
           rng: the only source of chance.
           length: tokens of the answer.
           num_samples: masks.
+
+        Returns:
+          The masks in batches, all of one weight.
 
         Raises:
           InputError: if they are no whole batches.
@@ -78,7 +91,10 @@ class Masks(Rule):
 
 
 class Independent(Masks):
-    """Masks that have nothing to do with each other."""
+    """Masks that have nothing to do with each other.
+
+    LLaDA's estimate as published (arXiv:2502.09992, equation 6 of appendix A).
+    """
 
     def batch(
         self, rng: np.random.Generator, length: int, size: int
@@ -89,8 +105,9 @@ class Independent(Masks):
 class Stratified(Masks):
     """Numbers of masked tokens spread evenly over a batch, from a random first one.
 
-    The sets are independent. LLaDA's released estimate, but for ties: where the spacing
-    falls between two numbers, the lower one is taken, so that all are as likely.
+    The sets are independent. The estimate of LLaDA's released code (arXiv:2502.09992),
+    but for ties: where the spacing falls between two numbers, the lower one is taken,
+    so that all are as likely.
 
     Attributes:
       batch_size: masks per batch, fewer only where there are fewer samples. The larger,
@@ -109,7 +126,16 @@ class Stratified(Masks):
         return _sets(rng, self.counts(first, length, size), length)
 
     def counts(self, first: int, length: int, size: int) -> Int[np.ndarray, "m"]:
-        """Numbers of masked tokens of a batch that begins with `first`."""
+        """Spreads the numbers of masked tokens over a batch.
+
+        Args:
+          first: the first number, from 1 to length.
+          length: tokens of the answer.
+          size: masks of the batch, m.
+
+        Returns:
+          int [m]; numbers from 1 to length.
+        """
         return (first - 1 + np.arange(size) * length // size) % length + 1
 
 
@@ -146,6 +172,9 @@ class Exhaustive(Masks):
     """All masks of an answer, each once: no estimate, but the value it has on average.
 
     For short answers: n tokens have 2^n - 1 masks.
+
+    Attributes:
+      longest: tokens of an answer, at most.
     """
 
     # 2^16 forwards are more than anybody wants for an answer.
@@ -157,7 +186,15 @@ class Exhaustive(Masks):
         return np.array(list(itertools.product((False, True), repeat=length))[1:])
 
     def draw(self, rng: np.random.Generator, length: int, num_samples: int) -> Drawn:
-        """All masks, whatever num_samples is.
+        """Gives all masks.
+
+        Args:
+          rng: not used.
+          length: tokens of the answer.
+          num_samples: not used.
+
+        Returns:
+          One batch. A mask's weight is the probability that `Independent` draws it.
 
         Raises:
           InputError: if the answer is too long for that.
@@ -196,8 +233,15 @@ _SPECS = Specs(
 def parse(spec: str) -> Masks:
     """Reads a way to draw masks from its spec.
 
+    Args:
+      spec: as that of a sampler, see `dlm_jax.parse`.
+
+    Returns:
+      The rule.
+
     Raises:
-      InputError: as `samplers.parse`.
+      InputError: for an unknown name or field, with the known ones, a bad value, or a
+        module that does not import.
 
     >>> parse("stratified(batch_size=32)").batch_size
     32
@@ -206,5 +250,12 @@ def parse(spec: str) -> Masks:
 
 
 def to_spec(masks: Masks) -> str:
-    """The spec that `parse` reads back."""
+    """Writes the spec of a way to draw masks, with every field.
+
+    Args:
+      masks: of this package or of any module.
+
+    Returns:
+      The spec, which `parse` reads back.
+    """
     return _SPECS.write(masks)

@@ -213,8 +213,9 @@ def _decide(
     row: Row,
     canvas: Canvas,
     prediction: Prediction,
+    decides: Bool[Array, ""],
 ) -> tuple[PyTree, Decision]:
-    """The sampler's next state and its decision.
+    """The sampler's next state and its decision; the old state unless it decides.
 
     Raises:
       InputError: if its step returns something else.
@@ -228,6 +229,7 @@ def _decide(
     state, decision = returned
     # Keeps the carry's dtypes, whether the sampler's arithmetic was float32 or wider.
     state = jax.tree.map(lambda new, old: new.astype(old.dtype), state, row.state)
+    state = jax.tree.map(lambda x, y: jnp.where(decides, x, y), state, row.state)
     return state, decision
 
 
@@ -252,9 +254,7 @@ def advance(
     decides = Kind.decides(kind)
     has_nan = decides & jnp.any(canvas.is_eligible & jnp.isnan(prediction.log_prob))
     canvas = _let_deferred_wait(options, canvas, prediction)
-    state, decision = _decide(sampler, key, row, canvas, prediction)
-
-    state = jax.tree.map(lambda x, y: jnp.where(decides, x, y), state, row.state)
+    state, decision = _decide(sampler, key, row, canvas, prediction, decides)
 
     # Write the commits that are allowed, then remasks.
     is_free = canvas.is_open & prediction.is_known & ~has_nan & decides
@@ -266,13 +266,9 @@ def advance(
     commit_step = jnp.where(commit, row.num_forwards, row.commit_step)
     confidence = jnp.where(commit, jnp.exp(prediction.log_prob), row.confidence)
 
-    # A block is over if nothing is undecided in it. With an exact cache it must then
-    # also be stored.
-    is_over = ~jnp.any(is_mask & canvas.is_open)
-    if options.cache.has_store:
-        is_over &= kind == Kind.STORE
-
-    # A stop with nothing undecided before it ends the row, at once or with its block.
+    # Whether the block is over. A stop with nothing undecided before it ends the row,
+    # at once or with its block.
+    is_over = _is_block_over(options, canvas, is_mask, kind)
     if options.stop_ids:
         is_tail = _tail(options, frame, tokens, is_mask)
         if not options.early_stop:
@@ -287,13 +283,8 @@ def advance(
     commit_step = jnp.where(is_mask, -1, commit_step)
     confidence = jnp.where(commit_step < 0, 0, confidence)
 
-    # The next block with a mask. With an exact cache the next one, mask or not: it
-    # must be stored.
-    following = row.block + 1
-    if not options.cache.has_store:
-        following = jnp.min(frame.block_of, where=is_mask, initial=NO_BLOCK)
-        following = jnp.maximum(following, row.block + 1)
-    block = jnp.where(is_over, following, row.block)
+    # The row's counts, and its next block.
+    block = jnp.where(is_over, _next_block(options, frame, row, is_mask), row.block)
     is_open = frame.block_of <= block
     num_forwards = row.num_forwards + 1
     new = Row(
@@ -342,6 +333,30 @@ def _allowed(
     if decision.remask is not None:
         remask = decision.remask & is_free & (commit | ~row.is_mask)
     return commit, remask
+
+
+def _is_block_over(
+    options: Options, canvas: Canvas, is_mask: Bool[Array, "l"], kind: Int[Array, ""]
+) -> Bool[Array, ""]:
+    """Whether nothing is undecided in the block, and an exact cache has stored it."""
+    is_over = ~jnp.any(is_mask & canvas.is_open)
+    if options.cache.has_store:
+        is_over &= kind == Kind.STORE
+    return is_over
+
+
+def _next_block(
+    options: Options, frame: Frame, row: Row, is_mask: Bool[Array, "l"]
+) -> Int[Array, ""]:
+    """The next block with a mask.
+
+    With an exact cache the next one, mask or not: it must be stored.
+    """
+    following = row.block + 1
+    if not options.cache.has_store:
+        following = jnp.min(frame.block_of, where=is_mask, initial=NO_BLOCK)
+        following = jnp.maximum(following, row.block + 1)
+    return following
 
 
 def _tail(

@@ -30,13 +30,19 @@ def number(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Any:
-    """A traced field of a rule whose values have bounds, see `canonical`.
+    """Declares a numeric field of a rule that takes only some numbers.
+
+    The field is traced: another value compiles nothing anew. Values out of bounds are
+    refused with an `InputError` that names the field, before anything is compiled.
 
     Args:
-      default: value of the field.
+      default: value of the field; None only where the field's type has None.
       above: lower limit, itself excluded.
       at_least: lower limit.
       at_most: upper limit.
+
+    Returns:
+      What the class body assigns to the field.
     """
     limits = zip(_BOUNDS, (above, at_least, at_most), strict=True)
     bounds = {bound: limit for bound, limit in limits if limit is not None}
@@ -95,6 +101,11 @@ class Rule:
 class Sampler(Rule):
     """Base of all samplers: hyper-parameters, and the rule that they set.
 
+    A subclass writes `step`; the other methods have defaults. All are written for one
+    row of l positions, padding included. The loop maps them over the rows with
+    `jax.vmap` and compiles them, so that arrays and numeric fields are traced: write
+    `jnp.where`, not `if`. `max_steps` and `check` alone run in Python, on the host.
+
     Attributes:
       needs: optional fields of `Prediction` that `step` reads.
       may_rewrite: `step` may commit positions that are already decided.
@@ -115,16 +126,41 @@ class Sampler(Rule):
         super().__init_subclass__()
 
     def init(self, canvas: Canvas) -> PyTree:
-        """State before the first step; () by default."""
+        """Makes the state that the first `step` of a row gets.
+
+        Args:
+          canvas: the row before its first forward.
+
+        Returns:
+          A pytree of arrays, whose shapes and dtypes stay; () by default.
+        """
         return ()
 
     def view(self, canvas: Canvas) -> View:
-        """What the model is shown; the canvas without its padding by default."""
+        """Chooses what the model is shown in the next forward of a row.
+
+        Args:
+          canvas: the row before that forward.
+
+        Returns:
+          The tokens of the row, and any that are appended to them; all rows append
+          equally many. The loop sets `block_length` and `columns`. By default the
+          canvas at positions 0 to l - 1, of which every one sees all but padding.
+        """
         positions = jnp.arange(canvas.tokens.shape[0], dtype=jnp.int32)
         return View(canvas.tokens, positions, canvas.is_valid[None])
 
     def region(self, canvas: Canvas) -> Int[Array, "r"]:
-        """Positions that need a prediction; the active block's by default."""
+        """Chooses the positions that need a prediction; others are not computed.
+
+        Args:
+          canvas: the row before the forward that predicts.
+
+        Returns:
+          int32 [r]; positions of the row, l where there are fewer than r, which is
+          the same for all rows. The blanks of the active block by default; those of
+          the whole row are `canvas.blanks`.
+        """
         return canvas.block_blanks
 
     def adjust(
@@ -135,24 +171,77 @@ class Sampler(Rule):
         token_ids: Int[Array, "v"],
         logits: Float[Array, "r v"],
     ) -> Float[Array, "r v"]:
-        """Changes a slice of the vocabulary's logits before any statistic is taken."""
+        """Changes logits before any statistic is taken of them.
+
+        The loop may call it several times a forward, each with a slice of the
+        vocabulary. Guidance is applied before, `Options.suppressed_ids` and the
+        temperature after.
+
+        Args:
+          state: what the next `step` gets.
+          canvas: the row before the forward.
+          region: int32 [r]; the position of each row of logits, see `region`.
+          token_ids: int32 [v]; the token of each column.
+          logits: float [r, v], float32 or wider.
+
+        Returns:
+          Logits of the same shape; the same ones by default.
+        """
         return logits
 
     def step(
         self, key: Key[Array, ""], state: PyTree, canvas: Canvas, prediction: Prediction
     ) -> tuple[PyTree, Decision]:
-        """Decides what to commit and what to take back."""
+        """Decides which tokens of a row to write, and which to take back.
+
+        The loop calls it once after each forward of a row, except those that only fill
+        an exact cache. An example: all candidates of probability 0.9 or more, or else
+        the best one (Fast-dLLM, arXiv:2505.22618, section 3.3)::
+
+            probability = jnp.exp(prediction.log_prob)
+            commit = select.above(probability, canvas.is_eligible, 0.9)
+            return state, Decision(commit)
+
+        A step that commits nothing costs its forward all the same. A row that is not
+        full after `max_steps` forwards stays incomplete.
+
+        Args:
+          key: a random key, of this row and this step alone; candidates are drawn with
+            another. Draw for each position from `jax.random.fold_in(key, position)`:
+            one draw of shape [l] would depend on the padding.
+          state: what `init` or the row's previous step returned.
+          canvas: the row before this step. `is_eligible`, bool [l], is where a token
+            may be written.
+          prediction: what the model says of every position, arrays [l]: the candidate
+            `token`, int32; its `log_prob`, float32 or wider, in nats; `is_known`,
+            False where this forward predicted nothing; and the fields that `needs`
+            lists. To use another one raises InputError.
+
+        Returns:
+          The next state, with the shapes of the last one, whose dtypes it gets; and a
+          `Decision`: `commit`, bool [l], and where wanted `remask`, bool [l], and
+          `tokens`, int32 [l]. The loop carries out the part of it that can be done,
+          see `Decision`.
+        """
         raise NotImplementedError
 
     def max_steps(self, num_blanks: int) -> int:
-        """A bound on the forwards needed to fill `num_blanks` blanks."""
+        """Bounds the steps that fill a row.
+
+        Args:
+          num_blanks: the most blanks of a row, `Options.gen_length`.
+
+        Returns:
+          The bound; by default num_blanks, for rules whose every step decides at least
+          one more position than it takes back.
+        """
         return num_blanks
 
     def check(self, gen_length: int, block_length: int) -> None:
         """Checks that the hyper-parameters fit the lengths; accepts all by default.
 
-        `checks.prepare` calls it on the host, before anything is compiled.
-        Hyper-parameters are then NumPy arrays [b], see `canonical`.
+        Called before anything is compiled. Numeric fields are then NumPy arrays [b],
+        one value per row.
 
         Args:
           gen_length: the most blanks of a row.

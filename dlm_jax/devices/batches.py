@@ -162,10 +162,8 @@ def stream(
             handed_over = parallel.stream(*arguments, period)
             seconds = 0.0
             while True:
-                start = time.perf_counter()
-                with too_large(batch_size):
-                    new = next(handed_over, None)
-                seconds += time.perf_counter() - start
+                new, spent = _next(handed_over, batch_size)
+                seconds += spent
                 if new is None:
                     break
                 at, filled = new
@@ -180,6 +178,18 @@ def stream(
                     seconds = 0.0
 
     return generate()
+
+
+# Places in a call, and what the rows there became.
+_Part = tuple[Int[np.ndarray, "m"], Generation]
+
+
+def _next(parts: Iterator[_Part], batch_size: int) -> tuple[_Part | None, float]:
+    """The rows that come next, None after the last, and the seconds they took."""
+    start = time.perf_counter()
+    with too_large(batch_size):
+        new = next(parts, None)
+    return new, time.perf_counter() - start
 
 
 def _with_blanks(prompts: Prompts, is_open: Bool[np.ndarray, "b"]) -> Prompts:

@@ -85,6 +85,9 @@ def as_denoiser(model: Any) -> tuple[ModuleDenoiser, PyTree]:
 
     Args:
       model: a `family.Module`, such as `llada.LLaDA`.
+
+    Returns:
+      The denoiser, which has no arrays; and the parameters, a pytree of arrays.
     """
     graphdef, params = nnx.split(model)
     config = model.config

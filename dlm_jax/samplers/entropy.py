@@ -9,7 +9,11 @@ from dlm_jax.samplers.ordered import Ordered
 
 
 class Entropy(Ordered):
-    """Commits the positions of lowest entropy (Dream, arXiv:2508.15487)."""
+    """Commits the positions of lowest entropy (Dream, arXiv:2508.15487).
+
+    Attributes:
+      schedule: tokens per step; one by default.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ("entropy",)
 

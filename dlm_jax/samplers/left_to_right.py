@@ -8,7 +8,11 @@ from dlm_jax.samplers.ordered import Ordered
 
 
 class LeftToRight(Ordered):
-    """Commits the leftmost masks first."""
+    """Commits the leftmost masks first, the order of autoregressive models.
+
+    Attributes:
+      schedule: tokens per step; one by default.
+    """
 
     def score(
         self, key: Key[Array, ""], canvas: Canvas, prediction: Prediction

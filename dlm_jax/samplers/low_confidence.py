@@ -11,6 +11,9 @@ class LowConfidence(Ordered):
 
     The order of LLaDA (arXiv:2502.09992, section 2.4) and MaskGIT (arXiv:2202.04200).
     With `schedule=linear(steps=...)` it is LLaDA's released `generate`.
+
+    Attributes:
+      schedule: tokens per step; one by default.
     """
 
     def score(

@@ -20,7 +20,11 @@ def probability_margin(prediction: Prediction) -> Float[Array, "l"]:
 
 
 class Margin(Ordered):
-    """Commits the positions of largest p1 - p2 (top-K margin, arXiv:2502.06768)."""
+    """Commits the positions of largest p1 - p2 (top-K margin, arXiv:2502.06768).
+
+    Attributes:
+      schedule: tokens per step; one by default.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ("best_log_prob", "runner_up_log_prob")
 

@@ -24,7 +24,17 @@ class Ordered(Sampler):
     def score(
         self, key: Key[Array, ""], canvas: Canvas, prediction: Prediction
     ) -> Num[Array, "l"]:
-        """The order, best first; ties go to the lowest position."""
+        """Ranks the positions.
+
+        Args:
+          key: see `Sampler.step`.
+          canvas: the row before the step.
+          prediction: what the model says of it.
+
+        Returns:
+          A number for every position, [l]; the highest are committed first, of equal
+          ones the lowest position.
+        """
         raise NotImplementedError
 
     def step(

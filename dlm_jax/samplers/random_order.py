@@ -9,7 +9,11 @@ from dlm_jax.samplers.ordered import Ordered
 
 
 class Random(Ordered):
-    """Commits positions in uniformly random order (arXiv:2502.09992, section 2.4)."""
+    """Commits positions in uniformly random order (arXiv:2502.09992, section 2.4).
+
+    Attributes:
+      schedule: tokens per step; one by default.
+    """
 
     def score(
         self, key: Key[Array, ""], canvas: Canvas, prediction: Prediction

@@ -77,7 +77,7 @@ class Saber(Sampler):
         return SaberState(committed=unknown, previous=unknown)
 
     def region(self, canvas: Canvas) -> Int[Array, "r"]:
-        """All blanks: those of earlier blocks may go back. Else the active block."""
+        # Tokens of earlier blocks may be taken back.
         return canvas.blanks if self.backtracking else super().region(canvas)
 
     def step(

@@ -14,18 +14,40 @@ from dlm_jax.errors import InputError
 
 
 class Schedule(Rule):
-    """Base of all schedules."""
+    """Base of all schedules; a subclass writes `count`."""
 
     def count(self, canvas: Canvas) -> Int[Array, ""]:
-        """Tokens to commit in this step."""
+        """Tells how many tokens a step commits.
+
+        Args:
+          canvas: the row before the step.
+
+        Returns:
+          int32 []; if fewer positions are eligible, all of them are committed.
+        """
         raise NotImplementedError
 
     def max_steps(self, num_blanks: int) -> int:
-        """A bound on the forwards needed to fill `num_blanks` blanks."""
+        """Bounds the steps that fill a row.
+
+        Args:
+          num_blanks: the most blanks of a row.
+
+        Returns:
+          The bound; by default num_blanks, for at least one token a step.
+        """
         return num_blanks
 
     def check(self, gen_length: int, block_length: int) -> None:
-        """Refuses lengths that the schedule does not fit, see `Sampler.check`."""
+        """Checks that the schedule fits the lengths, see `Sampler.check`.
+
+        Args:
+          gen_length: the most blanks of a row.
+          block_length: blanks per block, a divisor of gen_length.
+
+        Raises:
+          InputError: naming the field that does not fit.
+        """
 
 
 def _check_steps(

@@ -13,10 +13,15 @@ from jaxtyping import Array, Bool, Float, Int, Num
 def order(
     score: Num[Array, "l"], is_eligible: Bool[Array, "l"]
 ) -> tuple[Int[Array, "l"], Bool[Array, "l"]]:
-    """Positions from the best to the worst score, the ineligible ones last.
+    """Sorts positions from the best to the worst score, the ineligible ones last.
+
+    Args:
+      score: number [l]; the higher, the better.
+      is_eligible: bool [l]; positions that may be taken.
 
     Returns:
-      The positions in that order, and whether the position at each rank is eligible.
+      int32 [l], the positions in that order; and bool [l], whether the position at
+      each rank is eligible.
     """
     index = jnp.arange(score.shape[0], dtype=jnp.int32)
     is_last, _, positions = jax.lax.sort(
@@ -26,14 +31,30 @@ def order(
 
 
 def leading(positions: Int[Array, "l"], is_taken: Bool[Array, "l"]) -> Bool[Array, "l"]:
-    """Brings a mask over ranks back to positions."""
+    """Brings a mask over ranks back to positions.
+
+    Args:
+      positions: int32 [l]; the position at each rank, of `order`.
+      is_taken: bool [l]; whether each rank is taken.
+
+    Returns:
+      bool [l]; whether each position is taken.
+    """
     return jnp.zeros_like(is_taken).at[positions].set(is_taken, unique_indices=True)
 
 
 def top_k(
     score: Num[Array, "l"], is_eligible: Bool[Array, "l"], k: int | Int[Array, ""]
 ) -> Bool[Array, "l"]:
-    """The k eligible positions of highest score, or all if there are fewer.
+    """Takes the k eligible positions of highest score, or all if there are fewer.
+
+    Args:
+      score: number [l]; the higher, the better.
+      is_eligible: bool [l]; positions that may be taken.
+      k: how many; an int, or int32 [].
+
+    Returns:
+      bool [l]; the positions taken.
 
     >>> score = jnp.array([0.2, 0.9, 0.9, 0.5])
     >>> is_eligible = jnp.array([True, True, False, True])
@@ -45,19 +66,32 @@ def top_k(
 
 
 def doubt(log_prob: Float[Array, "*l"]) -> Float[Array, "*l"]:
-    """1 - p of log-probabilities, with all its digits where p is nearly 1.
+    """Computes 1 - p of log-probabilities, with all its digits where p is nearly 1.
 
     Trained models are nearly certain most of the time. There float32 has few different
     probabilities, but many different doubts.
+
+    Args:
+      log_prob: float [...]; natural logarithms of p.
+
+    Returns:
+      float [...]; 1 - p, of the same dtype.
     """
     return -jnp.expm1(log_prob)
 
 
 def best(score: Num[Array, "l"], is_eligible: Bool[Array, "l"]) -> Bool[Array, "l"]:
-    """The eligible position of highest score; none if nothing is eligible.
+    """Takes the eligible position of highest score; none if nothing is eligible.
 
     The first of `order`, by comparisons alone: a sort would take a kernel of its own.
     A NaN is worse than every number, as in a sort.
+
+    Args:
+      score: number [l]; the higher, the better.
+      is_eligible: bool [l]; positions that may be taken.
+
+    Returns:
+      bool [l]; True at one position at most.
 
     >>> best(jnp.array([0.2, 0.9, 0.7]), jnp.array([True, False, True])).tolist()
     [False, False, True]
@@ -81,7 +115,17 @@ def above(
     is_eligible: Bool[Array, "l"],
     threshold: float | Num[Array, ""],
 ) -> Bool[Array, "l"]:
-    """Eligible positions with score >= threshold, else the best one.
+    """Takes the eligible positions with score >= threshold, else the best one.
+
+    The threshold rule of Fast-dLLM (arXiv:2505.22618, section 3.3).
+
+    Args:
+      score: number [l]; the higher, the better.
+      is_eligible: bool [l]; positions that may be taken.
+      threshold: in the units of score.
+
+    Returns:
+      bool [l]; the positions taken, at least one if any is eligible.
 
     >>> score, is_eligible = jnp.array([0.2, 0.9, 0.7]), jnp.array([True, True, True])
     >>> above(score, is_eligible, 0.6).tolist()
@@ -98,20 +142,21 @@ def factor(
     is_eligible: Bool[Array, "l"],
     bound: float | Float[Array, ""],
 ) -> tuple[Bool[Array, "l"], Bool[Array, "l"]]:
-    """The factor rule of Fast-dLLM (arXiv:2505.22618, section 3.3).
+    """Applies the factor rule of Fast-dLLM (arXiv:2505.22618, section 3.3).
 
     Ranked by confidence c_(1) >= c_(2) >= ..., rank n passes if
     (n + 1) (1 - c_(n)) < bound; the longest run of passing ranks is taken, and rank 1
     always.
 
     Args:
-      doubt: 1 - c of every position, see `doubt`.
-      is_eligible: positions that may be taken.
-      bound: of the rule.
+      doubt: float [l]; 1 - c of every position, see `doubt`.
+      is_eligible: bool [l]; positions that may be taken.
+      bound: of the rule, its f.
 
     Returns:
-      The mask of the rule as published, and of the released code, which takes all N
-      eligible positions when ranks 1 to N - 1 pass, and passes a rank at equality.
+      bool [l] twice: the positions that the rule takes as published, and as in the
+      released code, which takes all N eligible positions when ranks 1 to N - 1 pass,
+      and passes a rank at equality.
     """
     positions, is_ranked = order(-doubt, is_eligible)
     n = jnp.arange(1, doubt.shape[0] + 1)
@@ -137,17 +182,20 @@ def entropy_bound(
     is_eligible: Bool[Array, "l"],
     gamma: float | Float[Array, ""],
 ) -> Bool[Array, "l"]:
-    """The longest prefix U by score with sum_U H - max_U H <= gamma, at least one.
+    """Takes the longest prefix U by score with sum_U H - max_U H <= gamma.
 
     The EB-Sampler's rule (arXiv:2505.24857, section 4). The left side is accumulated
     as everything but the running maximum: subtracting the maximum from the sum would
     cancel small entropies in float32.
 
     Args:
-      score: best first; minus the error proxy.
-      entropy: H of every position, nats, >= 0.
-      is_eligible: positions that may be taken.
+      score: number [l]; minus the error proxy, the highest first.
+      entropy: float [l]; H of every position, nats, >= 0.
+      is_eligible: bool [l]; positions that may be taken.
       gamma: the bound, nats.
+
+    Returns:
+      bool [l]; the positions taken, at least one if any is eligible.
 
     >>> entropy = jnp.array([0.3, 0.02, 0.01, 2.0])
     >>> everywhere = jnp.ones(4, bool)

@@ -65,6 +65,9 @@ def parse(spec: str) -> Sampler:
         for the field `schedule`, a schedule of the same form. A rule of another module
         is `MODULE:CLASS` with its fields; the module is imported.
 
+    Returns:
+      The sampler; fields that the spec leaves out are at their defaults.
+
     Raises:
       InputError: for an unknown name or field, with the known ones, a bad value, or a
         module that does not import.
@@ -102,7 +105,17 @@ def canonical_spec(spec: str) -> str:
 
 
 def to_spec(sampler: Sampler) -> str:
-    """The spec that `parse` reads back; every field is written out."""
+    """Writes the spec of a sampler, with every field.
+
+    Args:
+      sampler: of this package or of any module.
+
+    Returns:
+      The spec, which `parse` reads back.
+
+    >>> to_spec(parse("saber(n=4)"))
+    'saber(n=4, mu=8.0, threshold=None, acceleration=True, backtracking=True)'
+    """
     return _SPECS.write(sampler)
 
 

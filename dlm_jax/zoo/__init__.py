@@ -8,7 +8,13 @@ _ROOT = pathlib.Path(__file__).parent
 
 
 def path(name: str) -> pathlib.Path:
-    """The directory of a shipped checkpoint.
+    """Finds a shipped checkpoint.
+
+    Args:
+      name: of its directory, such as "sudoku".
+
+    Returns:
+      The directory, for `dlm_jax.load`.
 
     Raises:
       InputError: for an unknown name, with the known ones.

@@ -172,6 +172,8 @@ def host_driven(parallel: DataParallel, options: Options) -> Fill:
     return fill
 
 
+# Past 80 lines, of which 49 are arguments and what they mean. Its stages share most of
+# them, and each way to run a sampler is a closure over the race's rows and options.
 def race(
     parallel: Parallel,
     samplers: Mapping[str, Sampler],

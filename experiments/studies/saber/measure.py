@@ -195,8 +195,7 @@ def measure(
     judge = functools.partial(compare, records, results)
     without = "saber(backtracking=False)"
     fixed, broken = cases.only_one_correct(records, "saber", without)
-    examples = task.examples(plan.split, num, plan.example_seed)
-    prompts = [example.text for example in examples]
+    prompts = [x.text for x in task.examples(plan.split, num, plan.example_seed)]
     shown = cases.titled(task, prompts, "with", fixed[: setting.num_cases])
     shown += cases.titled(task, prompts, "without", broken[: setting.num_cases])
     return Measured(

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import DATA, TABLE, infilling_of, prompts_of, stack, take_rows
+from helpers import infilling_of, prompts_of, stack
 
-from dlm_jax import caches, checkpoints, models, samplers
+from dlm_jax import caches, models, samplers
 from dlm_jax.core import loop
 from dlm_jax.core.cache import CachePlan, Kind
 from dlm_jax.core.keys import row_keys
@@ -489,67 +489,3 @@ def test_what_a_model_cannot_have_is_refused():
         caches.parse("dual(refresh_every=-1)")
     with pytest.raises(InputError, match=r"cache \(triple\) must be one of none"):
         caches.parse("triple")
-
-
-# The contract, for every sampler and every plan, on a transformer in float64.
-
-
-@pytest.fixture(scope="module")
-def llada():
-    with jax.enable_x64(True):
-        path = DATA / "checkpoints" / "tiny_kv2_seed3"
-        yield models.as_denoiser(checkpoints.load(path, "float64"))
-
-
-# Of the others each compiles three programs, which takes minutes for all.
-QUICK = [
-    ("low_confidence", "prefix"),
-    ("saber", "dual(refresh_every=3)"),
-]
-
-
-@pytest.mark.parametrize(
-    ("spec", "plan"),
-    QUICK
-    + [
-        pytest.param(spec, plan, marks=pytest.mark.slow)
-        for spec in TABLE
-        for plan in ("prefix", "dual(refresh_every=3)")
-        if (spec, plan) not in QUICK
-    ],
-)
-def test_a_row_does_not_depend_on_what_else_is_in_flight(llada, spec, plan):
-    """Alone, at another padding, and in slots that are refreshed two at a time."""
-    denoiser, params = llada
-    prompts = batch(26)
-    prompts = dataclasses.replace(prompts, tokens=prompts.tokens % 9 + 20)
-
-    def run(prompts, ids, **options):
-        return loop.generate(
-            denoiser,
-            params,
-            samplers.parse(spec),
-            prompts,
-            row_keys(3, np.asarray(ids)),
-            Options(
-                GEN,
-                BLOCK,
-                temperature=0.7,
-                guidance=0.5,
-                cache=caches.parse(plan),
-                **options,
-            ),
-        )
-
-    queued = run(prompts, range(6), num_slots=3, num_refreshed=2)
-    wide = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 6))), take_rows(prompts, [2]))
-    for other, rows in (
-        (run(prompts, range(6), num_refreshed=1), range(6)),
-        (run(wide, [2]), [2]),
-    ):
-        for i, row in enumerate(rows):
-            assert other.num_steps[i] == queued.num_steps[row]
-            assert other.num_whole[i] == queued.num_whole[row]
-            np.testing.assert_array_equal(other.tokens[i, :26], queued.tokens[row])
-    assert queued.is_complete.all()
-    assert (queued.num_whole < queued.num_steps)[:5].any()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from helpers import (
+    DATA,
     TableDenoiser,
     mixed_prompts,
     prompts_of,
@@ -128,6 +129,28 @@ def run_mixed(spec, num_slots, all_sharing=(None,), cache="none"):
         )
         fields = result.tokens, result.num_steps, result.commit_step, result.confidence
         found.append([x.tolist() for x in (*fields, result.last_iteration)])
+    return found
+
+
+def run_plan(specs, plan):
+    """Generates with samplers and one cache plan on all devices.
+
+    Returns:
+      Tokens, steps and whole forwards by spec.
+    """
+    if plan == "block":
+        model = checkpoints.load(DATA / "checkpoints" / "sdar_a", "float64")
+    else:
+        model = small_model()
+    runner = runner_of(model, None)
+    keys = row_keys(5, np.arange(len(LENGTHS)))
+    options = Options(8, 4, temperature=0.7, cache=caches.parse(plan))
+    found = {}
+    for spec in specs:
+        prompts = prompts_of(LENGTHS, 8, vocab_size=200)
+        result = runner(samplers.parse(spec), prompts, keys, options)
+        fields = result.tokens, result.num_steps, result.num_whole
+        found[spec] = [x.tolist() for x in fields]
     return found
 
 

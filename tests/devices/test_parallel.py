@@ -16,6 +16,7 @@ from device_runs import (
     run_all,
     run_by_head,
     run_mixed,
+    run_plan,
 )
 from helpers import (
     ALL_SPECS,
@@ -220,6 +221,22 @@ def test_eight_devices_give_what_one_gives_with_every_sampler(num_sharing):
         assert collectives == {spec: [] for spec in ALL_SPECS}
     else:
         check_collectives(collectives, num_groups, num_sharing)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["prefix", "dual", "dual(refresh_every=3)", "block"])
+def test_eight_devices_give_what_one_gives_with_every_cache(plan):
+    """There a device has one row; here one of seven is computed whole at a time."""
+    refused = ("saber", "saber_released") if plan == "block" else ()
+    specs = [spec for spec in ALL_SPECS if spec.split("(")[0] not in refused]
+    found = elsewhere(8, run_plan, specs, plan)
+    with jax.enable_x64(True):
+        assert found == run_plan(specs, plan)
+    assert any(
+        whole < steps
+        for _, *n in found.values()
+        for steps, whole in zip(*n, strict=True)
+    )
 
 
 @pytest.mark.slow

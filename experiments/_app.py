@@ -290,7 +290,7 @@ def _is_own(module: str | None) -> bool:
 
 # How JAX's messages begin where a backend does not start.
 _NO_BACKEND = ("Unable to initialize backend", "Unknown backend")
-# Options of JAX that raise where code is otherwise right, with their normal values.
+# Options of JAX that raise where code is otherwise correct, with their normal values.
 _STRICT = {
     "jax_debug_nans": False,
     "jax_debug_infs": False,

@@ -87,7 +87,7 @@ def _records(
             if cache != "none":
                 name += f", cache {cache}"
             progress.describe(name)
-            return {"seed": seed, "right": f"{sum(own) / len(own):.1%}"}
+            return {"seed": seed, "correct": f"{sum(own) / len(own):.1%}"}
 
         def nfe(records: list[dict[str, Any]]) -> list[int]:
             return [record["nfe"] for record in records]

@@ -157,7 +157,7 @@ def _of_samplers() -> str:
             remarks[name] = f"{out.nfe} forwards, {out.num_tokens} tokens"
             if example:
                 verdict = task.verdict(example, out.text)
-                mark = "right" if verdict.is_correct else f"wrong: {verdict.reason}"
+                mark = "correct" if verdict.is_correct else f"wrong: {verdict.reason}"
                 remarks[name] += f", {mark}"
     return page.build(
         runs,

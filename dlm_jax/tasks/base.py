@@ -59,7 +59,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Whether an answer is right, and the first reason why not."""
+    """Whether an answer is correct, and the first reason why not."""
 
     is_correct: bool
     reason: str

@@ -71,7 +71,7 @@ def test_script_prints_the_tables_and_goes_on_where_it_was(
     assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
     num_right = results[1].is_correct.sum()
     assert "threshold: 100%" in error and "6/6" in error
-    assert f"right={num_right / 3:.1%}, seed=0" in error
+    assert f"correct={num_right / 3:.1%}, seed=0" in error
 
     status, more, _ = run_script("evaluate", *arguments, "--sampler=margin")
     assert status == 0

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             },
             "data": {},
             # All at once, it learns Python long before it reads the specification: the
-            # gradients of what is told there drown in those of the rest. Alone, they
+            # gradients of the specified tokens drown in those of the rest. Alone, they
             # teach it to copy, which then stays.
             "stages": (
                 stage(

@@ -1,4 +1,4 @@
-"""What all scripts share: errors that a user can mend are one line, not a traceback."""
+"""Shared by all scripts: errors that a user can fix are one line, not a traceback."""
 
 import contextlib
 import io
@@ -41,7 +41,7 @@ def merged(
 
     Args:
       config: of `define_config`.
-      own: flags that stand for fields of the same names; None where they are not given.
+      own: flags that override fields of the same names; None where they are not given.
 
     Raises:
       InputError: if a field that has a flag is set as --config.NAME.
@@ -121,8 +121,8 @@ def block_length(
 ) -> int | None:
     """The tokens per block that a flag asks for or, without it, the config.
 
-    The config's are LLaDA's. A block-causal model was trained with its own, which None
-    stands for.
+    The config's are LLaDA's. A block-causal model was trained with its own, which is
+    used for None.
     """
     if flag.value is not None or is_block_causal:
         return flag.value

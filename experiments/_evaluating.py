@@ -86,7 +86,7 @@ def define_evaluation(
     Args:
       name: of the script, its config file and its directory in runs/.
       help_: what the config holds.
-      own: the script's own flags that stand for fields of the config.
+      own: the script's own flags that override fields of the config.
 
     Returns:
       What reads them.

@@ -1,4 +1,4 @@
-r"""Compiles the loop for a TPU that is not at hand, and prints what it would take.
+r"""Compiles the loop for a TPU without a TPU; prints time, memory and communication.
 
     python -m experiments.aot --topology=v5e:4x4 --preset=llada_8b \
         --devices_per_model=2 --batch_size=4 --sampler=saber

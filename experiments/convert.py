@@ -6,7 +6,7 @@ r"""Converts a checkpoint: Hugging Face to Orbax, or back.
 
 Both formats are recognised by what is in the directory. Tokenizer files, licences, the
 fields of config.json and the code that it names come along; the code is never run.
-Random weights of a shape stand in for a checkpoint where only time is to be measured:
+Random weights of a shape replace a checkpoint where only time is measured:
 
     python -m experiments.convert --preset=llada_8b --dtype=bfloat16 --format=hf \
         --output=random-hf

@@ -70,7 +70,7 @@ _BLOCK = flags.DEFINE_integer("block_length", None, "Tokens per block, left to r
 _LENGTH = flags.DEFINE_integer(
     "gen_length", None, "Tokens to generate after each prompt."
 )
-# What stands for a field of the config.
+# Flags that override a field of the config.
 _OWN = [
     _BLOCK,
     _LENGTH,

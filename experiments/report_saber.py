@@ -5,8 +5,8 @@
 
 OUTPUT is the report, with its figures beside it; records stay under WORKDIR/TASK. A
 quick one has an output and a workdir of its own.
-Started again with the same arguments it goes on where it was stopped. What is compared
-stands in experiments/studies/saber/config.py.
+Started again with the same arguments it goes on where it was stopped. The
+samplers are in experiments/studies/saber/config.py.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-r"""What LLaDA-8B could at best do on machines that are not at hand.
+r"""Computes the best possible speed of LLaDA-8B on GPUs and TPUs.
 
     python -m experiments.roofline
 

@@ -60,7 +60,7 @@ _LENGTH = flags.DEFINE_integer(
 )
 _SPLIT = flags.DEFINE_string("split", None, "Of the task's examples.")
 _DRAWING = _app.define_drawing()
-# What stands for a field of the config.
+# Flags that override a field of the config.
 _OWN = [_BLOCK, _TASK, _LENGTH, _SPLIT, *_DRAWING]
 _OF_PROMPT = [_CHAT, _INFILL, _LENGTH, _BLOCK]
 _OF_EXAMPLE = [_EXAMPLE, _SPLIT]

@@ -184,7 +184,7 @@ def merge(output: str | pathlib.Path) -> list[Mapping[str, Any]]:
 
     Raises:
       InputError: naming shards that are missing, damaged or of different runs, and
-        prompts that are missing or stand in a shard that is not theirs.
+        prompts that are missing or in the wrong shard.
     """
     output = pathlib.Path(output)
     files.check_output(output)

@@ -1,4 +1,4 @@
-"""The loop compiled for devices that are not at hand, and what its compiler says.
+"""Compiles the loop for devices that this machine lacks; reads the compiler's report.
 
 PyPI's libtpu compiles for any TPU on a Linux x86 machine; it cannot run what it
 compiled. What is compiled is what `devices.runner` would run there, from the shapes of
@@ -297,7 +297,7 @@ def where(mesh: jax.sharding.Mesh) -> str:
     hosts = max(len({device.process_index for device in group}) for group in groups)
     first = " ".join(str(getattr(x, "coords", x.id)) for x in groups[0])
     if hosts == 1:
-        return f"Every group lies in one host; the first at {first}."
+        return f"Every group is on one host; the first at {first}."
     return (
         f"A group spans {hosts} hosts, the first at {first}: it compiles, but "
         "dlm_jax runs groups within a host only."

@@ -73,7 +73,7 @@ def read(path: str | os.PathLike) -> list[Entry]:
     """The entries of a file; none if it does not exist.
 
     Raises:
-      InputError: naming the line that is not an entry, or stands there twice; or the
+      InputError: naming the line that is not an entry, or is there twice; or the
         task that is there in two settings.
     """
     path = pathlib.Path(path)
@@ -165,7 +165,7 @@ def missing(
       setting: in which they are to be asked.
 
     Raises:
-      InputError: if the task stands there in another setting, naming what differs, or
+      InputError: if the task is there in another setting, naming what differs, or
         a spec is not one.
     """
     _check_setting(entries, task, setting)

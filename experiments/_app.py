@@ -92,16 +92,28 @@ def define_drawing(has_seed: bool = True) -> list[flags.FlagHolder[Any]]:
       has_seed: with the seed; a script may have several.
     """
     defined: list[flags.FlagHolder[Any]] = [
-        flags.DEFINE_float("temperature", None, "0 takes the most probable token."),
-        flags.DEFINE_float("guidance", None, "Classifier-free guidance; 0 is off."),
-        flags.DEFINE_bool("suppress_eos", None, "EOS gets probability 0."),
-        flags.DEFINE_bool("defer_stops", None, "Stop tokens are committed last."),
+        flags.DEFINE_float(
+            "temperature",
+            None,
+            "Sampling temperature; 0 takes the most probable token.",
+        ),
+        flags.DEFINE_float(
+            "guidance", None, "Scale of classifier-free guidance; 0 turns it off."
+        ),
         flags.DEFINE_bool(
-            "early_stop", None, "A stop ends its row before its block is finished."
+            "suppress_eos", None, "Never write EOS: its probability is set to 0."
+        ),
+        flags.DEFINE_bool(
+            "defer_stops", None, "Commit stop tokens (EOS, end of turn) last."
+        ),
+        flags.DEFINE_bool(
+            "early_stop",
+            None,
+            "End a row at its first stop token; if off, finish the block first.",
         ),
     ]
     if has_seed:
-        defined.append(flags.DEFINE_integer("seed", None, "Of the random keys."))
+        defined.append(flags.DEFINE_integer("seed", None, "Seed of the random draws."))
     return defined
 
 
@@ -132,7 +144,9 @@ def block_length(
 def define_sharing() -> flags.FlagHolder[int | None]:
     """Defines --devices_per_model, see `runner.load`."""
     return flags.DEFINE_integer(
-        "devices_per_model", None, "Devices that share the weights; by default none do."
+        "devices_per_model",
+        None,
+        "Devices that share one copy of the weights; by default each has its own.",
     )
 
 
@@ -146,14 +160,20 @@ def define_hosts(may_be_alone: bool = False) -> Callable[[], hosts.Host]:
       What joins the other processes; to be called before JAX is used.
     """
     coordinator = flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of process 0, if several share the prompts."
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, if several processes share the work.",
     )
     num_processes = flags.DEFINE_integer(
-        "num_processes", None, "How many share the prompts."
+        "num_processes", None, "Number of processes that share the work."
     )
-    process_id = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
+    process_id = flags.DEFINE_integer(
+        "process_id", None, "Number of this process, from 0."
+    )
     is_cluster = flags.DEFINE_bool(
-        "cluster", False, "Find these on a TPU pod, under SLURM or Kubernetes."
+        "cluster",
+        False,
+        "Let a TPU pod, SLURM or Kubernetes set coordinator and process numbers.",
     )
 
     def start() -> hosts.Host:

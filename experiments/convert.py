@@ -4,14 +4,14 @@ r"""Converts a checkpoint: Hugging Face to Orbax, or back.
         --dtype=bfloat16
     python -m experiments.convert --checkpoint=llada-bf16 --output=llada-hf --format=hf
 
-Both formats are recognised by what is in the directory. Tokenizer files, licences, the
-fields of config.json and the code that it names come along; the code is never run.
-Random weights of a shape replace a checkpoint where only time is measured:
+The input format is recognised by the files. Tokenizer files, licences, the fields of
+config.json and the code that it names are copied; the code is never run. To measure
+time alone, write random weights instead:
 
     python -m experiments.convert --preset=llada_8b --dtype=bfloat16 --format=hf \
         --output=random-hf
 
-Several hosts that see the same files share the work, and none holds the whole model:
+Several hosts that see the same files share the work; none holds the whole model:
 
     python -m experiments.convert ... --coordinator=HOST:PORT --num_processes=N \
         --process_id=I    # or --cluster
@@ -45,14 +45,17 @@ _PRESET = flags.DEFINE_enum(
     "preset",
     None,
     registry.preset_names(),
-    "Random weights of this shape, no checkpoint.",
+    "Shape to fill with random weights, instead of reading a checkpoint.",
 )
 _OUTPUT = _app.define_path(
     "output", None, "Directory to write; must not exist.", required=True
 )
 _FORMAT = flags.DEFINE_enum("format", "orbax", list(_SAVERS), "Format to write.")
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["bfloat16", "float32"], "Default: as stored; float32 of a preset."
+    "dtype",
+    None,
+    ["bfloat16", "float32"],
+    "Dtype to write; default: as stored, float32 for a preset.",
 )
 _START = _app.define_hosts()
 

@@ -190,7 +190,7 @@ def define_hosts(may_be_alone: bool = False) -> Callable[[], hosts.Host]:
 
 @contextlib.contextmanager
 def kept_rows(is_kept: bool = True) -> Iterator[None]:
-    """Says, where the memory is full, that a run with files goes on.
+    """Says, when memory is full, that a run with files can be continued.
 
     Args:
       is_kept: the run has files; without, nothing is added.
@@ -202,7 +202,7 @@ def kept_rows(is_kept: bool = True) -> Iterator[None]:
             raise
         raise OutOfMemory(
             f"{error}; finished rows are kept: the same command with a smaller "
-            "--batch_size goes on"
+            "--batch_size continues"
         ) from error
 
 
@@ -364,7 +364,9 @@ def _one_line() -> Iterator[None]:
             while reason.args and isinstance(reason.args[0], Exception):
                 reason = reason.args[0]
             reason = reason.args[0] if reason.args else ""
-            _print(f"{', '.join(named or overrides)} is no field of it: {reason}")
+            _print(
+                f"{', '.join(named or overrides)} is no field of the config: {reason}"
+            )
     except OSError as error:
         # ml_collections lists its attempts; the system's own error is the last line.
         _print(f"--config cannot be read: {str(error).splitlines()[-1]}")

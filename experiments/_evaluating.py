@@ -1,4 +1,4 @@
-"""What the scripts share that ask one task's examples of one model: their flags."""
+"""Flags shared by the scripts that evaluate one model on one task."""
 
 import contextlib
 import pathlib

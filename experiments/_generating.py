@@ -1,4 +1,4 @@
-"""The rows that `experiments.generate` fills: whose share, kept as they are done."""
+"""Rows of `experiments.generate`: one process's share, filled and kept on disk."""
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the scripts share that write the reports on the papers: their flags."""
+"""Flags shared by the scripts that write the reports on papers."""
 
 import pathlib
 from collections.abc import Callable

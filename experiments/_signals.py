@@ -15,7 +15,7 @@ from typing import Any
 
 _WORDS = {
     "SIGINT": "interrupted",
-    "SIGTERM": "told to end (SIGTERM)",
+    "SIGTERM": "ended by SIGTERM",
     "SIGHUP": "the terminal was closed",
 }
 

@@ -74,9 +74,9 @@ def main(argv: Sequence[str]) -> None:
     placements = None
     if host.count > 1:
         if _PRESET.value is not None:
-            raise InputError(f"preset ({source}) is written by one process")
+            raise InputError(f"preset ({source}) must be written by one process")
         if _FORMAT.value != "orbax":
-            raise InputError(f"format ({_FORMAT.value}) is written by one process")
+            raise InputError(f"format ({_FORMAT.value}) must be written by one process")
         devices = jax.devices()
         config = checkpoints.read_config(source)
         specs = registry.partition(config, len(devices), "model")
@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
     _SAVERS[_FORMAT.value](model, _OUTPUT.value, extra_files, origin=origin)
     seconds = time.perf_counter() - start
     params = jax.tree.leaves(nnx.state(model))
-    print(f"wrote {_OUTPUT.value} ({_FORMAT.value}, {params[0].dtype})")
+    print(f"Wrote {_OUTPUT.value} ({_FORMAT.value}, {params[0].dtype})")
     print(f"parameters  {sum(param.size for param in params):,}")
     print(f"bytes       {sum(param.nbytes for param in params):,}")
     print(f"seconds     {seconds:.1f}")

@@ -62,9 +62,8 @@ def main(argv: Sequence[str]) -> None:
     commits = evaluation_files.commits(asked.workdir)
     if len(commits) > 1:
         names = ", ".join(map(provenance.short_commit, commits))
-        print(
-            f"\nThe records of {asked.workdir} are of {len(commits)} commits: {names}."
-        )
+        where = asked.workdir
+        print(f"\nThe records of {where} come from {len(commits)} commits: {names}.")
     evaluation_files.check_finite(records)
 
 

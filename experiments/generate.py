@@ -127,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
     if asked.host.count > 1 and asked.output:
         rows = [(key.sampler, key.index) for key in keys]
         if hosts.is_whole(asked.output, work.common, rows):
-            print(f"{asked.output} is there, and whole", file=sys.stderr)
+            print(f"{asked.output} is complete already", file=sys.stderr)
             return
     if asked.how_read:
         print(asked.how_read, file=sys.stderr)

@@ -69,7 +69,9 @@ def main(argv: Sequence[str]) -> None:
         for index, (stage, train, data) in enumerate(stages, start=1):
             if index < first:
                 continue
-            print(f"Stage {index} of {len(config.stages)}: the data ...", flush=True)
+            print(
+                f"Stage {index} of {len(config.stages)}: preparing data ...", flush=True
+            )
             if stage.get("is_deepened"):
                 model = registry.deepen(model)
             batch_at = task.training_batches(

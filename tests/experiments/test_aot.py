@@ -123,8 +123,8 @@ def test_a_report_is_printed_as_tables():
         ("compiled in, s", "12.3"),
         ("temporaries, GB", "2.00"),
         ("memory left", "39.4%"),
-        ("TFLOP, bodies of loops once", "1.50"),
-        ("a step, ms at least", "21.00"),
+        ("TFLOP, loop bodies counted once", "1.50"),
+        ("a step, lower bound, ms", "21.00"),
         ("  limit", "compute"),
         ("all-reduce", "bf16[8,4]", "4", "2 of 2: {0,1} {2,3}"),
         # Both branches.

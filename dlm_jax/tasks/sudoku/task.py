@@ -202,7 +202,10 @@ def check_disjoint(solutions: Int[np.ndarray, "n 81"]) -> None:
     keys = sudoku_puzzles.fingerprints(np.concatenate(held_out))
     num = len(set(keys) & set(sudoku_puzzles.fingerprints(solutions)))
     if num:
-        raise InputError(f"training grids must not be held out, {num} may be: new seed")
+        raise InputError(
+            f"training grids must not equal held-out ones, but {num} may: change the "
+            "data's seed"
+        )
 
 
 def verdict(puzzle: Int[np.ndarray, "81"], answer: Int[np.ndarray, "81"]) -> Verdict:

@@ -123,8 +123,8 @@ def _entry(path: pathlib.Path, number: int, row: Mapping[str, str]) -> Entry:
         num, correct = entry.setting.num_examples, entry.correct
         if not 0 <= correct <= num <= _MOST_EXAMPLES or num < 1:
             raise ValueError(
-                f"correct ({correct}) must be from 0 to num_examples ({num}), and that "
-                f"from 1 to {_MOST_EXAMPLES}"
+                f"correct ({correct}) must be from 0 to num_examples ({num}), which "
+                f"must be from 1 to {_MOST_EXAMPLES}"
             )
         for name, value in (
             ("nfe", entry.nfe),

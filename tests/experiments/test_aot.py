@@ -256,9 +256,9 @@ def test_an_unknown_topology_is_refused(topology, message):
 @pytest.mark.parametrize(
     ("topology", "chips_per_host", "num_groups", "place"),
     [
-        ("v5e:4x4", "2x2", 8, "Every group lies in one host"),
+        ("v5e:4x4", "2x2", 8, "Every group is on one host"),
         # In pairs only if the axes of the machine are split.
-        ("v6e:4x4", "2x2", 8, "Every group lies in one host"),
+        ("v6e:4x4", "2x2", 8, "Every group is on one host"),
         ("v5p:2x2x1", "1x1", 2, "A group spans 2 hosts"),
     ],
 )

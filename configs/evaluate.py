@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
             "defer_stops": False,
             "early_stop": True,
             "batch_size": 32,
-            # Rows of one call: slots stand idle only at its end. Samplers take turns,
+            # Rows of one call: slots are idle only at its end. Samplers take turns,
             # call by call.
             "queue_length": 256,
         }

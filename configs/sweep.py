@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
         for name in ("factor", "factor_released")
     }
     curves["saber, n"] = tuple(f"saber(n={n})" for n in (1, 2, 4, 8, 16))
-    # A sampler may stand once only: n 4 with mu 8 is on the curve above.
+    # A sampler may appear only once: n 4 with mu 8 is on the curve above.
     curves["saber, mu at n 4"] = tuple(f"saber(n=4, mu={mu})" for mu in (2, 4, 16, 32))
     curves["saber_released, n"] = tuple(f"saber_released(n={n})" for n in (2, 4, 8))
     # A sampler without a curve of its own is a point, at its defaults.

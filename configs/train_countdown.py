@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
                 _stage(1000, seed=4, learning_rate=1.5e-3),
                 # Products are a third of what is drawn, but most of what is wrong.
                 _stage(1200, (1.0, 1.0, 4.0, 4.0), seed=5, focus_power=0.5),
-                # Arithmetic is right by then. What is wrong is the choice of the
+                # Arithmetic is correct by then. What is wrong is the choice of the
                 # operations, which is to be made while all is masked.
                 _stage(2000, (1.0, 1.0, 2.0, 2.0), seed=6, focus_power=3.0),
                 _stage(1200, seed=7, focus_power=3.0),

@@ -3,10 +3,10 @@
     python -m experiments.train --config=configs/train_large.py:maze \
         --workdir=runs/maze_large
 
-The task stands behind the colon: sudoku, maze, countdown or program. The stages are
+The task follows the colon: sudoku, maze, countdown or program. The stages are
 those of configs/train_TASK.py, with four times the rows in a step and three times the
 steps, for a model of 12 layers that is still at most 16 MiB. Not run yet: it was made
-for a machine that was not at hand.
+for a machine that was not available.
 """
 
 import importlib

@@ -6,7 +6,7 @@ Every row is new: no program is drawn from a stored set.
 
 Expected: nll of a hidden token 0.07, 0.42, 0.19, 0.26, 0.13, 0.14 and 0.14 at the ends
 of the stages (of rows with few masks in stages 3, 5 and 6), an hour and a half on two
-cores shared with other work; 91 % of 1,000 validation programs are then right, one
+cores shared with other work; 91 % of 1,000 validation programs are then correct, one
 token a step. An earlier run ended at 0.16 and 73 %.
 """
 
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             },
             "data": {},
             # All at once, it learns Python long before it reads the specification: the
-            # gradients of what is told there drown in those of the rest. Alone, they
+            # gradients of the specified tokens drown in those of the rest. Alone, they
             # teach it to copy, which then stays.
             "stages": (
                 stage(

@@ -1,4 +1,4 @@
-"""Errors that a user can mend."""
+"""Errors that a user can fix."""
 
 # Of a message; a dozen problems with their paths fit.
 _LENGTH = 2000

@@ -158,7 +158,7 @@ def estimate(
     """
     options = _options(settings)
     if settings.get("greedy"):
-        raise InputError("greedy must be asked of `estimate_rows`")
+        raise InputError("greedy must be given to `estimate_rows`")
     arrays = map(np.asarray, (prompts.tokens, prompts.is_blank, prompts.is_valid))
     rows = [
         Encoded(tokens[is_valid].astype(np.int32), is_blank[is_valid], is_infill=True)

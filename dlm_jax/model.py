@@ -186,7 +186,7 @@ class Model(Outline):
         chat: bool | None = None,
         **settings: Unpack[Settings],
     ) -> Iterator[tuple[int, Output]]:
-        """Continues prompts and hands each over when it is done.
+        """Continues prompts and yields each output as soon as it is done.
 
         Arguments are checked at once; generation begins with the first `next`.
 
@@ -198,7 +198,7 @@ class Model(Outline):
           **settings: see `Settings`.
 
         Returns:
-          Pairs of a prompt's place and what it became, every prompt once.
+          Pairs of a prompt's index in `prompts` and its output, each prompt once.
 
         Raises:
           InputError: naming the argument or the prompt that does not fit.

@@ -128,7 +128,7 @@ class Outline:
         Raises:
           InputError: naming the argument or the prompt that does not fit.
         """
-        # A wrong keyword is told before a prompt that does not fit the others.
+        # A wrong keyword is reported before a prompt that does not fit the others.
         options = self.options(gen_length, settings)
         is_chat = self.codec.has_chat_template if chat is None else chat
         rows = self.codec.encode_prompts(prompts, gen_length, is_chat)

@@ -1,4 +1,4 @@
-"""What all scripts share: errors that a user can mend are one line, not a traceback."""
+"""Shared by all scripts: errors that a user can fix are one line, not a traceback."""
 
 import contextlib
 import io
@@ -41,7 +41,7 @@ def merged(
 
     Args:
       config: of `define_config`.
-      own: flags that stand for fields of the same names; None where they are not given.
+      own: flags that override fields of the same names; None where they are not given.
 
     Raises:
       InputError: if a field that has a flag is set as --config.NAME.
@@ -92,16 +92,28 @@ def define_drawing(has_seed: bool = True) -> list[flags.FlagHolder[Any]]:
       has_seed: with the seed; a script may have several.
     """
     defined: list[flags.FlagHolder[Any]] = [
-        flags.DEFINE_float("temperature", None, "0 takes the most probable token."),
-        flags.DEFINE_float("guidance", None, "Classifier-free guidance; 0 is off."),
-        flags.DEFINE_bool("suppress_eos", None, "EOS gets probability 0."),
-        flags.DEFINE_bool("defer_stops", None, "Stop tokens are committed last."),
+        flags.DEFINE_float(
+            "temperature",
+            None,
+            "Sampling temperature; 0 takes the most probable token.",
+        ),
+        flags.DEFINE_float(
+            "guidance", None, "Scale of classifier-free guidance; 0 turns it off."
+        ),
         flags.DEFINE_bool(
-            "early_stop", None, "A stop ends its row before its block is finished."
+            "suppress_eos", None, "Never write EOS: its probability is set to 0."
+        ),
+        flags.DEFINE_bool(
+            "defer_stops", None, "Commit stop tokens (EOS, end of turn) last."
+        ),
+        flags.DEFINE_bool(
+            "early_stop",
+            None,
+            "End a row at its first stop token; if off, finish the block first.",
         ),
     ]
     if has_seed:
-        defined.append(flags.DEFINE_integer("seed", None, "Of the random keys."))
+        defined.append(flags.DEFINE_integer("seed", None, "Seed of the random draws."))
     return defined
 
 
@@ -121,8 +133,8 @@ def block_length(
 ) -> int | None:
     """The tokens per block that a flag asks for or, without it, the config.
 
-    The config's are LLaDA's. A block-causal model was trained with its own, which None
-    stands for.
+    The config's are LLaDA's. A block-causal model was trained with its own, which is
+    used for None.
     """
     if flag.value is not None or is_block_causal:
         return flag.value
@@ -132,7 +144,9 @@ def block_length(
 def define_sharing() -> flags.FlagHolder[int | None]:
     """Defines --devices_per_model, see `runner.load`."""
     return flags.DEFINE_integer(
-        "devices_per_model", None, "Devices that share the weights; by default none do."
+        "devices_per_model",
+        None,
+        "Devices that share one copy of the weights; by default each has its own.",
     )
 
 
@@ -146,14 +160,20 @@ def define_hosts(may_be_alone: bool = False) -> Callable[[], hosts.Host]:
       What joins the other processes; to be called before JAX is used.
     """
     coordinator = flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of process 0, if several share the prompts."
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, if several processes share the work.",
     )
     num_processes = flags.DEFINE_integer(
-        "num_processes", None, "How many share the prompts."
+        "num_processes", None, "Number of processes that share the work."
     )
-    process_id = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
+    process_id = flags.DEFINE_integer(
+        "process_id", None, "Number of this process, from 0."
+    )
     is_cluster = flags.DEFINE_bool(
-        "cluster", False, "Find these on a TPU pod, under SLURM or Kubernetes."
+        "cluster",
+        False,
+        "Let a TPU pod, SLURM or Kubernetes set coordinator and process numbers.",
     )
 
     def start() -> hosts.Host:
@@ -170,7 +190,7 @@ def define_hosts(may_be_alone: bool = False) -> Callable[[], hosts.Host]:
 
 @contextlib.contextmanager
 def kept_rows(is_kept: bool = True) -> Iterator[None]:
-    """Says, where the memory is full, that a run with files goes on.
+    """Says, when memory is full, that a run with files can be continued.
 
     Args:
       is_kept: the run has files; without, nothing is added.
@@ -182,7 +202,7 @@ def kept_rows(is_kept: bool = True) -> Iterator[None]:
             raise
         raise OutOfMemory(
             f"{error}; finished rows are kept: the same command with a smaller "
-            "--batch_size goes on"
+            "--batch_size continues"
         ) from error
 
 
@@ -290,7 +310,7 @@ def _is_own(module: str | None) -> bool:
 
 # How JAX's messages begin where a backend does not start.
 _NO_BACKEND = ("Unable to initialize backend", "Unknown backend")
-# Options of JAX that raise where code is otherwise right, with their normal values.
+# Options of JAX that raise where code is otherwise correct, with their normal values.
 _STRICT = {
     "jax_debug_nans": False,
     "jax_debug_infs": False,
@@ -344,7 +364,9 @@ def _one_line() -> Iterator[None]:
             while reason.args and isinstance(reason.args[0], Exception):
                 reason = reason.args[0]
             reason = reason.args[0] if reason.args else ""
-            _print(f"{', '.join(named or overrides)} is no field of it: {reason}")
+            _print(
+                f"{', '.join(named or overrides)} is no field of the config: {reason}"
+            )
     except OSError as error:
         # ml_collections lists its attempts; the system's own error is the last line.
         _print(f"--config cannot be read: {str(error).splitlines()[-1]}")

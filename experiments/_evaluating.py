@@ -1,4 +1,4 @@
-"""What the scripts share that ask one task's examples of one model: their flags."""
+"""Flags shared by the scripts that evaluate one model on one task."""
 
 import contextlib
 import pathlib
@@ -86,17 +86,22 @@ def define_evaluation(
     Args:
       name: of the script, its config file and its directory in runs/.
       help_: what the config holds.
-      own: the script's own flags that stand for fields of the config.
+      own: the script's own flags that override fields of the config.
 
     Returns:
       What reads them.
     """
     config = _app.define_config(_app.CONFIGS / f"{name}.py", help_)
     checkpoint = _app.define_path(
-        "checkpoint", None, "Hugging Face or Orbax directory; default: the zoo's."
+        "checkpoint",
+        None,
+        "Model directory, Hugging Face or Orbax; default: the task's shipped model.",
     )
     dtype = flags.DEFINE_enum(
-        "dtype", None, ["bfloat16", "float32", "float64"], "Default: as stored."
+        "dtype",
+        None,
+        ["bfloat16", "float32", "float64"],
+        "Dtype of the weights; default: as stored.",
     )
     sharing = _app.define_sharing()
     workdir = _app.define_path(
@@ -104,23 +109,43 @@ def define_evaluation(
     )
     overrides = [
         *own,
-        flags.DEFINE_string("task", None, f"One of {', '.join(tasks.TASKS)}."),
-        _app.define_path(
-            "data", None, "Of a published task: file, directory, or hub:NAME."
+        flags.DEFINE_string(
+            "task", None, f"Task to solve, one of {', '.join(tasks.TASKS)}."
         ),
-        flags.DEFINE_string("prompt_style", None, "Of a published task's prompts."),
-        flags.DEFINE_string("split", None, "Of the task's examples."),
-        flags.DEFINE_integer("num_examples", None, "The first ones of the split."),
-        flags.DEFINE_integer("example_seed", None, "Of examples that are drawn."),
+        _app.define_path(
+            "data",
+            None,
+            "Problems of a published task: a file, a directory, or hub:NAME.",
+        ),
+        flags.DEFINE_string(
+            "prompt_style",
+            None,
+            "Prompt style of a published task, such as opencompass.",
+        ),
+        flags.DEFINE_string("split", None, "Split that the examples are taken from."),
         flags.DEFINE_integer(
-            "gen_length", None, "Blanks of a continuation; default: the task's."
+            "num_examples", None, "Number of examples: the first ones of the split."
+        ),
+        flags.DEFINE_integer(
+            "example_seed", None, "Seed of the examples, for tasks that draw them."
+        ),
+        flags.DEFINE_integer(
+            "gen_length",
+            None,
+            "Tokens to generate after each prompt; default: the task's.",
         ),
         flags.DEFINE_integer(
             "block_length", None, "Tokens per block; default: the task's."
         ),
         *_app.define_drawing(has_seed=False),
-        flags.DEFINE_integer("batch_size", None, "Rows in flight at once."),
-        flags.DEFINE_integer("queue_length", None, "Rows of one call."),
+        flags.DEFINE_integer(
+            "batch_size", None, "Rows in flight at once, over all devices."
+        ),
+        flags.DEFINE_integer(
+            "queue_length",
+            None,
+            "Rows per call of the compiled loop, waiting ones included.",
+        ),
     ]
 
     def read() -> Asked:

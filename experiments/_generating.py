@@ -1,4 +1,4 @@
-"""The rows that `experiments.generate` fills: whose share, kept as they are done."""
+"""Rows of `experiments.generate`: one process's share, filled and kept on disk."""
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -197,10 +197,10 @@ def show(
         for i, spec in enumerate(asked.rules)
     }
     lines = _report.texts(dict(zip(work.ids, work.prompts, strict=True)), records)
-    num_right: dict[str, int] = {}
+    num_correct: dict[str, int] = {}
     if asked.examples:
         task = tasks.get(asked.config.task)
         examples = asked.host.share(asked.examples)
         shown = asked.config.num_shown
-        lines, num_right = _report.answers(task, examples, runs, shown)
-    print(*lines, *_report.summary(runs, num_right), sep="\n", file=file)
+        lines, num_correct = _report.answers(task, examples, runs, shown)
+    print(*lines, *_report.summary(runs, num_correct), sep="\n", file=file)

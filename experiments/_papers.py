@@ -1,4 +1,4 @@
-"""What the scripts share that write the reports on the papers: their flags."""
+"""Flags shared by the scripts that write the reports on papers."""
 
 import pathlib
 from collections.abc import Callable
@@ -44,19 +44,25 @@ def define_report(
     """
     directory = f"experiments/studies/{stem}"
     config = _app.define_config(_app.STUDIES / stem / "config.py", help_)
-    is_quick = flags.DEFINE_bool("quick", False, "Fewer examples.")
-    names = flags.DEFINE_list("tasks", None, "Default: the config's.")
+    is_quick = flags.DEFINE_bool(
+        "quick", False, "Measure fewer examples, and write to other files."
+    )
+    names = flags.DEFINE_list("tasks", None, "Tasks to measure; default: the config's.")
     root = _app.define_path(
-        "checkpoints", None, "Directory with one for each task; default: the zoo's."
+        "checkpoints",
+        None,
+        "Directory with one checkpoint per task; default: the shipped ones.",
     )
     workdir = _app.define_path(
-        "workdir", None, f"Of the records; default: runs/{name}, of --quick .._quick."
+        "workdir",
+        None,
+        f"Directory of the records; default: runs/{name}, with --quick {name}_quick.",
     )
     output = _app.define_path(
         "output",
         None,
-        "The report; is replaced, with the figures beside it. Default: "
-        f"{directory}/{stem}.md, of --quick {stem}_quick.md.",
+        "Report to write, with figures beside it; replaces older ones. Default: "
+        f"{directory}/{stem}.md, with --quick {stem}_quick.md.",
     )
 
     def read() -> tuple[ConfigDict, Report]:

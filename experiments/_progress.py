@@ -1,4 +1,4 @@
-"""How far a script is: a bar in a terminal, a line now and then in a log file."""
+"""Progress of a script: a bar in a terminal, regular lines in a log file."""
 
 import datetime
 import sys

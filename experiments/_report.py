@@ -80,20 +80,20 @@ def answers(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     num_shown: int,
 ) -> tuple[list[str], dict[str, int]]:
-    """The first examples beside their answers; and how many each sampler has right."""
-    lines, num_right = [], dict.fromkeys(runs, 0)
+    """Printed lines of the first examples; the correct answers of each sampler."""
+    lines, num_correct = [], dict.fromkeys(runs, 0)
     for i, example in enumerate(examples):
         blocks = [_block(example.name, task.pretty(example.text), "")]
         for spec, records in runs.items():
             answer, nfe = records[i]["text"], records[i]["nfe"]
             verdict = verdict_on(task, example, answer, nfe, records[i]["has_nan"])
-            num_right[spec] += verdict.is_correct
-            mark = "right" if verdict.is_correct else f"WRONG: {verdict.reason}"
+            num_correct[spec] += verdict.is_correct
+            mark = "correct" if verdict.is_correct else f"WRONG: {verdict.reason}"
             remark = f"NFE {nfe}, {mark}"
             blocks.append(_block(spec, task.pretty(answer), remark))
         if i < num_shown:
             lines += [*beside(blocks), ""]
-    return lines, num_right
+    return lines, num_correct
 
 
 def _block(title: str, text: str, remark: str) -> list[str]:
@@ -113,9 +113,9 @@ def beside(blocks: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def summary(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], num_right: Mapping[str, int]
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], num_correct: Mapping[str, int]
 ) -> Iterator[str]:
-    """A table with a row for each sampler; empty num_right leaves that column out.
+    """A table with a row for each sampler; empty num_correct leaves that column out.
 
     If rows ran with several batch sizes, which a run that goes on may change, a column
     names them: such times cannot be compared.
@@ -125,16 +125,16 @@ def summary(
         for spec, records in runs.items()
     }
     has_sizes = len({size for own in sizes.values() for size in own}) > 1
-    rows = [["sampler", "right", "95 % interval"] if num_right else ["sampler"]]
+    rows = [["sampler", "correct", "95 % interval"] if num_correct else ["sampler"]]
     rows[0] += ["mean NFE", "seconds", "compile seconds"]
     rows[0] += ["batch size"] if has_sizes else []
     for spec, records in runs.items():
         rows.append([spec])
-        if num_right:
+        if num_correct:
             n = len(records)
-            is_correct = np.arange(n)[None] < num_right[spec]
+            is_correct = np.arange(n)[None] < num_correct[spec]
             low, high = stats.accuracy_interval(is_correct)
-            rows[-1] += [f"{num_right[spec]} of {n}", f"{low:.1%} - {high:.1%}"]
+            rows[-1] += [f"{num_correct[spec]} of {n}", f"{low:.1%} - {high:.1%}"]
         nfe = np.mean([record["nfe"] for record in records])
         seconds, compiling = (
             sum(record[name] for record in records)

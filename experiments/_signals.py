@@ -15,7 +15,7 @@ from typing import Any
 
 _WORDS = {
     "SIGINT": "interrupted",
-    "SIGTERM": "told to end (SIGTERM)",
+    "SIGTERM": "ended by SIGTERM",
     "SIGHUP": "the terminal was closed",
 }
 
@@ -71,7 +71,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _tell(number: int) -> None:
     with contextlib.suppress(OSError, ValueError):
-        # A progress bar may stand in the line.
+        # A progress bar may be on the line.
         start = "\n" if sys.stderr is not None and sys.stderr.isatty() else ""
         word = _WORDS[signal.Signals(number).name]
         os.write(2, f"{start}error: {word}\n".encode())

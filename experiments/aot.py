@@ -1,15 +1,15 @@
-r"""Compiles the loop for a TPU that is not at hand, and prints what it would take.
+r"""Compiles the loop for a TPU without a TPU; prints time, memory and communication.
 
     python -m experiments.aot --topology=v5e:4x4 --preset=llada_8b \
         --devices_per_model=2 --batch_size=4 --sampler=saber
     python -m experiments.aot --topology=v5p:2x2x1 --num_devices=1 --batch_size=8 \
         --cache=dual
 
-Needs `pip install -e '.[aot]'`. The program is the one that `generate` would run, on
-all devices of the topology at once; nothing is run. Prints the seconds of compiling,
-bytes per device and what is left of its memory, operations and bytes as the compiler
-counts them, what devices exchange, and the shortest time of a step by the chip's
-published peaks. What does not fit is refused.
+Needs `pip install -e '.[aot]'`. Compiles the program that `generate` would run on
+all devices of the topology, and runs nothing. Prints the compile time, the memory used
+and left per device, operations and bytes as the compiler counts them, the communication
+between devices, and the shortest possible time of a step by the chip's published peaks.
+A program that does not fit is an error.
 """
 
 import os
@@ -45,32 +45,42 @@ from experiments.timing import aot, roofline, steps
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
     None,
-    "TPUs such as v5e:4x4, v5p:2x2x1 or v6e:2x4; or cpu, this machine.",
+    "TPUs to compile for, as v5e:4x4, v5p:2x2x1 or v6e:2x4; cpu is this machine.",
     required=True,
 )
 _CHIPS_PER_HOST = flags.DEFINE_string(
-    "chips_per_host", None, "Such as 2x4; 2x2 by default."
+    "chips_per_host", None, "Chips of one host, such as 2x4; default: 2x2."
 )
 _NUM_DEVICES = flags.DEFINE_integer(
-    "num_devices", None, "The topology's first ones; all by default."
+    "num_devices", None, "Number of devices: the topology's first ones; default: all."
 )
 _SHARING = _app.define_sharing()
 _PRESET = flags.DEFINE_enum(
-    "preset", "llada_8b", registry.preset_names(), "Shape of the model."
+    "preset", "llada_8b", registry.preset_names(), "Model shape to compile for."
 )
-_LAYERS = flags.DEFINE_integer("layers", None, "Blocks, if not the preset's.")
+_LAYERS = flags.DEFINE_integer(
+    "layers", None, "Number of transformer blocks; default: the preset's."
+)
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "bfloat16", ["bfloat16", "float32"], "Of the weights."
+    "dtype", "bfloat16", ["bfloat16", "float32"], "Dtype of the weights."
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows in flight of a group.")
-_SAMPLER = flags.DEFINE_string("sampler", "low_confidence", "As saber(n=2, mu=8).")
-_CACHE = flags.DEFINE_string("cache", "none", "As dual(refresh_every=8).")
-_PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 256, "Known tokens of a row.")
-_GEN_LENGTH = flags.DEFINE_integer("gen_length", 256, "Blanks of a row.")
-_BLOCK_LENGTH = flags.DEFINE_integer("block_length", 32, "Blanks of a block.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Above 0 noise is drawn.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 8, "Rows in flight in each group of devices that share weights."
+)
+_SAMPLER = flags.DEFINE_string(
+    "sampler", "low_confidence", "Sampler spec, such as saber(n=2, mu=8)."
+)
+_CACHE = flags.DEFINE_string(
+    "cache", "none", "Cache plan, such as dual(refresh_every=8)."
+)
+_PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 256, "Prompt tokens per row.")
+_GEN_LENGTH = flags.DEFINE_integer("gen_length", 256, "Tokens to generate per row.")
+_BLOCK_LENGTH = flags.DEFINE_integer("block_length", 32, "Tokens per block.")
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.0, "Sampling temperature; above 0, the program draws noise."
+)
 _TEXT = _app.define_path(
-    "text", None, "File for the text of the compiled program; must not exist."
+    "text", None, "File to write the compiled program's text to; must not exist."
 )
 
 # Rows of a call and slot, as in `batches.stream`.

@@ -1,4 +1,4 @@
-"""How float32 decides where a model is nearly certain: ties, and equality with float64.
+"""Counts near-ties of a nearly certain model: float32 against float64 and PyTorch.
 
     python -m experiments.certainty            # needs PyTorch, part of '.[test]'
 
@@ -31,9 +31,13 @@ from experiments import _app
 from experiments.timing.ties import num_equal, tied
 
 _SAMPLER = flags.DEFINE_multi_string(
-    "sampler", ["saber", "low_confidence", "entropy_bound", "threshold"], "Specs."
+    "sampler",
+    ["saber", "low_confidence", "entropy_bound", "threshold"],
+    "Sampler spec, such as saber(n=2, mu=8)",
 )
-_NUM = flags.DEFINE_integer("num_examples", 64, "The first ones of the test split.")
+_NUM = flags.DEFINE_integer(
+    "num_examples", 64, "Number of puzzles: the first ones of the test split."
+)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -4,14 +4,14 @@ r"""Converts a checkpoint: Hugging Face to Orbax, or back.
         --dtype=bfloat16
     python -m experiments.convert --checkpoint=llada-bf16 --output=llada-hf --format=hf
 
-Both formats are recognised by what is in the directory. Tokenizer files, licences, the
-fields of config.json and the code that it names come along; the code is never run.
-Random weights of a shape stand in for a checkpoint where only time is to be measured:
+The input format is recognised by the files. Tokenizer files, licences, the fields of
+config.json and the code that it names are copied; the code is never run. To measure
+time alone, write random weights instead:
 
     python -m experiments.convert --preset=llada_8b --dtype=bfloat16 --format=hf \
         --output=random-hf
 
-Several hosts that see the same files share the work, and none holds the whole model:
+Several hosts that see the same files share the work; none holds the whole model:
 
     python -m experiments.convert ... --coordinator=HOST:PORT --num_processes=N \
         --process_id=I    # or --cluster
@@ -45,14 +45,17 @@ _PRESET = flags.DEFINE_enum(
     "preset",
     None,
     registry.preset_names(),
-    "Random weights of this shape, no checkpoint.",
+    "Shape to fill with random weights, instead of reading a checkpoint.",
 )
 _OUTPUT = _app.define_path(
     "output", None, "Directory to write; must not exist.", required=True
 )
 _FORMAT = flags.DEFINE_enum("format", "orbax", list(_SAVERS), "Format to write.")
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["bfloat16", "float32"], "Default: as stored; float32 of a preset."
+    "dtype",
+    None,
+    ["bfloat16", "float32"],
+    "Dtype to write; default: as stored, float32 for a preset.",
 )
 _START = _app.define_hosts()
 
@@ -71,9 +74,9 @@ def main(argv: Sequence[str]) -> None:
     placements = None
     if host.count > 1:
         if _PRESET.value is not None:
-            raise InputError(f"preset ({source}) is written by one process")
+            raise InputError(f"preset ({source}) must be written by one process")
         if _FORMAT.value != "orbax":
-            raise InputError(f"format ({_FORMAT.value}) is written by one process")
+            raise InputError(f"format ({_FORMAT.value}) must be written by one process")
         devices = jax.devices()
         config = checkpoints.read_config(source)
         specs = registry.partition(config, len(devices), "model")
@@ -91,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
     _SAVERS[_FORMAT.value](model, _OUTPUT.value, extra_files, origin=origin)
     seconds = time.perf_counter() - start
     params = jax.tree.leaves(nnx.state(model))
-    print(f"wrote {_OUTPUT.value} ({_FORMAT.value}, {params[0].dtype})")
+    print(f"Wrote {_OUTPUT.value} ({_FORMAT.value}, {params[0].dtype})")
     print(f"parameters  {sum(param.size for param in params):,}")
     print(f"bytes       {sum(param.nbytes for param in params):,}")
     print(f"seconds     {seconds:.1f}")

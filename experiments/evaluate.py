@@ -1,4 +1,4 @@
-r"""Asks a model a task's examples with one or more samplers, and judges the answers.
+r"""Evaluates one or more samplers on a task's examples.
 
     python -m experiments.evaluate --task=sudoku --workdir=runs/evaluate/sudoku
     python -m experiments.evaluate --task=humaneval --checkpoint=LLaDA-8B-Instruct \
@@ -6,11 +6,10 @@ r"""Asks a model a task's examples with one or more samplers, and judges the ans
     python -m experiments.evaluate --checkpoint=LLaDA-8B-Instruct --data=GSM8K \
         --config=configs/published/llada_8b_instruct_gsm8k_256_8.py
 
-WORKDIR gets manifest.json and records.jsonl, a line per example. Started again with the
-same arguments it goes on where it was stopped; more samplers, seeds or examples may be
-added, and --batch_size and --queue_length may differ. NFE is the number of forwards
-that an example took part in. If several commits made the records, they are named below
-the tables.
+Writes manifest.json and records.jsonl, a line per answer, into --workdir. The same
+command continues a run that was stopped; samplers, seeds or examples may be added, and
+--batch_size and --queue_length may differ. NFE is the number of forwards that an
+example took part in. If several commits made the records, the output names them.
 """
 
 from collections.abc import Sequence
@@ -27,15 +26,17 @@ from experiments._progress import Progress
 
 _READ = _evaluating.define_evaluation(
     "evaluate",
-    "Defaults.",
+    "Config file with the defaults of the other flags.",
     (
         flags.DEFINE_multi_string(
-            "sampler", None, "As saber(n=2, mu=8); may be repeated."
+            "sampler", None, "Sampler spec, such as saber(n=2, mu=8)"
         ),
         flags.DEFINE_multi_string(
-            "cache", None, "As none or dual(refresh_every=8); may be repeated."
+            "cache",
+            None,
+            "Cache plan, such as none or dual(refresh_every=8)",
         ),
-        flags.DEFINE_multi_integer("seeds", None, "Of the random keys; repeatable."),
+        flags.DEFINE_multi_integer("seeds", None, "Seed of the random draws"),
     ),
 )
 
@@ -61,9 +62,8 @@ def main(argv: Sequence[str]) -> None:
     commits = evaluation_files.commits(asked.workdir)
     if len(commits) > 1:
         names = ", ".join(map(provenance.short_commit, commits))
-        print(
-            f"\nThe records of {asked.workdir} are of {len(commits)} commits: {names}."
-        )
+        where = asked.workdir
+        print(f"\nThe records of {where} come from {len(commits)} commits: {names}.")
     evaluation_files.check_finite(records)
 
 
@@ -87,7 +87,7 @@ def _records(
             if cache != "none":
                 name += f", cache {cache}"
             progress.describe(name)
-            return {"seed": seed, "right": f"{sum(own) / len(own):.1%}"}
+            return {"seed": seed, "correct": f"{sum(own) / len(own):.1%}"}
 
         def nfe(records: list[dict[str, Any]]) -> list[int]:
             return [record["nfe"] for record in records]

@@ -1,4 +1,4 @@
-r"""Generates with one or more samplers: a task's answers, or text for your own prompts.
+r"""Generates with one or more samplers: answers to a task or to your own prompts.
 
     python -m experiments.generate
     python -m experiments.generate --checkpoint=LLaDA-8B-Instruct --prompt='Why 42?' \
@@ -7,21 +7,21 @@ r"""Generates with one or more samplers: a task's answers, or text for your own 
     python -m experiments.generate --checkpoint=LLaDA-8B-Instruct \
         --prompts_file=- --output=- < prompts.jsonl > answers.jsonl
 
-reads prompts from stdin and writes records to stdout; all else is printed on stderr.
-Without prompts, the shipped model of --task solves held-out examples of it. With
---infill, every mask token in a prompt's text is a blank. Flags that are not given have
-the values of --config.
+reads prompts from stdin and writes records to stdout; everything else is printed on
+stderr. Without prompts, the shipped model of --task solves held-out examples of the
+task. With --infill, every mask token in a prompt's text is a blank. The defaults of the
+flags are in --config.
 
-Rows that are done are kept in OUTPUT.partial until all are there. A run that was
-stopped goes on with the same command, and may have another --batch_size.
+Finished rows are kept in OUTPUT.partial until all are there. The same command continues
+a run that was stopped; --batch_size may differ.
 
-On several hosts, each process is given the same prompts and takes its share of them:
+On several hosts, every process gets the same prompts and takes its share of them:
 
     python -m experiments.generate ... --output=answers.jsonl --cluster
     python -m experiments.merge --output=answers.jsonl     # once, when all are done
 
-The share of a process that died is run again by the same command, given to all of them
-or alone, with --num_processes and --process_id, and no --coordinator.
+If a process died, run the same command again: on all hosts, or for its share alone with
+--num_processes and --process_id, and without --coordinator.
 """
 
 import sys
@@ -46,41 +46,70 @@ from dlm_jax.text.settings import Settings
 from experiments import _app
 from experiments._generating import Asked, fill, share, show
 
-_CONFIG = _app.define_config(_app.CONFIGS / "generate.py", "Defaults.")
-_CHECKPOINT = _app.define_path("checkpoint", None, "Hugging Face or Orbax directory.")
-_DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["bfloat16", "float32", "float64"], "Default: as stored."
+_CONFIG = _app.define_config(
+    _app.CONFIGS / "generate.py", "Config file with the defaults of the other flags."
 )
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.")
+_CHECKPOINT = _app.define_path(
+    "checkpoint",
+    None,
+    "Model directory, Hugging Face or Orbax; default: the task's shipped model.",
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["bfloat16", "float32", "float64"],
+    "Dtype of the weights; default: as stored.",
+)
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "Prompt to continue or infill")
 _FILE = _app.define_path(
     "prompts_file",
     None,
-    "A prompt a line, or JSON: `prompt` or `messages`; - is stdin.",
+    "File with a prompt per line, or JSON with `prompt` or `messages`; - is stdin.",
 )
 _CHAT = flags.DEFINE_bool(
-    "chat", None, "Default: if the tokenizer has a chat template."
+    "chat",
+    None,
+    "Put prompts into the chat template; default: if the tokenizer has one.",
 )
-_INFILL = flags.DEFINE_bool("infill", False, "Fill the mask tokens in the prompts.")
+_INFILL = flags.DEFINE_bool(
+    "infill", False, "Fill the mask tokens in the prompts, and continue nothing."
+)
 _OUTPUT = _app.define_path(
-    "output", None, "JSONL file to write, must not exist; - is stdout."
+    "output", None, "JSONL file to write, which must not exist; - is stdout."
 )
 _START = _app.define_hosts(may_be_alone=True)
 _SHARING = _app.define_sharing()
-_BLOCK = flags.DEFINE_integer("block_length", None, "Tokens per block, left to right.")
+_BLOCK = flags.DEFINE_integer(
+    "block_length", None, "Tokens per block; blocks are filled from left to right."
+)
 _LENGTH = flags.DEFINE_integer(
     "gen_length", None, "Tokens to generate after each prompt."
 )
-# What stands for a field of the config.
+# Flags that override a field of the config.
 _OWN = [
     _BLOCK,
     _LENGTH,
-    flags.DEFINE_multi_string("sampler", None, "As saber(n=2, mu=8); may be repeated."),
-    flags.DEFINE_integer("batch_size", None, "Prompts that are filled together."),
-    flags.DEFINE_string("task", None, "What is solved without a prompt."),
-    flags.DEFINE_string("split", None, "Of the task's examples."),
-    flags.DEFINE_integer("num_examples", None, "The first ones of the split."),
-    flags.DEFINE_integer("num_shown", None, "Of them, examples that are printed."),
-    flags.DEFINE_string("cache", None, "A cache plan, as dual(refresh_every=8)."),
+    flags.DEFINE_multi_string(
+        "sampler", None, "Sampler spec, such as saber(n=2, mu=8)"
+    ),
+    flags.DEFINE_integer(
+        "batch_size", None, "Prompts in flight at once, over all devices."
+    ),
+    flags.DEFINE_string(
+        "task", None, "Task whose examples are solved if there is no prompt."
+    ),
+    flags.DEFINE_string(
+        "split", None, "Split that the task's examples are taken from."
+    ),
+    flags.DEFINE_integer(
+        "num_examples",
+        None,
+        "Number of examples to solve: the first ones of the split.",
+    ),
+    flags.DEFINE_integer(
+        "num_shown", None, "Number of examples to print with their answers."
+    ),
+    flags.DEFINE_string("cache", None, "Cache plan, such as dual(refresh_every=8)."),
     *_app.define_drawing(),
 ]
 
@@ -98,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
     if asked.host.count > 1 and asked.output:
         rows = [(key.sampler, key.index) for key in keys]
         if hosts.is_whole(asked.output, work.common, rows):
-            print(f"{asked.output} is there, and whole", file=sys.stderr)
+            print(f"{asked.output} is complete already", file=sys.stderr)
             return
     if asked.how_read:
         print(asked.how_read, file=sys.stderr)

@@ -3,11 +3,11 @@
     python -m experiments.leaderboard --sampler='entropy_bound(gamma=0.01)'
     python -m experiments.leaderboard                # all of the config
 
-OUT gets leaderboard.csv and leaderboard.md. The setting is frozen in
-experiments/studies/leaderboard/config.py: a task that is there in another one is
-refused. A sampler of your own joins once it is in the
-registry (WORKSPACE.md). One whose code has changed is measured again when its lines and
-WORKDIR are removed.
+Writes leaderboard.csv and leaderboard.md into --out. The setting is frozen in
+experiments/studies/leaderboard/config.py; a task that the table has in another setting
+is refused. To add your own sampler, put it into the registry first
+(docs/extend/sampler.md). To measure a sampler again after its code changed, remove its
+lines from leaderboard.csv and its records, --workdir.
 """
 
 import pathlib
@@ -29,11 +29,17 @@ from experiments import _app
 from experiments.studies.leaderboard import board
 
 _STUDY = _app.STUDIES / "leaderboard"
-_CONFIG = _app.define_config(_STUDY / "config.py", "The frozen setting.")
-_SAMPLER = flags.DEFINE_multi_string("sampler", None, "Default: those of the config.")
-_TASK = flags.DEFINE_multi_string("task", None, "Default: those of the config.")
-_WORKDIR = _app.define_path("workdir", "runs/leaderboard", "Of the records.")
-_OUT = _app.define_path("out", str(_STUDY), "Of the table.")
+_CONFIG = _app.define_config(
+    _STUDY / "config.py", "Config file with the frozen setting."
+)
+_SAMPLER = flags.DEFINE_multi_string(
+    "sampler", None, "Sampler spec to add; default: all of the config"
+)
+_TASK = flags.DEFINE_multi_string(
+    "task", None, "Task to evaluate; default: all of the config"
+)
+_WORKDIR = _app.define_path("workdir", "runs/leaderboard", "Directory of the records.")
+_OUT = _app.define_path("out", str(_STUDY), "Directory of the table.")
 _COMMAND = "python -m experiments.leaderboard --sampler='SPEC'"
 
 

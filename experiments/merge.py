@@ -1,8 +1,8 @@
-r"""Puts the files that several processes wrote together as one would have written it.
+r"""Merges the files that several processes wrote into one file.
 
     python -m experiments.merge --output=answers.jsonl
 
-takes answers.jsonl.00000-of-00004 and so on, and writes answers.jsonl.
+reads answers.jsonl.00000-of-00004 and so on, and writes answers.jsonl.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,10 @@ from dlm_jax.evaluation.records import check_finite
 from experiments import _app
 
 _OUTPUT = _app.define_path(
-    "output", None, "What the processes were given as --output.", required=True
+    "output",
+    None,
+    "File to write: the --output that the processes were given.",
+    required=True,
 )
 
 

@@ -27,12 +27,12 @@ from experiments import _app
 
 FLAGS = flags.FLAGS
 _FLAGS = {
-    "generate": "The sampler: path/to/file.py:function or module:function.",
-    "checkpoint": "Directory of the model.",
-    "prompts_file": "A prompt a line, or JSON with `prompt`; - is stdin.",
-    "sampler": "The trace's name of the rule, as compare knows it.",
-    "params": "Arguments of the call: name=literal,name=literal.",
-    "output": "Directory that the traces are written to.",
+    "generate": "Sampler to record: path/to/file.py:function or module:function.",
+    "checkpoint": "Directory of the checkpoint.",
+    "prompts_file": "File with a prompt per line, or JSON with `prompt`; - is stdin.",
+    "sampler": "Name of the rule in the traces, one that compare knows.",
+    "params": "Keyword arguments of the sampler: name=literal,name=literal.",
+    "output": "Directory to write the traces to.",
 }
 for _name, _help in _FLAGS.items():
     is_path = _name in ("checkpoint", "prompts_file", "output")
@@ -41,9 +41,9 @@ for _name, _help in _FLAGS.items():
 flags.DEFINE_string(
     "model",
     "dlm_jax.parity.torch_llada:load_transformers",
-    "What loads the checkpoint: a function of its directory, named like --generate.",
+    "Function that loads a checkpoint from its directory, written as in --generate.",
 )
-flags.DEFINE_string("name", None, "Stem of the traces' names; --sampler by default.")
+flags.DEFINE_string("name", None, "Stem of the traces' file names; default: --sampler.")
 
 
 def main(_: Sequence[str]) -> None:

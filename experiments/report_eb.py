@@ -4,9 +4,9 @@ r"""EB-Sampler against its published claim: measures, and writes the report.
 
 makes experiments/studies/eb_sampler/eb_sampler.md with its figures: accuracy against
 forwards on three tasks, EB-Sampler beside one-token decoding on the same examples, and
-the split of its error on mazes, where the truth is known. A quick one has an output and
-a workdir of its own. Started again it goes on where it was stopped; what is measured is
-experiments/studies/eb_sampler/config.py's.
+the split of its error on mazes, where the truth is known. --quick measures fewer
+examples and writes to other files. The same command continues a run that was stopped.
+Samplers and examples are in experiments/studies/eb_sampler/config.py.
 """
 
 import pathlib
@@ -29,7 +29,9 @@ from experiments.studies.eb_sampler import maze_split
 from experiments.studies.eb_sampler import report as report_eb
 from experiments.studies.eb_sampler.claims import Claim
 
-_REPORT = _papers.define_report("report_eb", "eb_sampler", "Points.")
+_REPORT = _papers.define_report(
+    "report_eb", "eb_sampler", "Config file with samplers, examples and requirements."
+)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -3,10 +3,10 @@
     python -m experiments.report_saber
     python -m experiments.report_saber --quick
 
-OUTPUT is the report, with its figures beside it; records stay under WORKDIR/TASK. A
-quick one has an output and a workdir of its own.
-Started again with the same arguments it goes on where it was stopped. What is compared
-stands in experiments/studies/saber/config.py.
+Writes the report to --output, with its figures beside it; the records stay under
+WORKDIR/TASK. --quick measures fewer examples and writes to other files. The same
+command continues a run that was stopped. Samplers and examples are in
+experiments/studies/saber/config.py.
 """
 
 import pathlib
@@ -26,7 +26,9 @@ from experiments import _app, _papers
 from experiments.studies.saber import measure
 from experiments.studies.saber import report as saber_report
 
-_REPORT = _papers.define_report("report_saber", "saber", "The samplers.")
+_REPORT = _papers.define_report(
+    "report_saber", "saber", "Config file with samplers and examples."
+)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,9 +1,9 @@
-r"""What LLaDA-8B could at best do on machines that are not at hand.
+r"""Computes the best possible speed of LLaDA-8B on GPUs and TPUs.
 
     python -m experiments.roofline
 
-prints memory per device, seconds of a forward and tokens per second, computed from
-published peaks. Nothing is measured.
+prints the memory per device, the milliseconds of a forward, and forwards times rows per
+second. All are computed from published peaks; nothing is measured.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,21 @@ from dlm_jax.models.llada import llada_8b
 from experiments import _app
 from experiments.timing import roofline
 
-_LENGTH = flags.DEFINE_integer("length", 512, "Tokens of a row, prompt and answer.")
-_REGION = flags.DEFINE_integer("region", 32, "Positions that need a prediction.")
-_BATCHES = flags.DEFINE_multi_integer("batch_sizes", [1, 8, 32], "Rows of a group.")
+_LENGTH = flags.DEFINE_integer(
+    "length", 512, "Tokens per row, prompt and answer together."
+)
+_REGION = flags.DEFINE_integer(
+    "region", 32, "Positions per row that need a prediction."
+)
+_BATCHES = flags.DEFINE_multi_integer(
+    "batch_sizes",
+    [1, 8, 32],
+    "Rows in flight in each group of devices",
+)
 _SHARING = flags.DEFINE_multi_integer(
-    "devices_per_model", [1, 2, 4], "Devices that share the weights."
+    "devices_per_model",
+    [1, 2, 4],
+    "Devices that share one copy of the weights",
 )
 
 

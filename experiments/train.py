@@ -1,13 +1,12 @@
-"""Trains a masked diffusion model on a task and writes it in Hugging Face format.
+r"""Trains a masked diffusion model on a task and writes it in Hugging Face format.
 
     python -m experiments.train --config=configs/train_sudoku.py --workdir=runs/sudoku
 
-Started again with the same arguments, it continues from its newest checkpoint. The
-result is WORKDIR/model: the averaged weights and config.json. `curve.jsonl` of each
-stage holds the losses.
+The same command continues a stopped training from its newest checkpoint. The result is
+WORKDIR/model: the averaged weights and config.json. `curve.jsonl` of each stage holds
+the losses.
 
-Where a WORKDIR is lost but a model that its first stages made is there, training goes
-on with the stage after them:
+If WORKDIR is lost, but the model after some stages is kept, train the later stages:
 
     python -m experiments.train --config=configs/train_sudoku.py \
         --from_model=DIR --from_stage=2
@@ -31,16 +30,20 @@ from dlm_jax.training import loop as training
 from experiments import _app
 
 _CONFIG = _app.define_config(
-    _app.CONFIGS / "train_sudoku.py", "What to train, and on what."
+    _app.CONFIGS / "train_sudoku.py", "Config file: the task, the model and the stages."
 )
 _WORKDIR = _app.define_path(
-    "workdir", None, "Directory of data, checkpoints, curve, result; default runs/TASK."
+    "workdir",
+    None,
+    "Directory of data, checkpoints, losses and result; default: runs/TASK.",
 )
 _FROM_MODEL = _app.define_path(
-    "from_model", None, "What the stages before --from_stage made."
+    "from_model", None, "Model that the stages before --from_stage made."
 )
 _FROM_STAGE = flags.DEFINE_integer(
-    "from_stage", None, "The first stage to train, from 1; needs --from_model."
+    "from_stage",
+    None,
+    "Number of the first stage to train, from 1; needs --from_model.",
 )
 
 
@@ -66,7 +69,9 @@ def main(argv: Sequence[str]) -> None:
         for index, (stage, train, data) in enumerate(stages, start=1):
             if index < first:
                 continue
-            print(f"Stage {index} of {len(config.stages)}: the data ...", flush=True)
+            print(
+                f"Stage {index} of {len(config.stages)}: preparing data ...", flush=True
+            )
             if stage.get("is_deepened"):
                 model = registry.deepen(model)
             batch_at = task.training_batches(

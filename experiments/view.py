@@ -5,11 +5,11 @@ r"""Writes a page that replays how samplers fill one prompt, forward by forward.
         --sampler=low_confidence --sampler='saber(n=2, mu=8)' --output=page.html
     python -m experiments.view --trace=runs/RUN.json --output=page.html
 
-The page is one file without network; open it in a browser. Samplers stand side by side,
-and each with every --cache if several are given. Without a prompt, the shipped model of
---task solves an example of it. With --infill, every mask token in the prompt is a
-blank. Recorded runs (--trace) are shown as they are. Flags that are not given have the
-values of --config, which is that of `experiments.generate` by default.
+The page is one file that needs no network; open it in a browser. It shows the samplers
+side by side, each with every --cache. Without a prompt, the shipped model of --task
+solves one of the task's examples. With --infill, every mask token in the prompt is a
+blank. With --trace, recorded runs are shown. The defaults of the flags are in --config,
+which is the file of `experiments.generate` by default.
 """
 
 import pathlib
@@ -29,38 +29,65 @@ from dlm_jax.text.codec import Codec
 from dlm_jax.text.settings import Settings
 from experiments import _app
 
-_CONFIG = _app.define_config(_app.CONFIGS / "generate.py", "Defaults.")
-_CHECKPOINT = _app.define_path("checkpoint", None, "Hugging Face or Orbax directory.")
+_CONFIG = _app.define_config(
+    _app.CONFIGS / "generate.py", "Config file with the defaults of the other flags."
+)
+_CHECKPOINT = _app.define_path(
+    "checkpoint",
+    None,
+    "Model directory, Hugging Face or Orbax; default: the task's, or the trace's.",
+)
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["bfloat16", "float32", "float64"], "Default: as stored."
+    "dtype",
+    None,
+    ["bfloat16", "float32", "float64"],
+    "Dtype of the weights; default: as stored.",
 )
-_PROMPT = flags.DEFINE_string("prompt", None, "What is filled.")
+_PROMPT = flags.DEFINE_string("prompt", None, "Prompt to continue or infill.")
 _CHAT = flags.DEFINE_bool(
-    "chat", None, "Default: if the tokenizer has a chat template."
+    "chat",
+    None,
+    "Put the prompt into the chat template; default: if the tokenizer has one.",
 )
-_INFILL = flags.DEFINE_bool("infill", False, "Fill the mask tokens in the prompt.")
+_INFILL = flags.DEFINE_bool(
+    "infill", False, "Fill the mask tokens in the prompt, and continue nothing."
+)
 _SAMPLER = flags.DEFINE_multi_string(
-    "sampler", ["low_confidence", "saber"], "As saber(n=2, mu=8); may be repeated."
+    "sampler",
+    ["low_confidence", "saber"],
+    "Sampler spec, such as saber(n=2, mu=8)",
 )
 _CACHE = flags.DEFINE_multi_string(
-    "cache", ["none"], "As dual(refresh_every=8); may be repeated."
+    "cache", ["none"], "Cache plan, such as dual(refresh_every=8)"
 )
 _STALENESS = flags.DEFINE_bool(
-    "staleness", False, "Measure what a cache changes, by a second forward for each."
+    "staleness",
+    False,
+    "Measure how a cache changes predictions, with one more forward per step.",
 )
-_EXAMPLE = flags.DEFINE_integer("example", 0, "Its place in the task's split.")
-_TRACE = flags.DEFINE_multi_string("trace", [], "A recorded run, RUN.json.")
-_OUTPUT = _app.define_path("output", None, "HTML file to write.", required=True)
+_EXAMPLE = flags.DEFINE_integer(
+    "example", 0, "Index of the task's example to solve, from 0."
+)
+_TRACE = flags.DEFINE_multi_string("trace", [], "Recorded run to show, RUN.json")
+_OUTPUT = _app.define_path(
+    "output", None, "HTML file to write; must not exist.", required=True
+)
 _TASK = flags.DEFINE_string(
-    "task", None, "What is solved without a prompt; else how the text is laid out."
+    "task",
+    None,
+    "Task to solve if there is no prompt; else the one whose grid lays out the text.",
 )
-_BLOCK = flags.DEFINE_integer("block_length", None, "Tokens per block, left to right.")
+_BLOCK = flags.DEFINE_integer(
+    "block_length", None, "Tokens per block; blocks are filled from left to right."
+)
 _LENGTH = flags.DEFINE_integer(
     "gen_length", None, "Tokens to generate after the prompt."
 )
-_SPLIT = flags.DEFINE_string("split", None, "Of the task's examples.")
+_SPLIT = flags.DEFINE_string(
+    "split", None, "Split that the task's example is taken from."
+)
 _DRAWING = _app.define_drawing()
-# What stands for a field of the config.
+# Flags that override a field of the config.
 _OWN = [_BLOCK, _TASK, _LENGTH, _SPLIT, *_DRAWING]
 _OF_PROMPT = [_CHAT, _INFILL, _LENGTH, _BLOCK]
 _OF_EXAMPLE = [_EXAMPLE, _SPLIT]
@@ -157,7 +184,7 @@ def _of_samplers() -> str:
             remarks[name] = f"{out.nfe} forwards, {out.num_tokens} tokens"
             if example:
                 verdict = task.verdict(example, out.text)
-                mark = "right" if verdict.is_correct else f"wrong: {verdict.reason}"
+                mark = "correct" if verdict.is_correct else f"wrong: {verdict.reason}"
                 remarks[name] += f", {mark}"
     return page.build(
         runs,

@@ -107,7 +107,7 @@ def test_staleness_is_in_the_trajectory(model):
         ),
         ({"cache": 3}, r"cache \(3\) must be a CachePlan or a spec"),
         ({"gen_length": 55}, "its last block of 4 ends at column 64, past"),
-        ({"staleness": True}, "staleness must be measured with a cache"),
+        ({"staleness": True}, "staleness needs a cache"),
     ],
 )
 def test_what_does_not_fit_is_named(model, settings, message):

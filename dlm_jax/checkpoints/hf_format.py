@@ -314,7 +314,7 @@ def _rows(tensor: Stored, name: str, start: int) -> np.ndarray:
 
 
 def _instead(directory: Path) -> str:
-    """What lies in a directory without safetensors, as the end of a message."""
+    """What is in a directory without safetensors, as the end of a message."""
     pickles = sorted(
         path.name
         for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf")

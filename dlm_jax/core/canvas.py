@@ -198,7 +198,7 @@ class Prediction:
       best_log_prob: float [l]; of the most probable token.
       runner_up_log_prob: float [l]; of the second most probable token.
       entropy: float [l]; nats; +inf where the candidate is deferred.
-      held_log_prob: float [l]; of the token that stands on the canvas.
+      held_log_prob: float [l]; of the token on the canvas.
     """
 
     token: Int[Array, "l"]
@@ -265,8 +265,8 @@ class Generation:
       last_iteration: int32 [b]; iterations of the loop, from the first on, until the
         row was done: its wait for a slot, its num_steps, and with a cache its waits
         for a refresh. The largest is the number of iterations on the row's device.
-      commit_step: int32 [b, l]; forward of the commit that stood; -1 at prompt, padding
-        and what a stop filled in.
+      commit_step: int32 [b, l]; forward of the commit that was kept; -1 at prompt,
+        padding and what a stop filled in.
       confidence: float [b, l]; probability of the prediction's candidate at that
         commit (of another token only for samplers that write their own,
         `Decision.tokens`); 0 where commit_step is -1.

@@ -120,7 +120,7 @@ def _check_cache(denoiser: Denoiser, options: Options) -> None:
             "ones; in this one every position sees all others"
         )
     if options.has_staleness and not (plan.has_window and options.has_trajectory):
-        raise InputError("staleness must be measured with a cache and a trajectory")
+        raise InputError("staleness needs a cache and a trajectory")
 
 
 def _check_region(

@@ -111,7 +111,7 @@ def full_precision(
 ) -> AbstractContextManager:
     """A context in which a model's matrix products have their full precision.
 
-    Every call of `denoise`, and of products with the head, stands in it. By default a
+    The loop calls `denoise` and computes products with the head inside it. By default a
     GPU would use TF32 for float32 models, and a TPU bfloat16.
 
     Args:

@@ -32,7 +32,7 @@ class Specs(Generic[_Rule]):
       base: the class that all derive from.
       known: those of this package, by name.
       example: a spec, for errors.
-      parts: rules that stand in fields of others, by name.
+      parts: rules that are fields of others, by name.
       part_kind: what errors call one of those.
     """
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 #     token, and that token's logit without noise.
 Summary = dict[str, Array]
 
-# Stands for "no logit seen yet" in running maxima. Finite, because the entropy's update
+# Means "no logit seen yet" in running maxima. Finite, because the entropy's update
 # multiplies by differences of maxima; half the range, because those must not overflow.
 LOWEST = jnp.finfo(jnp.float32).min / 2
 

@@ -1,4 +1,4 @@
-"""Any number of prompts through a sampler, handed over as they are done."""
+"""Runs any number of prompts through a sampler and yields them as they finish."""
 
 import contextlib
 import dataclasses
@@ -22,13 +22,13 @@ from dlm_jax.text.prompts import Encoded, groups
 
 
 class Done(NamedTuple):
-    """Rows that are handed over together.
+    """Rows that are yielded together.
 
     Attributes:
       indices: int [m]; which prompts.
       filled: their rows, padded, on the host.
-      seconds: float [m]; each row's share, by forwards, of the wall time since rows
-        were last handed over, compiling excluded.
+      seconds: float [m]; each row's share, by forwards, of the wall time since the
+        previous rows were yielded, compiling excluded.
       compile_seconds: of the call, divided by the rows that it fills.
     """
 
@@ -124,12 +124,12 @@ def stream(
       seed: of the random keys.
       batch_size: rows that are in flight at once, over all devices.
       queue_length: rows of one call, of which all but batch_size wait; 8 * batch_size
-        by default. The longer, the less time slots stand idle at a call's end.
+        by default. The longer, the less time slots are idle at a call's end.
       ids: of the prompts; their places by default.
       is_asked: which prompts to fill; all by default. The others stay in their calls
         without blanks, and take no forward. So calls have the same shapes, and the same
         compiled programs, as a run that fills all.
-      period: about how many seconds pass between two times that rows are handed over.
+      period: seconds between two yields, roughly.
 
     Returns:
       Finished prompts, each once, while others are still in flight. Calls with long

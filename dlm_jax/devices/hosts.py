@@ -184,7 +184,7 @@ def merge(output: str | pathlib.Path) -> list[Mapping[str, Any]]:
 
     Raises:
       InputError: naming shards that are missing, damaged or of different runs, and
-        prompts that are missing or stand in a shard that is not theirs.
+        prompts that are missing or in the wrong shard.
     """
     output = pathlib.Path(output)
     files.check_output(output)
@@ -196,7 +196,7 @@ def merge(output: str | pathlib.Path) -> list[Mapping[str, Any]]:
         names = ", ".join(sorted(path.name for path in begun))
         raise InputError(
             f"{output} has no shards ({output.name}.00000-of-...)"
-            + (f"; not finished are {names}" if names else "")
+            + (f"; unfinished: {names}" if names else "")
         )
     count = int(found[0].name[-5:])
     expected = [Host(index, count).shard(output) for index in range(count)]
@@ -210,7 +210,7 @@ def merge(output: str | pathlib.Path) -> list[Mapping[str, Any]]:
     if missing:
         ids = ", ".join(str(i) for i in range(count) if expected[i] not in found)
         raise InputError(
-            f"{output} lacks shards: {', '.join(missing)}; give the processes' command "
+            f"{output} lacks shards: {', '.join(missing)}; run the processes' command "
             f"again with --num_processes={count}, --process_id={ids} and no "
             "--coordinator"
         )
@@ -230,7 +230,9 @@ def merge(output: str | pathlib.Path) -> list[Mapping[str, Any]]:
                 )
             own = by_sampler.setdefault(record["sampler"], {})
             if index % count != number or index in own:
-                raise InputError(f"{path}: prompt {index} is twice, or of another one")
+                raise InputError(
+                    f"{path}: prompt {index} is repeated or of another shard"
+                )
             own[index] = record
     if not by_sampler:
         raise InputError(f"the shards of {output} have no records")

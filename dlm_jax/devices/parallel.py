@@ -220,7 +220,7 @@ class Parallel(abc.ABC):
         check_tokens(prompts, self._vocab_size)
         missing = -num_rows % self.num_groups
         # Dealt like cards, g to group g % num_groups: neighbours are alike, and empty
-        # rows stand last, so that in one piece one group would have all of them.
+        # rows come last, so contiguous pieces would give one group all of them.
         places = np.arange(num_rows + missing).reshape(-1, self.num_groups).T.ravel()
 
         # On the host: eager JAX operations would take longer than a small model's step.

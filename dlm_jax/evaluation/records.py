@@ -81,8 +81,8 @@ class Manifest:
             # It is written before the first record.
             if (directory / _RECORDS).exists():
                 raise InputError(
-                    f"{directory} has {_RECORDS}, but no {_MANIFEST} to say what they "
-                    f"are of; put it back, or {purpose.instead}"
+                    f"{directory} has {_RECORDS}, but no {_MANIFEST}; put it back, "
+                    f"or {purpose.instead}"
                 )
             return
         self._content = _read_manifest(self._path, purpose)
@@ -256,7 +256,7 @@ class Log:
             except OSError as error:
                 raise InputError(
                     f"{self._path} cannot be written: {error.strerror or error}; rows "
-                    "that it holds are kept, and the same command goes on"
+                    "that it holds are kept, and the same command continues"
                 ) from error
         self._records |= {key(record): record for record in records}
 
@@ -298,7 +298,7 @@ def check_finite(records: Iterable[Mapping[str, Any]]) -> None:
         raise InputError(
             f"the model gave NaN for {len(found)} of {len(records)} rows, first for "
             f"prompt {first['index']} with {first['sampler']} at forward "
-            f"{first['nfe']}; what these rows hold is no answer"
+            f"{first['nfe']}; the texts of these rows are no answers"
         )
 
 
@@ -320,7 +320,7 @@ def _record(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
     shown = line.decode(errors="replace")
     raise InputError(
         f"{path}, line {number} ({shown!r:.60}) must be a record; delete the line, and "
-        "a run that goes on makes it again"
+        "the same command makes it again"
     )
 
 

@@ -1,9 +1,9 @@
 """Samplers on a task's examples: every answer judged and written down, resumable.
 
 Work is cut into calls of a fixed number of rows. Records are appended while a call
-runs: a run that was killed repeats what was in flight or had not been handed over and
-judged yet. Samplers take turns, call by call: a machine's speed drifts, and neighbours
-are compared.
+runs: a run that was killed repeats only rows that were in flight or not judged yet.
+Samplers take turns, call by call: a machine's speed drifts, and neighbours are
+compared.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ def lanes(
       plans: specs of cache plans; each sampler runs with each.
 
     Raises:
-      InputError: for a spec, seed or plan that is not one, or one that stands twice.
+      InputError: for a spec, seed or plan that is not one, or one that is given twice.
     """
     for seed in seeds:
         check_seed(seed, "seeds")

@@ -103,7 +103,7 @@ def conditions(results: Sequence[Summary]) -> str:
     for result in results:
         if len(result.conditions) > 1:
             runs = "; ".join(result.conditions)
-            lines.append(f"No TPS of {_labels([result])}, of runs that differ: {runs}.")
+            lines.append(f"No TPS for {_labels([result])}: its runs differ: {runs}.")
     return "\n".join(lines)
 
 

@@ -104,7 +104,7 @@ class DlmJax(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """The token that stands for an empty context: BOS, or EOS without one."""
+        """The token used as an empty context: BOS, or EOS without one."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 

@@ -281,7 +281,7 @@ def read_request(gen_kwargs: Mapping[str, Any], arguments: Arguments) -> Request
 
     Args:
       gen_kwargs: of the task, and of lm_eval's `--gen_kwargs`.
-      arguments: a length and a temperature that stand there win.
+      arguments: a length and a temperature in them win.
 
     Raises:
       InputError: for what cannot be followed.

@@ -23,10 +23,10 @@ _TPU_LANES = 128
 _TPU_BLOCK = 512
 
 
-# What all of them are. Query i of h reads key head i // (h / g); both are rotated.
-# visibility is True where a query may see a key. The values come back attended, in
-# query's dtype. A query that sees no key gets some mean of values instead of NaN, so
-# that rows which are all padding stay finite.
+# Signature shared by all attention kernels. Query head i of h reads key head
+# i // (h / g). Queries and keys are rotated already. visibility is True where a query
+# may see a key. Returns the attended values in query's dtype. A query that sees no key
+# gets some mean of values instead of NaN, so that rows of padding alone stay finite.
 Attention = Callable[
     [
         Float[Array, "b q h d"],

@@ -28,7 +28,7 @@ class ModelConfig(Protocol):
       vocab_size: tokens that the tokenizer may write.
       embedding_size: rows of the embedding and of the head, at least vocab_size.
       max_sequence_length: longest row that the model accepts.
-      mask_token_id: what stands at blanks.
+      mask_token_id: the token at blanks.
       eos_token_id: what ends a text.
     """
 
@@ -166,7 +166,7 @@ class Module(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """Where a parameter lies in Hugging Face files.
+    """Where a parameter is in Hugging Face files.
 
     Attributes:
       name: tensor name; with `{layer}` in it, the parameter is a stack of such tensors.

@@ -204,7 +204,7 @@ class TorchLLaDA(torch.nn.Module):
           rows: [b], of the cache; all of them by default.
           columns: [b, w], the columns that go through the model, and attend to keys and
             values of the others as they are in the cache; all columns by default. The
-            length of a row stands for no column.
+            length of a row means no column.
           region: [b, r], indices into axis 1 of `input_ids` that logits are wanted of;
             of all by default.
         """
@@ -290,7 +290,7 @@ def with_weights(
 
 
 def load_transformers(directory: str | pathlib.Path) -> torch.nn.Module:
-    """Loads a checkpoint with the modelling code that lies in its directory.
+    """Loads a checkpoint with the modelling code in its directory.
 
     That code is run: use it on checkpoints you trust. The model is put on a GPU if
     there is one.

@@ -3,7 +3,7 @@
 A trace is two files: `RUN.json` (sampler, params, checkpoint, nfe, batch, origin,
 canvases) and `RUN.npz` with `prompt` [1, p] and `canvas` [nfe + 1, l], int32, where l
 is p + gen_length or, for block diffusion, what fills whole blocks. `canvas[k]`
-is what stood there at forward k, the last one the output. Some runs with a cache hold
+is the row before forward k, the last one the output. Some runs with a cache hold
 the output only.
 
 Runs of the released PyTorch samplers in this format (made by `torch_llada`) are what

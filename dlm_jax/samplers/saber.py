@@ -32,8 +32,8 @@ class Saber(Sampler):
 
     Every step drafts the masked positions whose confidence exceeds tau, the mean
     confidence that the committed positions had at their commit (bounded by the highest
-    confidence at hand, which is tau before the first commit); the n best if the draft
-    has fewer than n. The draft is committed. Then, among the positions committed
+    confidence in this step, which is tau before the first commit); the n best if the
+    draft has fewer than n. The draft is committed. Then, among the positions committed
     before this step, the max(1, floor(|draft| / mu)) whose held token lost most
     probability since the previous step are remasked, but fewer than were committed: a
     step decides at least one more position than it takes back.

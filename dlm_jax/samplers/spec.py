@@ -82,7 +82,7 @@ def parse_all(specs: Iterable[str]) -> dict[str, Sampler]:
     """Reads several samplers, by their specs.
 
     Raises:
-      InputError: as `parse`, or for a sampler that stands twice, in any spelling.
+      InputError: as `parse`, or for a sampler that is given twice, in any spelling.
     """
     rules = {}
     names = set()

@@ -158,7 +158,7 @@ def calls(
     job = {
         "program": program,
         "entry_point": entry_point,
-        # One by one: a list that stands in two inputs must not be one list there.
+        # One by one: a list that two inputs share must not be one list there.
         "inputs": [_dumps(arguments) for arguments in inputs],
     }
     start = time.monotonic()

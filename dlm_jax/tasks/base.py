@@ -27,7 +27,7 @@ from dlm_jax.text.codec import Codec, Messages
 from dlm_jax.text.page import Grid
 from dlm_jax.text.prompts import Encoded
 
-# Stands for one missing token in the prompt of an infilling task.
+# Marks one missing token in the prompt of an infilling task.
 BLANK = "\N{OPEN BOX}"
 
 # step -> tokens [b, l], is_maskable [b, l], is_valid [b, l]; see `training.Batch`.
@@ -59,7 +59,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Whether an answer is right, and the first reason why not."""
+    """Whether an answer is correct, and the first reason why not."""
 
     is_correct: bool
     reason: str
@@ -71,8 +71,8 @@ class Task(abc.ABC):
     Attributes:
       name: in the registry.
       splits: what `examples` takes. 'test' is never trained on.
-      is_infill: blanks stand in the prompt's text; else they follow it, and the answer
-        ends at EOS.
+      is_infill: blanks are inside the prompt's text; else they follow it, and the
+        answer ends at EOS.
       gen_length: most blanks that an example has; of a continuation, their number.
       block_length: tokens per semi-autoregressive block; one block if ABSENT.
       grid: how a page lays its text out; None for running text.

@@ -65,10 +65,10 @@ def check_installed() -> None:
 
 
 def compare(gold: str, answer: str) -> Comparison:
-    """Compares an answer with the right one; may be called by several threads.
+    """Compares an answer with the correct one; may be called by several threads.
 
     Args:
-      gold: the right answer, in LaTeX without dollar signs around it.
+      gold: the correct answer, in LaTeX without dollar signs around it.
       answer: that of a model.
 
     Raises:

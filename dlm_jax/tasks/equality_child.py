@@ -83,7 +83,7 @@ def main(cpu_seconds: float, memory_bytes: int) -> None:
 
 
 def load() -> Callable[[str, str], bool]:
-    """Imports what compares; returns a function of the right LaTeX and an answer's."""
+    """Imports what compares; returns a function of two texts in LaTeX: gold, answer."""
     from math_verify import LatexExtractionConfig, parse, verify
     from sympy import Float, Integer, SympifyError
     from sympy.core import numbers

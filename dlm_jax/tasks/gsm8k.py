@@ -10,7 +10,7 @@ has them. The styles:
   lm-evaluation-harness' gsm8k. Its drawing depends on how many processes share the
   problems; here it is that of one.
 
-An answer is right if its number equals the published one: the number behind the first
+An answer is correct if its number equals the published one: the number behind the first
 `####`, else the last one. OpenCompass takes the last one and reads 1,234 as 234;
 lm-evaluation-harness has both rules, as strict-match and flexible-extract.
 """
@@ -107,12 +107,12 @@ class GSM8K(Published):
         return found
 
     def judge(self, problem: Problem, answer: str) -> Verdict:
-        right, found = number_in(problem.answer), number_in(answer)
+        correct, found = number_in(problem.answer), number_in(answer)
         if found is None:
             return Verdict(False, "the answer has no number")
-        if found == right:
+        if found == correct:
             return Verdict(True, "")
-        return Verdict(False, f"the number is {_shown(found)}, not {_shown(right)}")
+        return Verdict(False, f"the number is {_shown(found)}, not {_shown(correct)}")
 
 
 def _shown(number: Fraction | None) -> str:

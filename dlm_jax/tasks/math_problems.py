@@ -10,9 +10,10 @@ original files of one problem each. The styles:
   lm-evaluation-harness' minerva_math.
 
 An answer is what follows "Final Answer: The final answer is", else in the last
-`\boxed{}`, else behind "answer is". It is right if it equals the published one as LaTeX
-or as mathematics, see `equality`. The publications compare normalised text, and
-lm-evaluation-harness lets sympy compare too, so what is right here is a little more.
+`\boxed{}`, else behind "answer is". It is correct if it equals the published one as
+LaTeX or as mathematics, see `equality`. The publications compare normalised text, and
+lm-evaluation-harness lets sympy compare too, so slightly more answers are correct
+here.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ class Problem:
     Attributes:
       name: split and place.
       problem: the text.
-      answer: the right answer, in LaTeX.
+      answer: the correct answer, in LaTeX.
     """
 
     name: str

@@ -258,7 +258,7 @@ def verdict(prompt: str, answer: str) -> Verdict:
             # cannot be placed.
             return Verdict(False, f"neither . nor o at {_where(place)}")
         if asked != BLANK and found != asked:
-            return Verdict(False, f"what stood at {_where(place)} was changed")
+            return Verdict(False, f"the maze was changed at {_where(place)}")
     if len(answer) != len(prompt):
         return Verdict(False, "text follows the maze")
     on_path = {place for place, mark in enumerate(answer) if mark in "oSG"}

@@ -13,7 +13,7 @@ that names no split, the task ids 11 to 510 are the tests. The styles:
 - `harness`: the first three examples as text that is continued, as
   lm-evaluation-harness' mbpp.
 
-An answer is right if its code passes all tests. OpenCompass and lm-evaluation-harness
+An answer is correct if its code passes all tests. OpenCompass and lm-evaluation-harness
 run all text between the tags; here `extraction` finds the function, whatever is around
 it.
 """

@@ -32,7 +32,7 @@ class Codec:
 
     Attributes:
       tokenizer: a tokenizer of transformers.
-      mask_id: the token that stands at blanks.
+      mask_id: the token at blanks.
       stop_ids: tokens that end a generated text: the EOS of the model's config and of
         the tokenizer, those of generation_config.json, and the ends of a turn in the
         family's chat templates, if the vocabulary has them.

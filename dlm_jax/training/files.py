@@ -175,5 +175,5 @@ def _step(path: pathlib.Path, number: int, line: bytes) -> int:
     shown = line.decode(errors="replace")
     raise InputError(
         f'{path}, line {number} ({shown!r:.60}) must be an object with a "step"; '
-        "delete the line, and the run goes on"
+        "delete the line, and the same command continues"
     )

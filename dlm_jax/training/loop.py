@@ -186,7 +186,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 def _is_matrix(path: tuple[Any, ...], weight: Array) -> bool:
     """Whether a parameter is a matrix, or a stack of them over layers."""
-    # A stack of vectors has a matrix's rank: it is told by its name.
+    # A stack of vectors has a matrix's rank, so its name decides.
     name = jax.tree_util.keystr(path)
     return weight.ndim > 1 and "norm" not in name and "bias" not in name
 

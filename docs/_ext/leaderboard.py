@@ -45,13 +45,13 @@ def cells(specs: list[str]) -> list[tuple[str, ...]]:
                 raise LookupError(f"the leaderboard has no {name} on {task}")
             entry = entries[task, name]
             num = entry.setting.num_examples
-            low, high = accuracy_interval(np.arange(num)[None] < entry.right)
+            low, high = accuracy_interval(np.arange(num)[None] < entry.correct)
             rows.append(
                 (
                     task,
                     samplers.short_spec(name),
-                    f"{entry.right} of {num}",
-                    f"{entry.right / num:.1%}",
+                    f"{entry.correct} of {num}",
+                    f"{entry.correct / num:.1%}",
                     f"{low:.1%} to {high:.1%}",
                     f"{entry.nfe:.2f}",
                 )

@@ -31,7 +31,7 @@ def main(path: str) -> None:
     outs = [model.infill(prompt, spec, trajectory=True) for spec in SAMPLERS]
     for spec, out in zip(SAMPLERS, outs, strict=True):
         is_correct = task.verdict(example, out.text).is_correct
-        print(f"{spec}: {out.nfe} forwards, {'right' if is_correct else 'wrong'}")
+        print(f"{spec}: {out.nfe} forwards, {'correct' if is_correct else 'wrong'}")
 
     # The same numbers of forwards for both, up to the end of the faster one.
     fewest = min(out.nfe for out in outs)

@@ -1,4 +1,4 @@
-"""The loop compiled for devices that are not at hand, and what its compiler says.
+"""Compiles the loop for devices that this machine lacks; reads the compiler's report.
 
 PyPI's libtpu compiles for any TPU on a Linux x86 machine; it cannot run what it
 compiled. What is compiled is what `devices.runner` would run there, from the shapes of
@@ -252,17 +252,17 @@ def describe(report: Report) -> str:
     if report.chip is not None:
         rows += [["memory left", f"{report.left:.1%}"]]
     rows += [
-        ["TFLOP, bodies of loops once", f"{report.flops / 1e12:.2f}"],
-        ["GB accessed, bodies of loops once", f"{report.bytes_accessed / 1e9:.2f}"],
+        ["TFLOP, loop bodies counted once", f"{report.flops / 1e12:.2f}"],
+        ["GB accessed, loop bodies counted once", f"{report.bytes_accessed / 1e9:.2f}"],
     ]
     for name, times in report.forwards.items():
         parts = {"compute": times.compute, "memory": times.memory}
         limit = max(parts, key=lambda part: parts[part])
         rows += [
-            [f"{name}, ms at least", f"{1e3 * times.seconds:.2f}"],
-            ["  computing", f"{1e3 * times.compute:.2f}"],
-            ["  reading and writing", f"{1e3 * times.memory:.2f}"],
-            ["  sums in the group", f"{1e3 * times.network:.2f}"],
+            [f"{name}, lower bound, ms", f"{1e3 * times.seconds:.2f}"],
+            ["  compute, ms", f"{1e3 * times.compute:.2f}"],
+            ["  memory, ms", f"{1e3 * times.memory:.2f}"],
+            ["  sums in the group, ms", f"{1e3 * times.network:.2f}"],
             ["  limit", limit],
         ]
     return "\n".join([tables.markdown(rows), "", _exchanges(report)])
@@ -275,7 +275,7 @@ def _exchanges(report: Report) -> str:
     found: collections.Counter = collections.Counter()
     for x in report.collectives:
         found[x.opcode, ", ".join(x.types), x.groups] += x.times
-    rows = [["collective", "gives", "times a step, at most", "groups"]]
+    rows = [["collective", "result", "most per step", "groups"]]
     rows += [
         [opcode, types, str(times), _groups(groups)]
         for (opcode, types, groups), times in found.items()
@@ -292,12 +292,12 @@ def _groups(groups: tuple[tuple[int, ...], ...] | None) -> str:
 
 
 def where(mesh: jax.sharding.Mesh) -> str:
-    """Where the devices of a group lie, and whether `devices.runner` can use them."""
+    """Where the devices of a group are, and whether `devices.runner` can use them."""
     groups = mesh.devices.tolist()
     hosts = max(len({device.process_index for device in group}) for group in groups)
     first = " ".join(str(getattr(x, "coords", x.id)) for x in groups[0])
     if hosts == 1:
-        return f"Every group lies in one host; the first at {first}."
+        return f"Every group is on one host; the first at {first}."
     return (
         f"A group spans {hosts} hosts, the first at {first}: it compiles, but "
         "dlm_jax runs groups within a host only."

@@ -27,7 +27,7 @@ class Prediction:
     Attributes:
       token: int64; the most probable one that is not the mask.
       confidence: its probability.
-      held: probability of the token that stands there; ABSENT if no rule needs it.
+      held: probability of the token on the canvas; ABSENT if no rule needs it.
       entropy: in nats; ABSENT if no rule needs it.
       is_known: where there is a prediction; True everywhere if ABSENT. Elsewhere the
         others mean nothing.
@@ -90,7 +90,7 @@ def predict(
 
     Args:
       logits: [b, r, v].
-      held: int64 [b, r]; the tokens that stand there.
+      held: int64 [b, r]; the tokens on the canvas.
       mask_id: is no candidate.
       needs: see `Rule`.
     """
@@ -186,7 +186,7 @@ class _Saber:
         num_drafted = draft.sum(dim=1, keepdim=True)
         num_back = (num_drafted / self.sampler.mu).long().clamp(min=1)
         num_back = torch.minimum(num_back, num_drafted - 1)
-        # All of them lie in the active block or before it: nothing else is committed.
+        # All of them are in the active block or before it: nothing else is committed.
         may_fall = is_committed
         if prediction.is_known is not None:
             may_fall = is_committed & prediction.is_known

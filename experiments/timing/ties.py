@@ -8,7 +8,7 @@ from dlm_jax.core.canvas import Generation, Prompts
 
 
 def tied(result: Generation, prompts: Prompts, mask_id: int) -> float:
-    """Share of steps in which the greatest log-probability stands at two blanks."""
+    """Share of steps in which two blanks have the greatest log-probability."""
     assert result.trajectory is not None
     num_tied = num_steps = 0
     for row, is_blank in enumerate(np.asarray(prompts.is_blank)):

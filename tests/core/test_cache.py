@@ -481,7 +481,7 @@ def test_what_a_model_cannot_have_is_refused():
     params, prompts = params_of(26), batch()
     with pytest.raises(InputError, match=r"cache \(Block\) must be used with a model"):
         generate(Memory(), params, prompts, cache=caches.Block())
-    with pytest.raises(InputError, match="staleness must be measured with a cache"):
+    with pytest.raises(InputError, match="staleness needs a cache"):
         generate(Memory(), params, prompts, has_staleness=True)
     with pytest.raises(InputError, match=r"num_refreshed \(0\) must be at least 1"):
         generate(Memory(), params, prompts, cache=caches.Dual(), num_refreshed=0)

@@ -167,8 +167,8 @@ def add_of_another_run(shards):
     ("damage", "message"),
     [
         (remove, r"lacks shards: a\.jsonl\.00001-of-00003"),
-        (double, r"a\.jsonl\.00001-of-00003: prompt 0 is twice, or of another one"),
-        (repeat, r"a\.jsonl\.00002-of-00003: prompt 2 is twice"),
+        (double, r"a\.jsonl\.00001-of-00003: prompt 0 is repeated or of another shard"),
+        (repeat, r"a\.jsonl\.00002-of-00003: prompt 2 is repeated or of another shard"),
         (cut_a_line, r"lacks prompts of saber: 1$"),
         (cut_the_last_prompt, r"lacks prompts of saber: 6$"),
         (cut_within_a_line, r"a\.jsonl\.00000-of-00003 is damaged"),

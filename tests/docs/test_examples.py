@@ -133,7 +133,7 @@ def test_a_task_of_one_s_own_keeps_the_rules_of_tasks(run_example):
 
 def test_the_picture_is_of_the_run_that_it_tells_of(run_example, tmp_path):
     _, out = run_example("picture", tmp_path / "sudoku.svg")
-    forwards = re.findall(r"^(.*): (\d+) forwards, right$", out, re.MULTILINE)
+    forwards = re.findall(r"^(.*): (\d+) forwards, correct$", out, re.MULTILINE)
     assert [name for name, _ in forwards] == [
         "low_confidence",
         "entropy_bound(gamma=0.01)",

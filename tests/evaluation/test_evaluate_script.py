@@ -71,11 +71,11 @@ def test_script_prints_the_tables_and_goes_on_where_it_was(
     assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
     num_right = results[1].is_correct.sum()
     assert "threshold: 100%" in error and "6/6" in error
-    assert f"right={num_right / 3:.1%}, seed=0" in error
+    assert f"correct={num_right / 3:.1%}, seed=0" in error
 
     status, more, _ = run_script("evaluate", *arguments, "--sampler=margin")
     assert status == 0
-    last = f"The records of {workdir} are of 2 commits: abcdef0, fedcba9+."
+    last = f"The records of {workdir} come from 2 commits: abcdef0, fedcba9+."
     assert more.splitlines()[-2:] == ["", last]
     records = read_records(workdir)
     assert [record["run"] for record in records] == [0] * 6 + [1] * 3
@@ -207,8 +207,8 @@ def test_a_nan_is_told_once_everything_is_written(checkpoint, tmp_path, run_scri
         assert status == 1
         assert error == (
             "error: the model gave NaN for 2 of 2 rows, first for prompt 0 with "
-            f"{samplers.canonical_spec('threshold')} at forward 1; what these rows "
-            "hold is no answer\n"
+            f"{samplers.canonical_spec('threshold')} at forward 1; the texts of "
+            "these rows are no answers\n"
         )
         cells = [cell.strip() for cell in out.splitlines()[2].strip("|").split("|")]
         # Correct, and tokens per forward and second.
@@ -249,7 +249,7 @@ def test_too_little_memory_says_how_to_go_on(
     assert error == (
         "error: batch_size (2) must be smaller: this batch and model take more memory "
         "than there is (RESOURCE_EXHAUSTED: Out of memory); finished rows are kept: "
-        "the same command with a smaller --batch_size goes on\n"
+        "the same command with a smaller --batch_size continues\n"
     )
     kept = read_records(tmp_path / "runs")
     assert 0 < len(kept) < 4

@@ -179,7 +179,7 @@ def test_a_run_goes_on_with_other_sizes_to_the_same_records(model, whole, tmp_pa
     assert "-" in {line[place] for line in cells[2:]}
     assert "-" not in {line[place] for line in expected[2:]}
     said = tables.conditions(evaluation.summaries(found, conditions(tmp_path)))
-    assert "No TPS of" in said and "batch 2" in said and "batch 1" in said
+    assert "No TPS for" in said and "batch 2" in said and "batch 1" in said
 
 
 def _later(stop):

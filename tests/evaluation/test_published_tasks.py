@@ -100,7 +100,7 @@ def test_a_directory_is_of_one_data_style_and_setting(chat, data, tmp_path, run_
     [result] = evaluation.summaries(read_records(workdir), runs)
     assert result.conditions == tuple(runs) and result.tokens_per_second is None
     table, line = out.rstrip("\n").split("\n\n")
-    assert line == f"No TPS of `threshold`, of runs that differ: {'; '.join(runs)}."
+    assert line == f"No TPS for `threshold`: its runs differ: {'; '.join(runs)}."
     cells = [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")]
     assert cells[8] == "-" and float(cells[7]) > 0
 
@@ -164,6 +164,6 @@ def test_conditions_are_told_of_each_sampler_that_has_others():
     assert tables.conditions(results).splitlines() == [
         f"TPS of `threshold`: {runs[0]}, cache none.",
         f"TPS of `random`: {runs[1]}, cache none.",
-        f"No TPS of `margin`, of runs that differ: {runs[0]}; {runs[1]}.",
+        f"No TPS for `margin`: its runs differ: {runs[0]}; {runs[1]}.",
     ]
     assert tables.conditions(evaluation.summaries(rows)) == ""

@@ -123,8 +123,8 @@ def test_a_report_is_printed_as_tables():
         ("compiled in, s", "12.3"),
         ("temporaries, GB", "2.00"),
         ("memory left", "39.4%"),
-        ("TFLOP, bodies of loops once", "1.50"),
-        ("a step, ms at least", "21.00"),
+        ("TFLOP, loop bodies counted once", "1.50"),
+        ("a step, lower bound, ms", "21.00"),
         ("  limit", "compute"),
         ("all-reduce", "bf16[8,4]", "4", "2 of 2: {0,1} {2,3}"),
         # Both branches.
@@ -256,9 +256,9 @@ def test_an_unknown_topology_is_refused(topology, message):
 @pytest.mark.parametrize(
     ("topology", "chips_per_host", "num_groups", "place"),
     [
-        ("v5e:4x4", "2x2", 8, "Every group lies in one host"),
+        ("v5e:4x4", "2x2", 8, "Every group is on one host"),
         # In pairs only if the axes of the machine are split.
-        ("v6e:4x4", "2x2", 8, "Every group lies in one host"),
+        ("v6e:4x4", "2x2", 8, "Every group is on one host"),
         ("v5p:2x2x1", "1x1", 2, "A group spans 2 hosts"),
     ],
 )

@@ -74,11 +74,11 @@ def test_overrides_reach_main(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.absent=1"], "--config.absent is no field of it: 'absent'"),
+        (["--config.absent=1"], "--config.absent is no field of the config: 'absent'"),
         (["--config.num_example=1"], 'Did you mean "num_examples"'),
-        (["--config.model.depth=1"], "--config.model.depth is no field of it"),
+        (["--config.model.depth=1"], "--config.model.depth is no field of the config"),
         (["--config.model.width=2", "--config.x=1"], "error: --config.x is no field"),
-        (["--config.stages[3].a=1"], "--config.stages[3].a is no field of it"),
+        (["--config.stages[3].a=1"], "--config.stages[3].a is no field of the config"),
         (["--config.num_examples=many"], "flag --config.num_examples=many: invalid"),
         (["--config=none.py"], "--config cannot be read: [Errno 2] No such file"),
         (["--config=none.py", "--config.x=1"], "--config cannot be read: [Errno 2] No"),
@@ -166,7 +166,7 @@ def test_a_strict_mode_of_jax_is_named(run):
     ("number", "word"),
     [
         (signal.SIGINT, "interrupted"),
-        (signal.SIGTERM, "told to end (SIGTERM)"),
+        (signal.SIGTERM, "ended by SIGTERM"),
         (signal.SIGHUP, "the terminal was closed"),
     ],
 )
@@ -207,7 +207,7 @@ def test_a_signal_in_a_callback_that_drops_exceptions_is_not_lost(run):
 
     with capture_descriptor(2) as said:
         assert run(main=main)[0] == 143
-        assert said() == "error: told to end (SIGTERM)\n"
+        assert said() == "error: ended by SIGTERM\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -229,7 +229,7 @@ def test_a_signal_while_a_script_is_imported_is_one_line_too(tmp_path, number):
         text=True,
     )
     assert done.returncode == 128 + number
-    assert done.stderr in ("error: interrupted\n", "error: told to end (SIGTERM)\n")
+    assert done.stderr in ("error: interrupted\n", "error: ended by SIGTERM\n")
 
 
 def test_an_ignored_signal_stays_ignored(run):

@@ -55,7 +55,7 @@ runpy.run_module("experiments.convert", run_name="__main__")
 @pytest.mark.parametrize("target", ["orbax", "hf"])
 @pytest.mark.parametrize(
     ("number", "word"),
-    [(signal.SIGTERM, "told to end (SIGTERM)"), (signal.SIGINT, "interrupted")],
+    [(signal.SIGTERM, "ended by SIGTERM"), (signal.SIGINT, "interrupted")],
 )
 def test_a_conversion_that_is_stopped_leaves_nothing(tmp_path, target, number, word):
     directory = files.write(tmp_path / "in", files.random_tensors(), files.CONFIG)

@@ -325,7 +325,7 @@ def test_a_nan_is_told_once_everything_is_written(run_script, chat_model, tmp_pa
     spec = samplers.canonical_spec("threshold(threshold=0.0)")
     assert err == (
         f"error: the model gave NaN for 4 of 8 rows, first for prompt 1 with {spec} at "
-        "forward 1; what these rows hold is no answer\n"
+        "forward 1; the texts of these rows are no answers\n"
     )
     # The other rows are there, as with weights that have no NaN.
     other = tmp_path / "whole.jsonl"

@@ -176,7 +176,7 @@ def test_a_full_disk_is_one_line_and_keeps_rows(
     assert (status, out) == (1, "")
     assert error == (
         f"error: {log} cannot be written: No space left on device; rows that it holds "
-        "are kept, and the same command goes on\n"
+        "are kept, and the same command continues\n"
     )
     # Not a byte of what there was no room for.
     assert log.stat().st_size == sizes[-1] > 0
@@ -203,7 +203,7 @@ def test_too_little_memory_keeps_rows_and_says_how_to_go_on(
     assert error == (
         "error: batch_size (4) must be smaller: this batch and model take more memory "
         "than there is (RESOURCE_EXHAUSTED: Out of memory); finished rows are kept: "
-        "the same command with a smaller --batch_size goes on\n"
+        "the same command with a smaller --batch_size continues\n"
     )
     kept = len(read_records(tmp_path / "out.jsonl.partial"))
     made = stop_after(monkeypatch, 99, None)
@@ -237,18 +237,18 @@ def test_a_share_is_run_again_alone(run_script, generate, whole, monkeypatch, tm
     assert os.listdir(tmp_path) == [f"{shards[1].name}.partial"]
     status, _, error = run_script("merge", f"--output={output}")
     assert status == 1
-    assert f"; not finished are {shards[1].name}.partial" in error
+    assert f"; unfinished: {shards[1].name}.partial" in error
     assert share(0)[0] == 0
     status, _, error = run_script("merge", f"--output={output}")
     assert status == 1
     assert (
-        f"{output} lacks shards: {shards[1].name}; give the processes' command again "
+        f"{output} lacks shards: {shards[1].name}; run the processes' command again "
         "with --num_processes=2, --process_id=1 and no --coordinator\n"
     ) in error
     # The same command to all processes: whose share is whole has nothing to do.
     before = shards[0].read_bytes()
     status, out, error = share(0)
-    assert (status, out, error) == (0, "", f"{shards[0]} is there, and whole\n")
+    assert (status, out, error) == (0, "", f"{shards[0]} is complete already\n")
     for flag, message in (
         ("--seed=1", "already exists, and seed (1) is 0 in it"),
         ("--sampler=margin", "already exists, with other rows"),

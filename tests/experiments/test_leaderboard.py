@@ -34,9 +34,9 @@ OTHERS = {
 }
 
 
-def entry(spec="saber", right=3, nfe=5.0, task="sudoku", setting=SETTING):
+def entry(spec="saber", correct=3, nfe=5.0, task="sudoku", setting=SETTING):
     spec = samplers.canonical_spec(spec)
-    return Entry(task, spec, right, nfe, "abcdef0123+", setting)
+    return Entry(task, spec, correct, nfe, "abcdef0123+", setting)
 
 
 @settings(max_examples=20)
@@ -49,7 +49,7 @@ def entry(spec="saber", right=3, nfe=5.0, task="sudoku", setting=SETTING):
 )
 def test_entries_come_back_from_the_file(tmp_path_factory, pairs):
     path = tmp_path_factory.mktemp("board") / "leaderboard.csv"
-    entries = [entry(f"threshold(threshold={t!r})", right) for t, right in pairs]
+    entries = [entry(f"threshold(threshold={t!r})", correct) for t, correct in pairs]
     board.write(path, entries)
     assert board.read(path) == sorted(entries, key=lambda e: e.sampler)
     before = path.read_text().splitlines()
@@ -75,7 +75,7 @@ def test_no_file_is_an_empty_board(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("right", "wrong"), "must have the columns task, sampler, right"),
+        (("correct", "wrong"), "must have the columns task, sampler, correct"),
         (("5.0", "many"), "line 2: could not convert"),
     ],
 )
@@ -89,7 +89,7 @@ def test_a_damaged_file_is_named(tmp_path, change, message):
 
 def test_a_sampler_stands_once(tmp_path):
     path = tmp_path / "leaderboard.csv"
-    board.write(path, [entry(), entry(right=2)])
+    board.write(path, [entry(), entry(correct=2)])
     with pytest.raises(InputError, match="on sudoku twice"):
         board.read(path)
 
@@ -139,10 +139,10 @@ def test_the_page_says_each_task_s_setting_from_its_entries():
 def test_table_has_the_best_first_and_marks_the_front():
     lines = board.table(
         [
-            entry("random", right=1, nfe=9.0),
-            entry("saber", right=3, nfe=4.0),
-            entry("threshold", right=2, nfe=2.0),
-            entry("margin", right=3, nfe=9.0),
+            entry("random", correct=1, nfe=9.0),
+            entry("saber", correct=3, nfe=4.0),
+            entry("threshold", correct=2, nfe=2.0),
+            entry("margin", correct=3, nfe=9.0),
         ]
     ).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]

@@ -70,10 +70,10 @@ def test_a_terminal_has_a_bar_and_no_lines(monkeypatch):
     monkeypatch.setattr("sys.stderr", terminal)
     before = threading.active_count()
     with Progress(4, "row", period=0.01) as progress:
-        progress.add_known([2, 2], right="50.0%")
+        progress.add_known([2, 2], correct="50.0%")
         progress.describe("saber")
-        progress.add([8, 8], right="75.0%")
-        assert "NFE=5.0, right=75.0%" in str(progress._bar)
+        progress.add([8, 8], correct="75.0%")
+        assert "NFE=5.0, correct=75.0%" in str(progress._bar)
         time.sleep(0.1)
     said = terminal.getvalue()
     assert "saber: 100%" in said and "4/4" in said

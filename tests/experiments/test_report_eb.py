@@ -288,7 +288,7 @@ def test_what_is_compared_must_stand_in_a_curve(tmp_path, run_script):
     )
     assert status == 1 and not (tmp_path / "x").exists()
     assert err == (
-        "error: low_confidence is compared, so it must stand in one of curves\n"
+        "error: low_confidence is compared, so it must be in one of curves\n"
     )
 
 

@@ -56,7 +56,7 @@ def test_two_samplers_solve_a_sudoku_side_by_side(run_script, tmp_path):
     for run in page["runs"]:
         assert np.array(run["rows"]).shape == (9, 9)
         verdict = task.verdict(example, final(run))
-        mark = "right" if verdict.is_correct else f"wrong: {verdict.reason}"
+        mark = "correct" if verdict.is_correct else f"wrong: {verdict.reason}"
         nfe = len(run["forwards"])
         num = example.prompt.count(tasks.base.BLANK)
         assert run["remark"] == f"{nfe} forwards, {num} tokens, {mark}"

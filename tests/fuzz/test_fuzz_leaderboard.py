@@ -60,11 +60,11 @@ def tables(draw):
     return file.getvalue().encode("utf-8", "surrogatepass")
 
 
-LINE = "maze,margin,{right},{nfe},0,0f,{num},test,0,0,{temperature}\n"
+LINE = "maze,margin,{correct},{nfe},0,0f,{num},test,0,0,{temperature}\n"
 
 
 def _line(**values):
-    values = {"right": 1, "nfe": 2.0, "num": 3, "temperature": 0} | values
+    values = {"correct": 1, "nfe": 2.0, "num": 3, "temperature": 0} | values
     return (COLUMNS + "\n" + LINE.format(**values)).encode()
 
 
@@ -92,10 +92,10 @@ def test_board(path, content):
 @pytest.mark.parametrize(
     "values",
     [
-        {"num": 0, "right": 0},
+        {"num": 0, "correct": 0},
         {"num": -3},
-        {"right": 4},
-        {"right": -1},
+        {"correct": 4},
+        {"correct": -1},
         {"num": 10**12},
         {"nfe": "nan"},
         {"nfe": "inf"},

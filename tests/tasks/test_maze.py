@@ -197,7 +197,7 @@ def test_right_answers_with_one_change_are_refused(made, data):
         (("S....", "o#.#o", "ooooG"), "the path goes on past G at row 5, column 7"),
         (("Sooo_", ".#.#o", "....G"), "neither . nor o at row 3, column 7"),
         (("So#oo", ".#.#o", "....G"), "neither . nor o at row 3, column 5"),
-        (("Soooo", ".o.#o", "....G"), "what stood at row 4, column 4 was changed"),
+        (("Soooo", ".o.#o", "....G"), "the maze was changed at row 4, column 4"),
     ],
 )
 def test_verdict_gives_the_first_reason(lines, reason):

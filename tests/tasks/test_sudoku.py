@@ -148,7 +148,7 @@ def test_verdict_gives_the_first_reason(made):
     wrong = solution[clue] % 9 + 1
     assert reason(clue, wrong).endswith(f"changed from {puzzle[clue]} to {wrong}")
     wrong = solution[blank] % 9 + 1
-    assert reason(blank, wrong) == f"{wrong} stands twice in row {blank // 9 + 1}"
+    assert reason(blank, wrong) == f"{wrong} appears twice in row {blank // 9 + 1}"
 
 
 def test_verdict_names_columns_and_boxes():
@@ -158,7 +158,7 @@ def test_verdict_names_columns_and_boxes():
     empty = np.zeros(81, np.int8)
     assert "twice in box 1" in sudoku.verdict(empty, cyclic.reshape(81)).reason
     same = np.tile(rows.astype(np.int8) + 1, 9)
-    assert sudoku.verdict(empty, same).reason == "1 stands twice in column 1"
+    assert sudoku.verdict(empty, same).reason == "1 appears twice in column 1"
 
 
 def test_text_tokens_and_grid_are_one(made):

@@ -53,7 +53,7 @@ class _Candidate:
 
 
 def extract(answer: str, entry_point: str, prompt: str = "") -> Extracted:
-    """The program that an answer stands for.
+    """The program in an answer.
 
     Args:
       answer: any text: the whole function or, after a prompt that begins it, its body;

@@ -45,7 +45,7 @@ _Scope = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """What stands between two places where a statement may begin.
+    """The text between two places where a statement may begin.
 
     Attributes:
       first: number of its first line in the text.
@@ -213,7 +213,7 @@ def longest_prefix(source: str) -> str | None:
         try:
             ast.parse(text, FILENAME)
         except SyntaxError as error:
-            # A block without a body is told of behind its end.
+            # For a block without a body, Python names the line after its end.
             number = min(error.lineno or len(lines), len(lines))
             del lines[max(number - 1, 0) :]
         except (ValueError, RecursionError, MemoryError):

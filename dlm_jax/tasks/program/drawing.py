@@ -17,7 +17,7 @@ from dlm_jax.tasks.program.grammar import (
 )
 from dlm_jax.tasks.splits import split_of
 
-# One in so many pairs of kinds never stands side by side in training.
+# One in so many pairs of kinds never appears side by side in training.
 _UNSEEN_SHARE = 12
 
 

@@ -1,13 +1,13 @@
 """Small Python functions written to a specification in words, and run to be judged.
 
 The programs come from a compositional grammar (`program.grammar`): two or three steps,
-or up to five, told in varied words and not always in the order in which they are done.
-Each has many correct texts, and the training data take one of them at random: which
-names, loops or comprehensions. What is written at one place then binds distant places,
+or up to five, described in varied words and not always in the order in which they are
+done. Each has many correct texts, and the training data take one of them at random:
+which names, loops or comprehensions. A token at one place then binds distant places,
 which is what samplers that commit many tokens at once can get wrong.
 
-Two programs that do the same have the same key, however they are told or written: it
-is made from what they give on fixed arguments.
+Two programs that do the same have the same key, however they are described or written.
+The key is a hash of their results on fixed arguments.
 """
 
 import dataclasses
@@ -210,7 +210,7 @@ class Program(Trainable):
 
         Args:
           data: fields of `Limits`, for a stage that begins with short programs; and
-            `is_told_only`, for one that hides only tokens which stand in the
+            `is_told_only`, for one that hides only tokens which are in the
             specification too (names, numbers, letters).
           batch_size: rows.
           seed: of the programs, their wording and their texts.
@@ -310,7 +310,7 @@ def _arguments(rng: random.Random, source: str, num: int) -> Iterator[Any]:
             yield rng.choice((rng.randint(1, 30), rng.randint(-99, 999)))
 
 
-# What programs are told apart by.
+# Arguments whose results tell programs apart.
 _PROBES = {
     source: list(_arguments(random.Random(f"probes {source}"), source, _NUM_INPUTS))
     for source in TYPES

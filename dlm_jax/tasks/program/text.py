@@ -80,7 +80,7 @@ def describe(rng: random.Random, program: Steps, function: str, argument: str) -
     """Describes a program in random words; one line.
 
     Args:
-      rng: chooses the words and the order in which steps are told.
+      rng: chooses the words and the order in which steps are described.
       program: what is asked for.
       function: its name.
       argument: the name of its argument.

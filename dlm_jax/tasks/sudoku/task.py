@@ -131,7 +131,7 @@ class Sudoku(CharacterTask):
 
         Args:
           data: `seed`, `num`, `min_clues` and `max_clues` of the set, and
-            `is_advanced`: take each puzzle as it stands after a random number of rounds
+            `is_advanced`: take each puzzle as it is after a random number of rounds
             of plain logic (`puzzles.single_waves`), which is what a sampler that
             commits the surest cells first gets to see, rather than as it is set.
           batch_size: rows.
@@ -202,7 +202,10 @@ def check_disjoint(solutions: Int[np.ndarray, "n 81"]) -> None:
     keys = sudoku_puzzles.fingerprints(np.concatenate(held_out))
     num = len(set(keys) & set(sudoku_puzzles.fingerprints(solutions)))
     if num:
-        raise InputError(f"training grids must not be held out, {num} may be: new seed")
+        raise InputError(
+            f"training grids must not equal held-out ones, but {num} may: change the "
+            "data's seed"
+        )
 
 
 def verdict(puzzle: Int[np.ndarray, "81"], answer: Int[np.ndarray, "81"]) -> Verdict:
@@ -219,7 +222,7 @@ def verdict(puzzle: Int[np.ndarray, "81"], answer: Int[np.ndarray, "81"]) -> Ver
         if (counts > 1).any():
             kind = ("row", "column", "box")[unit // 9]
             digit = digits[counts.argmax()]
-            return Verdict(False, f"{digit} stands twice in {kind} {unit % 9 + 1}")
+            return Verdict(False, f"{digit} appears twice in {kind} {unit % 9 + 1}")
     return Verdict(True, "solved")
 
 
@@ -283,7 +286,7 @@ def batches(
     seed: int,
     is_advanced: bool,
 ) -> BatchAt:
-    """What `Sudoku.training_batches` gives, for puzzles at hand."""
+    """What `Sudoku.training_batches` gives, for given puzzles."""
     waves = sudoku_puzzles.single_waves(puzzles) if is_advanced else None
 
     def batch_at(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
             "batch_size": 32,
             "queue_length": 512,
             # Compared on the same examples, each with one token a step in its own order
-            # too; all of them stand in curves.
+            # too; all of them are in curves.
             "baseline": "low_confidence",
             "compared": tuple(
                 (f"entropy_bound(gamma={gamma}, error_proxy='{proxy}')", order)

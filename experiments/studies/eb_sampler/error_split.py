@@ -3,7 +3,7 @@
 A sampler that commits several tokens at once draws them from the product of the model's
 marginals. The analysis of EB-Sampler (arXiv:2505.24857) splits the divergence of what
 it makes from the data's distribution q, along the order in which it commits: with S the
-positions committed in a step and c what stood on the canvas before,
+positions committed in a step and c the canvas before it,
 
     model error             sum over i in S of KL(q(x_i | c) || p(x_i | c))
     joint dependence error  sum over i in S of H(q(x_i | c)), less H(q(x_S | c))

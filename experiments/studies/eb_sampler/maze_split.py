@@ -283,11 +283,14 @@ def sentences(splits: Mapping[str, Split]) -> list[str]:
             for spec, name in _matches(splits).items()
         }
     )
-    than = "than that of the fixed k nearest in forwards"
+    other = "that of the fixed k nearest in forwards"
     made += [
-        (fixed["-"], f"the joint dependence error is smaller {than}"),
-        (fixed["+"], f"the joint dependence error is larger {than}"),
-        (fixed["0"], f"the joint dependence error is not measurably other {than}"),
+        (fixed["-"], f"the joint dependence error is smaller than {other}"),
+        (fixed["+"], f"the joint dependence error is larger than {other}"),
+        (
+            fixed["0"],
+            f"the joint dependence error does not measurably differ from {other}",
+        ),
     ]
     return [f"At gamma {', '.join(at)}, {what}." for at, what in made if at]
 

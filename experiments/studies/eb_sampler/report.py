@@ -24,7 +24,7 @@ def check(
 ) -> None:
     """Raises InputError for what cannot be compared.
 
-    That is no spec at all, one that stands in no curve, or curves without a bound or
+    That is no spec at all, one that is in no curve, or curves without a bound or
     without another sampler.
     """
     if not compared:
@@ -35,7 +35,7 @@ def check(
     known = {samplers.canonical_spec(spec) for line in curves.values() for spec in line}
     for spec in (baseline, *itertools.chain.from_iterable(compared)):
         if samplers.canonical_spec(spec) not in known:
-            raise InputError(f"{spec} is compared, so it must stand in one of curves")
+            raise InputError(f"{spec} is compared, so it must be in one of curves")
 
 
 def pair_table(pairings: Sequence[Pairing]) -> str:

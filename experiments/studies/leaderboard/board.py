@@ -49,7 +49,7 @@ class Entry:
     Attributes:
       task: its name.
       sampler: the canonical spec.
-      right: the number of correct examples.
+      correct: the number of correct examples.
       nfe: mean forwards of an example.
       commit: of the code; '+' if files differed, empty if unknown.
       setting: in which it was asked; in the file, a column for each of its fields.
@@ -57,7 +57,7 @@ class Entry:
 
     task: str
     sampler: str
-    right: int
+    correct: int
     nfe: float
     commit: str
     setting: Setting
@@ -66,14 +66,14 @@ class Entry:
 _SETTING = tuple(field.name for field in dataclasses.fields(Setting))
 # A table makes an array of them.
 _MOST_EXAMPLES = 10**7
-_COLUMNS = ("task", "sampler", "right", "nfe", "commit", *_SETTING)
+_COLUMNS = ("task", "sampler", "correct", "nfe", "commit", *_SETTING)
 
 
 def read(path: str | os.PathLike) -> list[Entry]:
     """The entries of a file; none if it does not exist.
 
     Raises:
-      InputError: naming the line that is not an entry, or stands there twice; or the
+      InputError: naming the line that is not an entry, or is there twice; or the
         task that is there in two settings.
     """
     path = pathlib.Path(path)
@@ -108,7 +108,7 @@ def _entry(path: pathlib.Path, number: int, row: Mapping[str, str]) -> Entry:
         entry = Entry(
             task=row["task"],
             sampler=row["sampler"],
-            right=int(row["right"]),
+            correct=int(row["correct"]),
             nfe=float(row["nfe"]),
             commit=row["commit"],
             setting=Setting(
@@ -120,11 +120,11 @@ def _entry(path: pathlib.Path, number: int, row: Mapping[str, str]) -> Entry:
                 temperature=float(row["temperature"]),
             ),
         )
-        num, right = entry.setting.num_examples, entry.right
-        if not 0 <= right <= num <= _MOST_EXAMPLES or num < 1:
+        num, correct = entry.setting.num_examples, entry.correct
+        if not 0 <= correct <= num <= _MOST_EXAMPLES or num < 1:
             raise ValueError(
-                f"right ({right}) must be from 0 to num_examples ({num}), and that "
-                f"from 1 to {_MOST_EXAMPLES}"
+                f"correct ({correct}) must be from 0 to num_examples ({num}), which "
+                f"must be from 1 to {_MOST_EXAMPLES}"
             )
         for name, value in (
             ("nfe", entry.nfe),
@@ -165,7 +165,7 @@ def missing(
       setting: in which they are to be asked.
 
     Raises:
-      InputError: if the task stands there in another setting, naming what differs, or
+      InputError: if the task is there in another setting, naming what differs, or
         a spec is not one.
     """
     _check_setting(entries, task, setting)
@@ -197,7 +197,7 @@ def entries_of(
         Entry(
             task=task,
             sampler=result.sampler,
-            right=int(result.is_correct.sum()),
+            correct=int(result.is_correct.sum()),
             nfe=round(float(result.nfe.mean()), 4),
             commit=commit or "",
             setting=setting,
@@ -227,11 +227,11 @@ def table(entries: Sequence[Entry]) -> str:
     rows = [head]
     for i, entry in enumerate(entries):
         num = entry.setting.num_examples
-        low, high = stats.accuracy_interval(np.arange(num)[None] < entry.right)
+        low, high = stats.accuracy_interval(np.arange(num)[None] < entry.correct)
         rows.append(
             [
                 f"`{samplers.short_spec(entry.sampler)}`",
-                f"{entry.right} of {num}",
+                f"{entry.correct} of {num}",
                 f"{_accuracy(entry):.1%}",
                 f"{low:.1%} to {high:.1%}",
                 f"{entry.nfe:.2f}",
@@ -243,7 +243,7 @@ def table(entries: Sequence[Entry]) -> str:
 
 
 def _accuracy(entry: Entry) -> float:
-    return entry.right / entry.setting.num_examples
+    return entry.correct / entry.setting.num_examples
 
 
 def _sentence(setting: Setting) -> str:

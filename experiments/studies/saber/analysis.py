@@ -39,7 +39,7 @@ class Watched:
         undecided blank the probability of its candidate, of a decided one that of the
         token it holds; NaN where the row has no such blank or step.
       is_mask: bool [n, s + 1, g]; the blank is undecided.
-      commit_step: int [n, g]; of the commit that stood; -1 if there was none.
+      commit_step: int [n, g]; of the commit that was kept; -1 if there was none.
       num_steps: int [n]; forwards.
     """
 
@@ -282,7 +282,7 @@ def falls(
     Args:
       watched: the generations.
       chosen: which of them count.
-      depths: how much a token lost at least; 0 stands for more than rounding.
+      depths: how much a token lost at least; 0 means more than rounding.
 
     Returns:
       `num` tokens; and by depth the share that had lost so much in any later step,

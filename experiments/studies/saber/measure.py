@@ -22,7 +22,7 @@ from dlm_jax.tasks.base import Task
 from dlm_jax.text.codec import Codec
 from experiments.studies.saber import analysis, cases
 
-# Losses of confidence that are counted; 0 stands for more than rounding.
+# Losses of confidence that are counted; 0 means more than rounding.
 DEPTHS = (0.0, 0.01, 0.1, 0.5)
 # A loss that is more than noise.
 DEPTH = 0.01

@@ -36,7 +36,8 @@ def describe(environment: Mapping[str, Any]) -> str:
     names = ("num_devices", "device", "num_cores", "jax", "commit")
     # Manifests may be of other versions, or edited.
     num, device, cores, jax_, commit = (environment.get(x, "unknown") for x in names)
-    return f"{num} x {device}, {cores} cores, jax {jax_}, commit {commit}"
+    plural = "" if cores == 1 else "s"
+    return f"{num} x {device}, {cores} core{plural}, jax {jax_}, commit {commit}"
 
 
 def _version(package: str) -> str | None:

@@ -346,8 +346,8 @@ def test_every_public_name_is_there_and_nothing_else_is_loaded():
     """In a process of its own: what an import costs and brings."""
     code = (
         "import sys, time, jax, flax; before = set(sys.modules);"
-        "start = time.perf_counter(); import dlm_jax; new = set(sys.modules) - before;"
-        "print(time.perf_counter() - start, [m for m in ('orbax', 'transformers',"
+        "start = time.process_time(); import dlm_jax; new = set(sys.modules) - before;"
+        "print(time.process_time() - start, [m for m in ('orbax', 'transformers',"
         " 'absl.flags', 'matplotlib', 'scipy.stats', 'torch') if m in new])"
     )
     run = subprocess.run(
@@ -355,8 +355,8 @@ def test_every_public_name_is_there_and_nothing_else_is_loaded():
     )
     seconds, _, loaded = run.stdout.strip().partition(" ")
     assert loaded == "[]"
-    # 0.4 s on two cores with nothing beside it.
-    assert float(seconds) < 5
+    # Of processor time, so that what else runs does not count: 0.4 s.
+    assert float(seconds) < 1.5
     for name in dlm.__all__:
         assert getattr(dlm, name) is not None
     assert len(dlm.__all__) == len(set(dlm.__all__))

@@ -1,17 +1,24 @@
-"""Caches in the loop, against a plain Python loop on a model that sees stale tokens.
-
-The model has two layers, so that what it keeps of a column depends on tokens that
-change later. A refresh, a window or a store that is missing, or one too many, changes
-what is written.
-"""
+"""Caches in the loop, against plain Python loops on a model that sees stale tokens."""
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cache_model import (
+    BLOCK,
+    CODES,
+    EOS,
+    GEN,
+    MASK,
+    VOCAB,
+    Eager,
+    Memory,
+    block_diffusion,
+    fast_dllm,
+    params_of,
+)
 from helpers import infilling_of, prompts_of, stack
 
 from dlm_jax import caches, models, samplers
@@ -21,79 +28,6 @@ from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
 from dlm_jax.models import registry, sdar
-
-MASK, EOS, VOCAB, BLOCK, GEN = 11, 10, 12, 4, 12
-CODES = 17
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """A model of two layers whose caches are integers.
-
-    The first keeps the token of each column, the second a code: of the column's token
-    and of all tokens that it sees. The logits of column i are own[i] plus, for every
-    column j that it sees, the row of seen[j] of that column's code, turned by i - j.
-    params is (own [l, v], seen [l, CODES, v]).
-    """
-
-    is_block_causal: bool = False
-    shift: int = 0
-    mask_id: int = MASK
-    eos_id: int = EOS
-    max_length: int = 64
-    model_axis: None = None
-
-    def init_cache(self, params, batch_size, length):
-        # What is never written must never be read.
-        return tuple(jnp.full((batch_size, length, 1), x, jnp.int32) for x in (7, 5))
-
-    def sources(self, region):
-        return jnp.maximum(region - self.shift, 0)
-
-    def denoise(self, params, view, region, cache):
-        own, seen = params
-        num_rows, length = view.tokens.shape
-        everything = jnp.arange(length)
-        columns = view.columns
-        if columns is None:
-            columns = jnp.broadcast_to(everything, (num_rows, length))
-        rows = jnp.arange(num_rows)[:, None]
-        has_cache = bool(jax.tree.leaves(cache))
-        empty = jnp.zeros((num_rows, length), jnp.int32)
-        first, second = (x[..., 0] for x in cache) if has_cache else (empty, empty)
-
-        visible = jnp.broadcast_to(
-            view.visibility, (num_rows, columns.shape[1], length)
-        )
-        if self.is_block_causal:
-            block = columns // view.block_length
-            visible &= everything // view.block_length <= block[..., None]
-        shown = jnp.take_along_axis(view.tokens, columns, axis=1, mode="clip")
-        first = first.at[rows, columns].set(shown, mode="drop")
-        weighed = first * (everything + 1)
-        code = 3 * shown + jnp.sum(jnp.where(visible, weighed[:, None], 0), axis=-1)
-        code = (code % CODES).astype(jnp.int32)
-        second = second.at[rows, columns].set(code, mode="drop")
-
-        # The further away a column, the more its row is turned.
-        turn = (columns[..., None] - everything) % VOCAB
-        entries = (jnp.arange(VOCAB) + turn[..., None]) % VOCAB  # [b, w, l, v]
-        added = jnp.take_along_axis(
-            seen[everything, second][:, None], entries, axis=-1, mode="clip"
-        )
-        logits = own[jnp.clip(columns, 0, length - 1)]
-        logits += jnp.sum(jnp.where(visible[..., None], added, 0), axis=2)
-        hidden = jnp.take_along_axis(logits, region[..., None], axis=1, mode="clip")
-        return hidden, (first[..., None], second[..., None]) if has_cache else ()
-
-    def head(self, params):
-        return jnp.eye(VOCAB)
-
-
-def params_of(length, seed=0):
-    rng = np.random.default_rng(seed)
-    own = rng.normal(size=(length, VOCAB))
-    return own, 0.3 * rng.normal(size=(length, CODES, VOCAB))
 
 
 def batch(width=26):
@@ -112,103 +46,6 @@ def batch(width=26):
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-class Eager:
-    """One row in plain Python: which columns are computed is written out here."""
-
-    def __init__(self, model, params, prompts, row, block_length=BLOCK):
-        self.model, self.params, self.block_length = model, params, block_length
-        self.length = int(np.asarray(prompts.is_valid)[row].sum())
-        is_blank = np.asarray(prompts.is_blank)[row]
-        self.blanks = np.flatnonzero(is_blank)
-        self.tokens = np.where(is_blank, MASK, np.asarray(prompts.tokens)[row])
-        self.first = np.full(len(is_blank), 7)
-        self.second = np.full(len(is_blank), 5)
-        self.kinds = []
-
-    def seen_by(self, i):
-        """The columns that one may see."""
-        size = self.block_length
-        return [
-            j
-            for j in range(self.length)
-            if not self.model.is_block_causal or j // size <= i // size
-        ]
-
-    def compute(self, kind, columns):
-        """Runs columns through the model."""
-        self.kinds.append(int(kind))
-        for i in columns:
-            self.first[i] = self.tokens[i]
-        for i in columns:
-            weighed = sum(self.first[j] * (j + 1) for j in self.seen_by(i))
-            self.second[i] = (3 * self.tokens[i] + weighed) % CODES
-
-    def logits(self, i):
-        """The logits of a column."""
-        own, seen = self.params
-        total = own[i].copy()
-        for j in self.seen_by(i):
-            total += seen[j, self.second[j]][(np.arange(VOCAB) + i - j) % VOCAB]
-        return total
-
-    def confidences(self, positions):
-        """The best token of each position and its probability."""
-        found = {}
-        for i in positions:
-            logits = self.logits(max(i - self.model.shift, 0))
-            p = np.exp(logits - logits.max())
-            p /= p.sum()
-            p[MASK] = 0
-            found[i] = int(p.argmax()), p.max()
-        return found
-
-    def commit(self, positions, threshold):
-        """Writes what is above the threshold, and always the best."""
-        masked = [i for i in positions if self.tokens[i] == MASK]
-        found = self.confidences(masked)
-        best = max(found, key=lambda i: (found[i][1], -i))
-        for i, (token, probability) in found.items():
-            if i == best or probability >= threshold:
-                self.tokens[i] = token
-
-
-def fast_dllm(eager, plan, threshold, refresh_every):
-    """Fast-dLLM's loops (arXiv:2505.22618), with refreshes added."""
-    everything = range(eager.length)
-    for start in range(0, len(eager.blanks), eager.block_length):
-        block = eager.blanks[start : start + eager.block_length]
-        window = {"prefix": eager.blanks[start:], "dual": block}.get(plan, everything)
-        for step in itertools.count():
-            if (eager.tokens[block] != MASK).all():
-                break
-            sources = {i: max(i - eager.model.shift, 0) for i in block}
-            masked = [i for i in block if eager.tokens[i] == MASK]
-            is_whole = plan == "none" or step == 0
-            is_whole |= bool(refresh_every) and step % refresh_every == 0
-            # Nothing that could be committed would be predicted.
-            is_whole |= not any(sources[i] in window for i in masked)
-            if is_whole:
-                eager.compute(Kind.REFRESH, everything)
-            else:
-                eager.compute(Kind.STEP, window)
-            known = [i for i in block if is_whole or sources[i] in window]
-            eager.commit(known, threshold)
-
-
-def block_diffusion(eager, threshold):
-    """SDAR's loop: blocks count columns, and finished ones are stored."""
-    size = eager.block_length
-    first = eager.blanks[0] // size
-    if first > 0:
-        eager.compute(Kind.PREFILL, range(eager.length))
-    for index in range(first, eager.blanks[-1] // size + 1):
-        block = range(index * size, min(index * size + size, eager.length))
-        while (eager.tokens[list(block)] == MASK).any():
-            eager.compute(Kind.STEP, block)
-            eager.commit(list(block), threshold)
-        eager.compute(Kind.STORE, block)
 
 
 def generate(model, params, prompts, sampler="threshold(threshold=0.4)", **options):

@@ -14,7 +14,7 @@ from dlm_jax.core.options import Options
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import tiny
-from experiments.timing import races, roofline, steps
+from experiments.timing import ceilings, races, roofline, steps
 
 K3 = "low_confidence(schedule=fixed(k=3))"
 
@@ -131,8 +131,7 @@ def test_a_window_is_compared_with_reading_the_weights():
         tiny(),
         steps.Shape(2, 16, 8),
         regions={method: 8},
-        peak=1e9,
-        bandwidth=8.0 * roofline.block_parameters(tiny()),
+        reached=ceilings.Ceilings(1e9, 8.0 * roofline.block_parameters(tiny())),
         memory={method: 2_000_000},
         itemsize=2,
     )
@@ -206,7 +205,7 @@ def test_a_cache_that_does_not_fit_is_refused_before_anything_is_timed(
     pytest.importorskip("torch")
     from dlm_jax.parity import torch_models
 
-    for module, name in ((steps, "matmul_peak"), (torch_models, "twin")):
+    for module, name in ((ceilings, "matmul_peak"), (torch_models, "twin")):
         monkeypatch.setattr(module, name, None)
     status, out, err = run_script(
         "benchmark", "--preset=tiny", "--gen_lengths=8", *flags.split()

@@ -6,6 +6,7 @@ PyTorch is imported when it is used: what does not race against it needs none.
 import contextlib
 import functools
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, cast
@@ -88,7 +89,9 @@ def make(model: Module, compile_mode: str | None = None) -> Loops:
             compiled = torch.compile(twin, mode=compile_mode, dynamic=False)
             models[COMPILED] = cast(torch.nn.Module, compiled)
     fill_of = functools.partial(_fill_of, model.config.mask_token_id)
-    fills = {name: functools.partial(fill_of, model) for name, model in models.items()}
+    fills: dict[str, races.FillOf] = {}
+    for name, one in models.items():
+        fills[name] = functools.partial(fill_of, one)
     return Loops(fills, torch.get_num_threads(), seconds)
 
 
@@ -117,3 +120,9 @@ def _in_memory() -> Iterator[None]:
         raise InputError(
             f"--reference=torch does not fit in memory beside dlm_jax: {error}"
         ) from None
+
+
+def free() -> None:
+    """Gives back the memory that PyTorch keeps and does not use, for JAX to take."""
+    if torch := sys.modules.get("torch"):
+        torch.cuda.empty_cache()

@@ -109,6 +109,7 @@ _OVERRIDES = [
     flags.DEFINE_integer("block_length", None, "Blanks of a block; default: all."),
     flags.DEFINE_integer("rows_per_slot", None, "Rows per run and row of a batch."),
     flags.DEFINE_integer("num_pairs", None, "Runs of each loop."),
+    _app.define_precision(),
     flags.DEFINE_integer("seed", None, "Of the random keys, weights and prompts."),
 ]
 
@@ -165,11 +166,12 @@ def main(argv: Sequence[str]) -> None:
     common = {
         "num_cores": processors.usable(),
         "num_devices": parallel.num_groups,
+        "precision": work[0][1].precision,
         "reference_threads": num_threads,
     }
 
     # Races, one per batch size and length.
-    reached = ceilings.measure(dtype)
+    reached = ceilings.measure(dtype, _app.precision(config))
     num_methods = len(rules) * len(plans)
     num_runs = len(shapes) * num_methods * config.num_pairs * (1 + len(references))
     records = []
@@ -319,6 +321,7 @@ def _subject(config: ConfigDict) -> tuple[Module, Sequence[int], _Workload]:
     common: dict[str, Any] = {
         "block_length": config.block_length,
         "num_refreshed": config.get("num_refreshed"),
+        "precision": _app.precision(config),
     }
     gen_lengths = _GEN_LENGTHS.value
     if not preset and not gen_lengths:

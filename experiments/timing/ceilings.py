@@ -25,9 +25,18 @@ class Ceilings(NamedTuple):
     bandwidth: float
 
 
-def measure(dtype: jax.typing.DTypeLike) -> Ceilings:
-    """The ceilings of this device, for weights of a dtype."""
-    return Ceilings(matmul_peak(dtype), copy_bandwidth())
+def measure(dtype: jax.typing.DTypeLike, precision: str = "highest") -> Ceilings:
+    """The ceilings of this device.
+
+    Args:
+      dtype: of the weights.
+      precision: of their products, if they are float32, as in `Options`.
+    """
+    is_wide = jnp.dtype(dtype).itemsize >= 4
+    # As the model's own products have it.
+    with jax.default_matmul_precision(precision if is_wide else "default"):
+        peak = matmul_peak(dtype)
+    return Ceilings(peak, copy_bandwidth())
 
 
 def operand(size: int, dtype: jax.typing.DTypeLike) -> Float[Array, "n n"]:

@@ -75,7 +75,7 @@ def measure(
         plans=plans,
         cached=lambda cache: timers[cache]() if cache in timers else {},
         references=references,
-        forward=steps.forward_timer(parallel, shape),
+        forward=steps.forward_timer(parallel, shape, options.precision),
         on_run=on_run,
     )
     keys = row_keys(seed, np.arange(len(prompts.tokens)))

@@ -80,7 +80,9 @@ def distinct_tokens(
     return (places % vocab_size).astype(np.int32).reshape(num_rows, length)
 
 
-def forward_timer(parallel: DataParallel, shape: Shape) -> Callable[[], float]:
+def forward_timer(
+    parallel: DataParallel, shape: Shape, precision: str = "highest"
+) -> Callable[[], float]:
     """A function that gives the seconds of a forward, without head and sampler.
 
     Each call runs many forwards, see `repeated`, one after the other.
@@ -88,6 +90,7 @@ def forward_timer(parallel: DataParallel, shape: Shape) -> Callable[[], float]:
     Args:
       parallel: the model, timed on the first device.
       shape: of the batch.
+      precision: of its products, see `Options`.
     """
     denoiser, shard = parallel.denoiser, parallel.first_shard()
     b, length = shape.batch_size, shape.length
@@ -102,7 +105,8 @@ def forward_timer(parallel: DataParallel, shape: Shape) -> Callable[[], float]:
 
         def forward(_: Array, tokens: Array) -> Array:
             shown = dataclasses.replace(view, tokens=tokens)
-            with full_precision(denoiser, params):  # As the loop's forward has.
+            # As the loop's forward has.
+            with full_precision(denoiser, params, precision):
                 hidden, _ = denoiser.denoise(params, shown, region, ())
             # Adds nothing, but depends on the forward and is needed by the next.
             return tokens + jnp.any(jnp.isnan(hidden)).astype(jnp.int32)
@@ -186,7 +190,8 @@ def cached_timer(
         def forward(turn: Array, carry: tuple) -> tuple:
             tokens, cache = carry
             own = dataclasses.replace(view, tokens=tokens)
-            with full_precision(denoiser, params):  # As the loop's forward has.
+            # As the loop's forward has.
+            with full_precision(denoiser, params, options.precision):
                 given = forwards.run(
                     denoiser,
                     params,

@@ -158,6 +158,7 @@ def test_a_cache_on_puzzles_is_recorded_and_printed(run_script, checkpoint, tmp_
         "--cache=dual(refresh_every=4)",
         "--block_length=16",
         "--num_refreshed=2",
+        "--precision=default",
         "--batch_sizes=2",
         "--rows_per_slot=1",
         "--num_pairs=1",
@@ -168,6 +169,7 @@ def test_a_cache_on_puzzles_is_recorded_and_printed(run_script, checkpoint, tmp_
     none, dual = (json.loads(line) for line in output.read_text().splitlines())
     assert (none["cache"], dual["cache"]) == ("none", "dual(refresh_every=4)")
     assert none["window_forwards"] == 0 < dual["window_forwards"]
+    assert none["precision"] == dual["precision"] == "default"
     assert dual["window_ms"] > 0 and dual["refresh_ms"] > 0
     assert "window_ms" not in none and none["weights_ms"] == dual["weights_ms"] > 0
     assert out.count("| dual(refresh_every=4) |") == 3

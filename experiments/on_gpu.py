@@ -94,14 +94,16 @@ def _measure(output: pathlib.Path, wanted: Sequence[str]) -> None:
     # A program that is read back from the cache would cost no compile time.
     jax.config.update("jax_enable_compilation_cache", False)
     torch_loops.leave_room()
-    bench, setup = parts.setup(_PRESET.value, _DTYPE.value, _NUM_PAIRS.value)
+    bench = None
+    if any(parts.PARTS[name].needs_model for name in todo):
+        bench, setup = parts.setup(_PRESET.value, _DTYPE.value, _NUM_PAIRS.value)
+        setup["total_seconds"] = time.perf_counter() - start
+        if setup["handing_seconds"] is not None:
+            setup["seconds"] = setup["total_seconds"]
+        if not (output / "setup.jsonl").exists():
+            _write(output, "setup", [setup], _identity() | _environment())
+        print(f"setup: {setup['total_seconds']:.0f} s", flush=True)
     common = _identity() | _environment()
-    setup["total_seconds"] = time.perf_counter() - start
-    if setup["handing_seconds"] is not None:
-        setup["seconds"] = setup["total_seconds"]
-    if not (output / "setup.jsonl").exists():
-        _write(output, "setup", [setup], common)
-    print(f"setup: {setup['total_seconds']:.0f} s", flush=True)
     for name in todo:
         part = parts.PARTS[name]
         began = time.perf_counter()
@@ -216,7 +218,7 @@ def _print(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         for one in every
     }
     print(*sorted(lines), sep="\n")
-    if any(x.get("preset") != "llada_8b" or x.get("driver") is None for x in every):
+    if any(x.get("preset") != "llada_8b" or x.get("device") == "cpu" for x in every):
         print("The aims are for LLaDA-8B's shape on a GPU with 80 GB: not for this.")
     print(f"\n{aims.table(records)}\n")
 

@@ -231,7 +231,7 @@ def _refreshed(batch_size: int, bench: Bench) -> list[dict[str, Any]]:
     ]
 
 
-def _traces(bench: Bench) -> list[dict[str, Any]]:
+def _traces(bench: None) -> list[dict[str, Any]]:
     """Recorded runs, replayed on this device; how many match comes first."""
     del bench
     recorded = traces.load_directory(_TRACES)
@@ -250,10 +250,17 @@ def _traces(bench: Bench) -> list[dict[str, Any]]:
 
 
 class Part(NamedTuple):
-    """A part: its limit in minutes, and what gives its records."""
+    """A part.
+
+    Attributes:
+      minutes: its limit.
+      run: gives its records.
+      needs_model: it is given a Bench; if not, None.
+    """
 
     minutes: float
-    run: Callable[[Bench], list[dict[str, Any]]]
+    run: Callable[[Any], list[dict[str, Any]]]
+    needs_model: bool = True
 
 
 # The most important first.
@@ -266,7 +273,7 @@ PARTS = {
     "generations_8": Part(2.5, functools.partial(_generations, 8)),
     "generations_32": Part(3.5, functools.partial(_generations, 32)),
     "predict": Part(1, _predict),
-    "traces": Part(2, _traces),
+    "traces": Part(3.5, _traces, needs_model=False),
     # May take minutes to compile, or fail: not beside the other loops.
     "compiled_1": Part(2.5, functools.partial(_steps, torch_loops.COMPILED, 1)),
     "compiled_8": Part(2.5, functools.partial(_steps, torch_loops.COMPILED, 8)),

@@ -71,11 +71,14 @@ def test_two_parts_on_a_small_model(run_script, tmp_path):
 def test_all_parts_on_a_small_model(run_script, monkeypatch, tmp_path):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    # A busy machine is as good.
+    unlimited = {x: part._replace(minutes=1000) for x, part in parts.PARTS.items()}
+    monkeypatch.setattr(parts, "PARTS", unlimited)
     status, out, err = run_script(
         "on_gpu",
         "--preset=tiny",
         "--num_pairs=1",
-        "--minutes=1000",
+        "--minutes=10000",
         f"--output={tmp_path}",
     )
     assert status == 0, (out, err)
@@ -144,6 +147,20 @@ def test_a_part_that_fails_leaves_the_others(run_script, stubs, monkeypatch, tmp
     status, again, _ = run_at(run_script, tmp_path, "--report_only")
     assert status == 0 and table(again) == table(out)
     assert len(seen) == 2
+
+
+def test_what_needs_no_model_makes_none(run_script, stubs, monkeypatch, tmp_path):
+    seen = []
+
+    def run(bench):
+        seen.append(bench)
+        return [{"share": 1.0}]
+
+    monkeypatch.setitem(parts.PARTS, "traces", parts.Part(1, run, needs_model=False))
+    monkeypatch.setattr(parts, "setup", None)
+    status, out, err = run_at(run_script, tmp_path, "--only=traces")
+    assert (status, err) == (0, "")
+    assert seen == [None] and "setup:" not in out
 
 
 def test_a_part_has_a_limit(run_script, stubs, monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ or takes too long is left out, with a line that says why. The same command goes 
 what is missing:
 
     python -m experiments.on_gpu --minutes=5
-    python -m experiments.on_gpu --only=predict,traces
+    python -m experiments.on_gpu --only=predict,traces_sdar
     python -m experiments.on_gpu --report_only
 
 The table of aims at the end is made of all records in OUTPUT. Parts:
@@ -20,7 +20,7 @@ The table of aims at the end is made of all records in OUTPUT. Parts:
     generations_N  whole generations, three tokens a step: dual cache, none, and an
                    eager PyTorch loop with a dual cache
     predict        head and statistics against one plain einsum; at temperature 1
-    traces         recorded float32 runs, replayed
+    traces_X       recorded float32 runs of a small model, replayed; no weights are made
     compiled_N     as steps_N, beside torch.compile
     refreshed_N    generations with 1, 2, 4 and 8 rows refreshed together
 

@@ -116,7 +116,16 @@ AIMS = (
         for batch in (8, 32)
         for num in (1, 2, 4, 8)
     ),
-    Aim("traces", "float32 recorded runs that match", "share", ".1%", least=1),
+    *(
+        Aim(
+            f"traces_{x}",
+            f"recorded float32 runs that match, {x}",
+            "share",
+            ".0%",
+            least=1,
+        )
+        for x in ("kv2", "kv4", "sdar")
+    ),
 )
 
 

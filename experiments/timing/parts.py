@@ -36,6 +36,8 @@ from experiments.timing import (
 _FEW_STEPS = "low_confidence(schedule=fixed(k=8))"
 _THREE_A_STEP = "low_confidence(schedule=fixed(k=3))"
 _NUM_REFRESHED = (1, 2, 4, 8)
+# Models of the recorded runs.
+TRACED = ("kv2", "kv4", "sdar")
 _TRACES = pathlib.Path(__file__).parents[2] / "tests/data/traces"
 
 
@@ -231,10 +233,10 @@ def _refreshed(batch_size: int, bench: Bench) -> list[dict[str, Any]]:
     ]
 
 
-def _traces(bench: None) -> list[dict[str, Any]]:
-    """Recorded runs, replayed on this device; how many match comes first."""
+def _traces(group: str, bench: None) -> list[dict[str, Any]]:
+    """Recorded runs of a model, replayed here; how many match comes first."""
     del bench
-    recorded = traces.load_directory(_TRACES)
+    recorded = [x for x in traces.load_directory(_TRACES) if f"__{group}_" in x.name]
     found = [
         {
             "trace": one.trace.name,
@@ -273,7 +275,12 @@ PARTS = {
     "generations_8": Part(2.5, functools.partial(_generations, 8)),
     "generations_32": Part(3.5, functools.partial(_generations, 32)),
     "predict": Part(1, _predict),
-    "traces": Part(3.5, _traces, needs_model=False),
+    **{
+        f"traces_{group}": Part(
+            1.5, functools.partial(_traces, group), needs_model=False
+        )
+        for group in TRACED
+    },
     # May take minutes to compile, or fail: not beside the other loops.
     "compiled_1": Part(2.5, functools.partial(_steps, torch_loops.COMPILED, 1)),
     "compiled_8": Part(2.5, functools.partial(_steps, torch_loops.COMPILED, 8)),

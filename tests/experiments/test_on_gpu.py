@@ -62,7 +62,7 @@ def test_two_parts_on_a_small_model(run_script, tmp_path):
     lines = {what: (measured, met) for what, _, measured, met in table(out)}
     measured = f"{predicted['predict_per_plain']:.2f}"
     assert lines["predict / one plain einsum"][0] == measured
-    assert lines["float32 recorded runs that match"] == ("not measured", "-")
+    assert lines["recorded float32 runs that match, kv2"] == ("not measured", "-")
     assert "not for this" in out
 
 
@@ -92,9 +92,13 @@ def test_all_parts_on_a_small_model(run_script, monkeypatch, tmp_path):
         # Three tokens a step of blocks of eight, two blocks.
         assert {x["nfe"] for x in found} == {6}
         assert {x["batch_size"] for x in found} == {batch}
-    first, *rest = read(tmp_path / "traces.jsonl")
+    replayed = []
+    for group in parts.TRACED:
+        first, *rest = read(tmp_path / f"traces_{group}.jsonl")
+        assert first["num"] == first["num_matches"] == len(rest) > 0
+        replayed += [record["trace"] for record in rest]
     recorded = traces.load_directory(DATA / "traces")
-    assert first["num"] == first["num_matches"] == len(rest) == len(recorded)
+    assert sorted(replayed) == sorted(x.name for x in recorded)
     found = read(tmp_path / "refreshed_32.jsonl")
     assert [x["num_refreshed"] for x in found] == [1, 2, 4, 8]
 
@@ -112,7 +116,7 @@ def stubs(monkeypatch):
 
         return parts.Part(minutes, run)
 
-    monkeypatch.setattr(parts, "PARTS", {x: part(x) for x in ("steps_1", "traces")})
+    monkeypatch.setattr(parts, "PARTS", {x: part(x) for x in ("steps_1", "traces_kv2")})
     ready = "bench", {"handing_seconds": 1.0}
     monkeypatch.setattr(parts, "setup", lambda *_: ready)
     return seen, part
@@ -133,14 +137,17 @@ def test_a_part_that_fails_leaves_the_others(run_script, stubs, monkeypatch, tmp
     assert (status, err) == (1, "")
     assert "steps_1 failed: ValueError: no memory\n" in out
     assert "Not measured: steps_1." in out
-    assert ["float32 recorded runs that match", "at least 100%", "100.0%", "yes"] in (
-        table(out)
-    )
+    assert [
+        "recorded float32 runs that match, kv2",
+        "at least 100%",
+        "100%",
+        "yes",
+    ] in (table(out))
     # The same command does what is missing, and nothing again.
     monkeypatch.setitem(parts.PARTS, "steps_1", part("steps_1"))
     status, out, err = run_at(run_script, tmp_path)
     assert (status, err) == (0, "")
-    assert seen == ["traces", "steps_1"]
+    assert seen == ["traces_kv2", "steps_1"]
     assert ["step of full forwards, ms, batch 1", "at most 15", "3.00", "yes"] in (
         table(out)
     )
@@ -156,9 +163,11 @@ def test_what_needs_no_model_makes_none(run_script, stubs, monkeypatch, tmp_path
         seen.append(bench)
         return [{"share": 1.0}]
 
-    monkeypatch.setitem(parts.PARTS, "traces", parts.Part(1, run, needs_model=False))
+    monkeypatch.setitem(
+        parts.PARTS, "traces_kv2", parts.Part(1, run, needs_model=False)
+    )
     monkeypatch.setattr(parts, "setup", None)
-    status, out, err = run_at(run_script, tmp_path, "--only=traces")
+    status, out, err = run_at(run_script, tmp_path, "--only=traces_kv2")
     assert (status, err) == (0, "")
     assert seen == [None] and "setup:" not in out
 
@@ -172,24 +181,24 @@ def test_a_part_has_a_limit(run_script, stubs, monkeypatch, tmp_path):
     monkeypatch.setitem(parts.PARTS, "steps_1", parts.Part(0.001, slow))
     monkeypatch.setitem(parts.PARTS, "predict", part("predict", minutes=50.0))
     status, out, _ = run_at(run_script, tmp_path, "--minutes=5")
-    assert status == 1 and seen == ["traces"]
+    assert status == 1 and seen == ["traces_kv2"]
     assert "steps_1 failed: more than 0.001 min\n" in out
     assert "predict: not begun, for it may take 50 min of " in out
 
 
 def test_records_of_another_shape_are_refused(run_script, stubs, tmp_path):
     seen, _ = stubs
-    assert run_at(run_script, tmp_path, "--only=traces")[0] == 0
+    assert run_at(run_script, tmp_path, "--only=traces_kv2")[0] == 0
     status, out, err = run_at(run_script, tmp_path, "--dtype=float32")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "dtype (float32) must be bfloat16, as in" in err
-    assert seen == ["traces"]
+    assert seen == ["traces_kv2"]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--only=steps_2", "only (steps_2) must be among steps_1, traces"),
+        ("--only=steps_2", "only (steps_2) must be among steps_1, traces_kv2"),
         ("--report_only", "holds no records"),
     ],
 )
@@ -202,10 +211,10 @@ def test_what_cannot_be_done_is_one_line(flags, message, run_script, tmp_path):
 
 @pytest.mark.usefixtures("stubs")
 def test_a_damaged_record_is_one_line(run_script, tmp_path):
-    (tmp_path / "traces.jsonl").write_text("{")
+    (tmp_path / "traces_kv2.jsonl").write_text("{")
     status, _, err = run_at(run_script, tmp_path)
     assert (status, err.count("\n")) == (1, 1)
-    assert "traces.jsonl is damaged, remove it" in err
+    assert "traces_kv2.jsonl is damaged, remove it" in err
 
 
 def test_an_aim_is_met_from_its_side():
@@ -274,5 +283,6 @@ def test_the_documentation_has_the_command_and_its_parts():
     assert re.findall(r"^    (python .*)$", section, re.M) == [
         "python -m experiments.on_gpu"
     ]
-    named = set(re.findall(r"^\| `(\w+)` \|", section, re.M))
+    cells = re.findall(r"^\| (`.*?`) \|", section, re.M)
+    named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
     assert named == {"setup"} | {re.sub(r"_\d+$", "_N", x) for x in parts.PARTS}

@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
             "gen_length": 64,
             # Without one, an answer is one block.
             "block_length": config_dict.placeholder(int),
+            "precision": "highest",
             "seed": 0,
         }
     )

@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
             "suppress_eos": False,
             "defer_stops": False,
             "early_stop": True,
+            "precision": "highest",
             "batch_size": 32,
             # Rows of one call: slots are idle only at its end. Samplers take turns,
             # call by call.

@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
             "suppress_eos": False,
             "defer_stops": False,
             "early_stop": True,
+            "precision": "highest",
             # Or prefix, dual(refresh_every=8); block for block-causal models.
             "cache": "none",
             "seed": 0,

@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
             "suppress_eos": False,
             "defer_stops": False,
             "early_stop": True,
+            "precision": "highest",
             "batch_size": 32,
             "queue_length": 512,
         }

@@ -85,8 +85,20 @@ DRAWING = (
 )
 
 
+def define_precision() -> flags.FlagHolder[str | None]:
+    """Defines --precision, see `Options`."""
+    return flags.DEFINE_enum(
+        "precision", None, ["highest", "high", "default"], "Of float32 products."
+    )
+
+
+def precision(config: ConfigDict) -> str:
+    """The precision that a config asks for; one may leave it out."""
+    return config.get("precision") or "highest"
+
+
 def define_drawing(has_seed: bool = True) -> list[flags.FlagHolder[Any]]:
-    """Defines the flags of `DRAWING`.
+    """Defines the flags of `DRAWING`, and --precision.
 
     Args:
       has_seed: with the seed; a script may have several.
@@ -111,6 +123,7 @@ def define_drawing(has_seed: bool = True) -> list[flags.FlagHolder[Any]]:
             None,
             "End a row at its first stop token; if off, finish the block first.",
         ),
+        define_precision(),
     ]
     if has_seed:
         defined.append(flags.DEFINE_integer("seed", None, "Seed of the random draws."))
@@ -125,6 +138,7 @@ def drawing(config: ConfigDict) -> Settings:
         suppress_eos=config.suppress_eos,
         defer_stops=config.defer_stops,
         early_stop=bool(config.get("early_stop", True)),
+        precision=precision(config),
     )
 
 

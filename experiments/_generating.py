@@ -105,12 +105,15 @@ def share(
             f"prompts ({len(prompts)}) must be at least one for each process "
             f"({host.count})"
         )
+    chosen = options.precision
     common = {
         "checkpoint": str(outline.checkpoint),
         "gen_length": options.gen_length,
         "block_length": options.block_length,
         "cache": caches.to_spec(options.cache),
         **{name: asked.config[name] for name in _app.DRAWING},
+        # Left out where it is as it was before there was a choice.
+        **({"precision": chosen} if chosen != "highest" else {}),
         # Of all processes, for `experiments.merge` to see whether something is missing
         # or answers other prompts.
         "num_prompts": len(prompts),

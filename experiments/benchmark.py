@@ -32,15 +32,13 @@ all rows without a cache, of a window of every row, and of the rows that are ref
 together (--num_refreshed). The eager loop knows the plans prefix and dual.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
-import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -55,7 +53,6 @@ from dlm_jax.core.canvas import Prompts
 from dlm_jax.core.checks import prepare
 from dlm_jax.core.keys import check_seed, row_keys
 from dlm_jax.core.options import Options
-from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.errors import InputError
 from dlm_jax.models import as_denoiser, registry
@@ -66,7 +63,7 @@ from dlm_jax.tasks.base import load
 from dlm_jax.text import prompts as text_prompts
 from dlm_jax.text.prompts import pad
 from experiments import _app
-from experiments.timing import races, roofline, steps
+from experiments.timing import ceilings, costs, races, steps, torch_loops
 
 _CONFIG = _app.define_config(_app.CONFIGS / "benchmark.py", "Defaults.")
 _CHECKPOINT = _app.define_path("checkpoint", None, "Hugging Face or Orbax directory.")
@@ -112,6 +109,7 @@ _OVERRIDES = [
     flags.DEFINE_integer("block_length", None, "Blanks of a block; default: all."),
     flags.DEFINE_integer("rows_per_slot", None, "Rows per run and row of a batch."),
     flags.DEFINE_integer("num_pairs", None, "Runs of each loop."),
+    _app.define_precision(),
     flags.DEFINE_integer("seed", None, "Of the random keys, weights and prompts."),
 ]
 
@@ -129,32 +127,33 @@ def main(argv: Sequence[str]) -> None:
     _check(config)
     rules = samplers.parse_all(config.sampler)
     plans = _plans(config)
-    _leave_room_for_torch()
+    if _REFERENCE.value == "torch":
+        torch_loops.leave_room()
 
     # The model and the rows.
     start = time.perf_counter()
     model, gen_lengths, workload = _subject(config)
     jax.block_until_ready(nnx.state(model))
-    seconds = time.perf_counter() - start
-    # The count of operations is written for this shape.
+    loading = time.perf_counter() - start
     dtype = model.head.dtype
-    model_of = cast(LLaDAConfig, model.config), dtype.itemsize
     shapes = [(b, g) for g in gen_lengths for b in config.batch_sizes]
     work = [workload(*shape) for shape in shapes]
     denoiser, params = as_denoiser(model)
-    for rule, plan, (prompts, options) in itertools.product(
-        rules.values(), plans.values(), work
-    ):
-        own = dataclasses.replace(options, cache=plan)
-        prepare(denoiser, rule, prompts, own)
+    asked = [
+        (rule, prompts, dataclasses.replace(options, cache=plan))
+        for rule, plan, (prompts, options) in itertools.product(
+            rules.values(), plans.values(), work
+        )
+    ]
+    for call in asked:
+        prepare(denoiser, *call)
 
     # What it is raced against, and the devices.
     references: dict[str, races.FillOf] = {}
-    num_threads = None
+    num_threads = handing = None
     if _REFERENCE.value == "torch":
-        references, num_threads = _torch_loops(
-            model, rules.values(), plans.values(), work
-        )
+        torch_loops.check(asked)
+        references, num_threads, handing = torch_loops.make(model, _TORCH_COMPILE.value)
     devices = jax.local_devices()
     if _REFERENCE.value in ("torch", "host"):
         devices = devices[:1]
@@ -167,11 +166,12 @@ def main(argv: Sequence[str]) -> None:
     common = {
         "num_cores": processors.usable(),
         "num_devices": parallel.num_groups,
+        "precision": work[0][1].precision,
         "reference_threads": num_threads,
     }
 
     # Races, one per batch size and length.
-    ceilings = _Ceilings(steps.matmul_peak(dtype), steps.copy_bandwidth())
+    reached = ceilings.measure(dtype, _app.precision(config))
     num_methods = len(rules) * len(plans)
     num_runs = len(shapes) * num_methods * config.num_pairs * (1 + len(references))
     records = []
@@ -180,59 +180,36 @@ def main(argv: Sequence[str]) -> None:
             progress.set_description(f"batch {batch_size}")
             num_slots = parallel.num_slots(batch_size)
             options = dataclasses.replace(options, num_slots=num_slots)
-            shape = steps.Shape(num_slots, prompts.tokens.shape[1], options.gen_length)
-            keys = row_keys(config.seed, np.arange(len(prompts.tokens)))
-            own = {
-                x: dataclasses.replace(options, cache=plan) for x, plan in plans.items()
-            }
-            calls = {
-                (spec, cache): (rules[spec], prompts, keys, own[cache])
-                for spec, cache in itertools.product(rules, plans)
-            }
-            timers = {
-                x: steps.cached_timer(parallel, prompts, y)
-                for x, y in own.items()
-                if y.cache.has_window
-            }
-
-            def time_cached(cache: str, timers: Any = timers) -> dict[str, float]:
-                return timers[cache]() if cache in timers else {}
-
-            results = races.race(
+            found = costs.measure(
                 parallel,
                 rules,
+                plans,
                 prompts,
                 options,
+                # The count of operations is written for this shape.
+                config=cast(LLaDAConfig, model.config),
+                itemsize=dtype.itemsize,
+                reached=reached,
                 num_pairs=config.num_pairs,
                 seed=config.seed,
-                plans=plans,
-                cached=time_cached,
                 references=references,
-                forward=steps.forward_timer(parallel, shape),
                 on_run=progress.update,
+                **common,
             )
-            raced = races.records(results, **common)
-            costs = _costs(parallel, calls, results, model_of, shape, ceilings)
-            found = [{**r, **c} for r, c in zip(raced, costs, strict=True)]
             records += found
             if _PROFILE.value:
-                name = f"{_PROFILE.value}/batch{batch_size}_length{shape.length}"
+                keys = row_keys(config.seed, np.arange(len(prompts.tokens)))
+                calls = {
+                    (spec, x): (rules[spec], prompts, keys, own)
+                    for spec, (x, plan) in itertools.product(rules, plans.items())
+                    for own in [dataclasses.replace(options, cache=plan)]
+                }
+                length = prompts.tokens.shape[1]
+                name = f"{_PROFILE.value}/batch{batch_size}_length{length}"
                 _profile(parallel, calls, found, name)
     if _OUTPUT.value:
         files.write_jsonl(_OUTPUT.value, records)
-    _print(records, seconds, ceilings)
-
-
-class _Ceilings(NamedTuple):
-    """What this device reaches at best.
-
-    Attributes:
-      peak: operations a second of a matrix product.
-      bandwidth: bytes a second of a copy, read and written.
-    """
-
-    peak: float
-    bandwidth: float
+    _print(records, loading, handing, reached)
 
 
 def _plans(config: ConfigDict) -> dict[str, CachePlan]:
@@ -255,41 +232,6 @@ def _plans(config: ConfigDict) -> dict[str, CachePlan]:
     return found
 
 
-def _costs(
-    parallel: DataParallel,
-    calls: Mapping[races.Method, tuple[Sampler, Prompts, jax.Array, Options]],
-    results: Sequence[races.Result],
-    model_of: tuple[roofline.Dense, int],
-    shape: steps.Shape,
-    ceilings: _Ceilings,
-) -> list[dict]:
-    """What each step costs beside the forward, see `steps.records`.
-
-    Args:
-      parallel: the model.
-      calls: of the race, by sampler and cache.
-      results: of the race.
-      model_of: the model's shape, and bytes of a parameter.
-      shape: of a forward.
-      ceilings: of the device.
-    """
-    regions = {
-        method: steps.region_size(parallel.denoiser, rule, prompts, options)
-        for method, (rule, prompts, _, options) in calls.items()
-    }
-    config, itemsize = model_of
-    return steps.records(
-        results,
-        config,
-        shape,
-        regions=regions,
-        peak=ceilings.peak,
-        bandwidth=ceilings.bandwidth,
-        memory={method: parallel.memory(*call) for method, call in calls.items()},
-        itemsize=itemsize,
-    )
-
-
 def _profile(
     parallel: DataParallel,
     calls: Mapping[races.Method, tuple],
@@ -309,25 +251,34 @@ def _profile(
                 record["trace"] = trace
 
 
-def _print(records: Sequence[dict], seconds: float, ceilings: _Ceilings) -> None:
-    """Prints the tables, the time the weights took, and the device's ceilings."""
+def _print(
+    records: Sequence[dict],
+    loading: float,
+    handing: float | None,
+    reached: ceilings.Ceilings,
+) -> None:
+    """Prints the tables, the time the weights took, and the device's ceilings.
+
+    Args:
+      records: what was measured.
+      loading: seconds until dlm_jax had the weights.
+      handing: seconds until PyTorch had them, too.
+      reached: by the device.
+    """
     own = races.one_each(records)
     print(races.tables(records), races.table(own, steps.COLUMNS), sep="\n\n")
-    print(f"\nThe weights were loaded in {seconds:.1f} s.", end=" ")
-    print(f"Matrix products reach {ceilings.peak / 1e12:.3f} TFLOP/s here,", end=" ")
-    print(f"copies {ceilings.bandwidth / 1e9:.1f} GB/s;", end=" ")
+    print(f"\nThe weights were loaded in {loading:.1f} s", end="")
+    if handing is not None:
+        print(f", and handed to PyTorch in {handing:.1f} s", end="")
+    print(".", end=" ")
+    print(f"Matrix products reach {reached.peak / 1e12:.3f} TFLOP/s here,", end=" ")
+    print(f"copies {reached.bandwidth / 1e9:.1f} GB/s;", end=" ")
     print(
         f"at that, the weights of the blocks are read in {own[0]['weights_ms']:.2f} ms."
     )
     for record in own if _PROFILE.value else ():
         cache = "" if record["cache"] == "none" else f", cache {record['cache']}"
         print(f"{record['trace']} is the trace of {record['sampler']}{cache}.")
-
-
-def _leave_room_for_torch() -> None:
-    """Stops JAX's first use of a GPU from taking three quarters of its memory."""
-    if _REFERENCE.value == "torch":
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def _check(config: ConfigDict) -> None:
@@ -370,6 +321,7 @@ def _subject(config: ConfigDict) -> tuple[Module, Sequence[int], _Workload]:
     common: dict[str, Any] = {
         "block_length": config.block_length,
         "num_refreshed": config.get("num_refreshed"),
+        "precision": _app.precision(config),
     }
     gen_lengths = _GEN_LENGTHS.value
     if not preset and not gen_lengths:
@@ -400,66 +352,6 @@ def _subject(config: ConfigDict) -> tuple[Module, Sequence[int], _Workload]:
         return prompts, Options(gen_length, **common)
 
     return model, gen_lengths or [config.gen_length], random
-
-
-def _torch_loops(
-    model: Module,
-    rules: Iterable[Sampler],
-    plans: Iterable[CachePlan],
-    work: Sequence[tuple[Prompts, Options]],
-) -> tuple[dict[str, races.FillOf], int]:
-    """PyTorch's loops on the same weights by name, and the threads that PyTorch takes.
-
-    Raises:
-      InputError: if the loop, which is to do this work, does not take it.
-    """
-    try:
-        import torch
-
-        from dlm_jax.parity import torch_models
-        from experiments.timing import eager
-    except ModuleNotFoundError as error:
-        raise InputError(f"--reference=torch needs PyTorch: {error}") from None
-
-    for rule, plan, (prompts, options) in itertools.product(rules, plans, work):
-        eager.check(rule, prompts, options.block_length, plan)
-
-    @contextlib.contextmanager
-    def in_memory() -> Iterator[None]:
-        try:
-            yield
-        except torch.cuda.OutOfMemoryError as error:
-            raise InputError(
-                f"--reference=torch does not fit in memory beside dlm_jax: {error}"
-            ) from None
-
-    mask_id = model.config.mask_token_id
-    with in_memory():
-        models: dict[str, Any] = {"eager PyTorch": torch_models.twin(model)}
-    if _TORCH_COMPILE.value:
-        problem = eager.problem_of_compiling()
-        if problem:
-            print(f"torch.compile is left out, for it does not work here: {problem}")
-        else:
-            # Every shape has code of its own, as every shape of dlm_jax has.
-            compiled = torch.compile(
-                models["eager PyTorch"], mode=_TORCH_COMPILE.value, dynamic=False
-            )
-            models["torch.compile"] = cast(torch.nn.Module, compiled)
-
-    def fill_of(twin: torch.nn.Module, options: Options) -> races.Fill:
-        def fill(
-            sampler: Sampler, prompts: Prompts, keys: jax.Array
-        ) -> tuple[np.ndarray, np.ndarray]:
-            with in_memory():
-                return eager.fill(
-                    twin, sampler, prompts, mask_id, options.block_length, options.cache
-                )
-
-        return fill
-
-    loops = {name: functools.partial(fill_of, twin) for name, twin in models.items()}
-    return loops, torch.get_num_threads()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ calls a near-tie matches there, unless the recorded run itself rounded. Exit sta
 only if all match.
 """
 
-import itertools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -23,12 +22,11 @@ from collections.abc import Sequence
 from absl import flags
 from tqdm import tqdm
 
-from dlm_jax import checkpoints, samplers
-from dlm_jax.devices.runner import DataParallel
+from dlm_jax import samplers
 from dlm_jax.errors import InputError
-from dlm_jax.models import as_denoiser
 from dlm_jax.parity import replay, traces
 from experiments import _app
+from experiments._replaying import replayed
 
 FLAGS = flags.FLAGS
 _app.define_path("traces", None, "Directory of RUN.json and RUN.npz.", required=True)
@@ -74,26 +72,12 @@ def main(_: Sequence[str]) -> None:
 
     num_matches = 0
     progress = tqdm(total=len(selected), unit="trace", disable=None)
-    # By checkpoint, so that each is loaded once and only one is in memory.
-    selected.sort(key=lambda trace: trace.checkpoint)
-    for checkpoint, group in itertools.groupby(selected, lambda t: t.checkpoint):
-        model = None
-        for trace in group:
-            nfe, result = "-", ""
-            try:
-                sampler = given or replay.sampler_for(trace)
-                if model is None:
-                    loaded = checkpoints.load(root / checkpoint, FLAGS.dtype)
-                    denoiser, params = as_denoiser(loaded)
-                    model = denoiser, params, DataParallel(denoiser, params)
-                comparison = replay.replay(trace, *model, FLAGS.tolerance, sampler)
-                num_matches += comparison.is_match
-                nfe, result = str(comparison.nfe), _describe(comparison)
-            except InputError as error:
-                result = f"not compared: {error}"
-            sampler_name = name_of[trace.name]
-            _print(widths, trace.name, sampler_name, str(trace.nfe), nfe, result)
-            progress.update()
+    for one in replayed(selected, root, FLAGS.dtype, FLAGS.tolerance, given):
+        name, recorded = one.trace.name, str(one.trace.nfe)
+        nfe = "-" if one.nfe is None else str(one.nfe)
+        _print(widths, name, name_of[name], recorded, nfe, one.result)
+        num_matches += one.is_match
+        progress.update()
     progress.close()
     print(f"matched {num_matches} of {len(selected)}")
     if num_matches < len(selected):
@@ -110,21 +94,6 @@ def _select(recorded: list[traces.Trace], names: list[str]) -> list[traces.Trace
     if not selected:
         raise InputError(f"{FLAGS.traces} holds no trace of {', '.join(names)}")
     return selected
-
-
-def _describe(comparison: replay.Comparison) -> str:
-    """The last column of the table."""
-    divergence = comparison.divergence
-    if divergence is None:
-        return "match" if comparison.is_match else "same output, other NFE"
-    step = "output" if divergence.step is None else f"step {divergence.step}"
-    if divergence.position is None:
-        return f"{step}: only one run goes on"
-    gap = "-" if divergence.gap is None else f"{divergence.gap:.2g}"
-    return (
-        f"{step}, position {divergence.position}: {divergence.reference_token}, "
-        f"dlm_jax {divergence.token}, gap {gap}, {divergence.label}"
-    )
 
 
 def _print(widths: list[int], *cells: str) -> None:

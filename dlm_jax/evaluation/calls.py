@@ -37,6 +37,7 @@ class Plan:
       suppress_eos: EOS gets probability 0.
       defer_stops: stop tokens are committed last.
       early_stop: see `Options`.
+      precision: see `Options`.
       batch_size: rows in flight at once, over all devices.
       queue_length: rows of a call.
     """
@@ -48,6 +49,7 @@ class Plan:
     suppress_eos: bool = False
     defer_stops: bool = False
     early_stop: bool = True
+    precision: str = "highest"
     batch_size: int = 32
     queue_length: int = 256
 
@@ -89,6 +91,7 @@ class Plan:
             suppress_eos=self.suppress_eos,
             defer_stops=self.defer_stops,
             early_stop=self.early_stop,
+            precision=self.precision,
         )
         return options_of(settings, task.gen_length, eos_id, codec.stop_ids)
 

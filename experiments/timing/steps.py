@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from dlm_jax.core import forward as forwards
 from dlm_jax.core import row
@@ -27,12 +27,11 @@ from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices.runner import DataParallel, without_axis
 from experiments.timing import roofline
+from experiments.timing.ceilings import Ceilings
 from experiments.timing.races import Method, Result
 
 # A single call is too short to be timed; what is timed takes at least this long.
 _SECONDS = 0.5
-# A copy is one call, of which the launch is then a small part.
-_COPY_SECONDS = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,20 +73,24 @@ def distinct_tokens(
 ) -> Int[np.ndarray, "b l"]:
     """Random tokens, all different as far as the vocabulary goes.
 
-    Of equal tokens a GPU is faster, as of `operand`'s constants: 8 to 18 % on an H100.
+    Of equal tokens a GPU is faster, as of constants: an H100 was by 8 to 18 %, with an
+    older version.
     """
     places = np.random.default_rng(0).permutation(num_rows * length)
     return (places % vocab_size).astype(np.int32).reshape(num_rows, length)
 
 
-def forward_timer(parallel: DataParallel, shape: Shape) -> Callable[[], float]:
+def forward_timer(
+    parallel: DataParallel, shape: Shape, precision: str = "highest"
+) -> Callable[[], float]:
     """A function that gives the seconds of a forward, without head and sampler.
 
-    Each call runs as many forwards as fill half a second, one after the other.
+    Each call runs many forwards, see `repeated`, one after the other.
 
     Args:
       parallel: the model, timed on the first device.
       shape: of the batch.
+      precision: of its products, see `Options`.
     """
     denoiser, shard = parallel.denoiser, parallel.first_shard()
     b, length = shape.batch_size, shape.length
@@ -102,7 +105,8 @@ def forward_timer(parallel: DataParallel, shape: Shape) -> Callable[[], float]:
 
         def forward(_: Array, tokens: Array) -> Array:
             shown = dataclasses.replace(view, tokens=tokens)
-            with full_precision(denoiser, params):  # As the loop's forward has.
+            # As the loop's forward has.
+            with full_precision(denoiser, params, precision):
                 hidden, _ = denoiser.denoise(params, shown, region, ())
             # Adds nothing, but depends on the forward and is needed by the next.
             return tokens + jnp.any(jnp.isnan(hidden)).astype(jnp.int32)
@@ -113,9 +117,21 @@ def forward_timer(parallel: DataParallel, shape: Shape) -> Callable[[], float]:
     fixed = (view, positions[:, -shape.region :])
     compiled = jax.jit(run).lower(shard, jnp.int32(1), *fixed).compile()
 
+    return repeated(lambda num: compiled(shard, num, *fixed))
+
+
+def repeated(call: Callable[[Array], PyTree]) -> Callable[[], float]:
+    """A function that gives the seconds of one turn of a loop.
+
+    Each call runs as many turns as fill half a second.
+
+    Args:
+      call: runs a compiled loop of so many turns, int32 [].
+    """
+
     def seconds_each(num: int) -> float:
         start = time.perf_counter()
-        jax.block_until_ready(compiled(shard, jnp.int32(num), *fixed))
+        jax.block_until_ready(call(jnp.int32(num)))
         return (time.perf_counter() - start) / num
 
     seconds_each(1)
@@ -181,7 +197,8 @@ def cached_timer(
         def forward(turn: Array, carry: tuple) -> tuple:
             tokens, cache = carry
             own = dataclasses.replace(view, tokens=tokens)
-            with full_precision(denoiser, params):  # As the loop's forward has.
+            # As the loop's forward has.
+            with full_precision(denoiser, params, options.precision):
                 given = forwards.run(
                     denoiser,
                     params,
@@ -273,64 +290,13 @@ def region_size(
     return sizes(denoiser, sampler, prompts, options).region
 
 
-def operand(size: int, dtype: jax.typing.DTypeLike) -> Float[Array, "n n"]:
-    """A square matrix as those of a model: of constants a GPU is faster.
-
-    It takes less power to multiply them, so that its clock falls less.
-    """
-    return jax.random.normal(jax.random.key(0), (size, size), dtype)
-
-
-def matmul_peak(dtype: jax.typing.DTypeLike, repeats: int = 5) -> float:
-    """Operations a second of the best matrix product of this device, measured.
-
-    Square ones of growing size, until one takes long enough to be timed.
-    """
-    best, size = 0.0, 512
-    while True:
-        x = operand(size, dtype)
-        product = jax.jit(jnp.matmul).lower(x, x).compile()
-        product(x, x).block_until_ready()
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            product(x, x).block_until_ready()
-            seconds.append(time.perf_counter() - start)
-        best = max(best, 2 * size**3 / min(seconds))
-        if min(seconds) > _SECONDS / repeats or size >= 16384:
-            return best
-        size *= 2
-
-
-def copy_bandwidth(repeats: int = 5) -> float:
-    """Bytes a second, read and written, of the best copy on this device, measured.
-
-    Of arrays that fit into no cache, of growing size until one takes long enough.
-    """
-    best, size = 0.0, 2**26
-    while True:
-        x = jnp.ones(size, jnp.float32)
-        copy = jax.jit(lambda x: x + 1).lower(x).compile()
-        copy(x).block_until_ready()
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            copy(x).block_until_ready()
-            seconds.append(time.perf_counter() - start)
-        best = max(best, 2 * x.nbytes / min(seconds))
-        if min(seconds) > _COPY_SECONDS or x.nbytes >= 2**30:
-            return best
-        size *= 2
-
-
 def records(
     results: Sequence[Result],
     config: roofline.Dense,
     shape: Shape,
     *,
     regions: Mapping[Method, int],
-    peak: float,
-    bandwidth: float,
+    reached: Ceilings,
     memory: Mapping[Method, int],
     itemsize: int = 4,
 ) -> list[dict[str, Any]]:
@@ -344,13 +310,12 @@ def records(
       config: the model.
       shape: of its forwards.
       regions: positions that the head is applied to, see `region_size`.
-      peak: see `matmul_peak`.
-      bandwidth: see `copy_bandwidth`.
+      reached: by the device.
       memory: bytes of each compiled loop.
       itemsize: bytes of a parameter.
     """
     found = []
-    weights = itemsize * roofline.block_parameters(config) / bandwidth
+    weights = itemsize * roofline.block_parameters(config) / reached.bandwidth
     for result in results:
         method = result.sampler, result.cache
         region = regions[method]
@@ -366,7 +331,7 @@ def records(
             "step_ms": 1e3 * step,
             "beyond_forward": None if cached else beyond,
             "flops_per_second": None if cached else flops / step,
-            "of_peak": None if cached else flops / step / peak,
+            "of_peak": None if cached else flops / step / reached.peak,
             "weights_ms": 1e3 * weights,
             "megabytes": memory[method] / 1e6,
         }

@@ -183,6 +183,17 @@ def test_lengths_are_of_a_copy_and_reach_rows_and_options():
     assert row.is_blank.sum() == 8
 
 
+@pytest.mark.parametrize("precision", ["highest", "default"])
+def test_a_precision_reaches_the_options_and_the_manifest(precision):
+    codec = Codec.of(TASK.tokenizer(), TASK.model_config(**SHAPE))
+    plan = evaluation.Plan.of({"precision": precision})
+    assert plan.options(TASK, codec, 0).precision == precision
+    # What older versions began goes on.
+    known = {} if precision == "highest" else {"precision": precision}
+    fields = evaluation.Plan().identity
+    assert {x: y for x, y in plan.identity.items() if x not in fields} == known
+
+
 @pytest.mark.parametrize(
     ("name", "lengths", "message"),
     [

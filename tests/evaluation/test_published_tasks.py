@@ -85,6 +85,7 @@ def test_a_directory_is_of_one_data_style_and_setting(chat, data, tmp_path, run_
         ("--nosuppress_eos", "suppress_eos (None) must be True"),
         ("--guidance=1", "guidance (1.0) must be None"),
         ("--noearly_stop", "early_stop (False) must be None"),
+        ("--precision=default", "precision (default) must be None"),
     ):
         status, out, error = run_script("evaluate", *asked, flag)
         assert (status, out) == (1, "")

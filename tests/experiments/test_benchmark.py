@@ -21,7 +21,7 @@ from dlm_jax.samplers.saber import Saber
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.base import load
 from dlm_jax.text.prompts import gen_length, pad
-from experiments.timing import races, steps
+from experiments.timing import ceilings, races
 
 
 # Blocks of 12 blanks, of which the last is not full.
@@ -298,7 +298,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_timed(
     pytest.importorskip("torch")
     from dlm_jax.parity import torch_models
 
-    for module, name in ((steps, "matmul_peak"), (torch_models, "twin")):
+    for module, name in ((ceilings, "matmul_peak"), (torch_models, "twin")):
         monkeypatch.setattr(module, name, None)
     status, out, err = run_script("benchmark", *flags.split())
     assert (status, out, err.count("\n")) == (1, "", 1)

@@ -1,8 +1,6 @@
 """The benchmark with caches: what it races, times, prints and refuses."""
 
 import json
-import re
-import shlex
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from dlm_jax.core.options import Options
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import tiny
-from experiments.timing import races, roofline, steps
+from experiments.timing import ceilings, races, roofline, steps
 
 K3 = "low_confidence(schedule=fixed(k=3))"
 
@@ -131,8 +129,7 @@ def test_a_window_is_compared_with_reading_the_weights():
         tiny(),
         steps.Shape(2, 16, 8),
         regions={method: 8},
-        peak=1e9,
-        bandwidth=8.0 * roofline.block_parameters(tiny()),
+        reached=ceilings.Ceilings(1e9, 8.0 * roofline.block_parameters(tiny())),
         memory={method: 2_000_000},
         itemsize=2,
     )
@@ -161,6 +158,7 @@ def test_a_cache_on_puzzles_is_recorded_and_printed(run_script, checkpoint, tmp_
         "--cache=dual(refresh_every=4)",
         "--block_length=16",
         "--num_refreshed=2",
+        "--precision=default",
         "--batch_sizes=2",
         "--rows_per_slot=1",
         "--num_pairs=1",
@@ -171,6 +169,7 @@ def test_a_cache_on_puzzles_is_recorded_and_printed(run_script, checkpoint, tmp_
     none, dual = (json.loads(line) for line in output.read_text().splitlines())
     assert (none["cache"], dual["cache"]) == ("none", "dual(refresh_every=4)")
     assert none["window_forwards"] == 0 < dual["window_forwards"]
+    assert none["precision"] == dual["precision"] == "default"
     assert dual["window_ms"] > 0 and dual["refresh_ms"] > 0
     assert "window_ms" not in none and none["weights_ms"] == dual["weights_ms"] > 0
     assert out.count("| dual(refresh_every=4) |") == 3
@@ -206,62 +205,10 @@ def test_a_cache_that_does_not_fit_is_refused_before_anything_is_timed(
     pytest.importorskip("torch")
     from dlm_jax.parity import torch_models
 
-    for module, name in ((steps, "matmul_peak"), (torch_models, "twin")):
+    for module, name in ((ceilings, "matmul_peak"), (torch_models, "twin")):
         monkeypatch.setattr(module, name, None)
     status, out, err = run_script(
         "benchmark", "--preset=tiny", "--gen_lengths=8", *flags.split()
     )
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert message in err
-
-
-def commands():
-    """Those for a GPU, as the documentation has them."""
-    page = (DATA.parents[1] / "docs/results/speed.md").read_text()
-    section = page.split("## On a GPU: commands, not yet run")[1].split("\n## ")[0]
-    text = section.replace("\\\n", " ")
-    return re.findall(r"^    python -m experiments\.benchmark (.*)$", text, re.M)
-
-
-# Each compiles the loop for several shapes; the first two for two batch sizes.
-@pytest.mark.parametrize(
-    "number", [2, *(pytest.param(i, marks=pytest.mark.slow) for i in (0, 1, 3))]
-)
-def test_commands_for_a_gpu_work_on_a_small_model(
-    number, run_script, monkeypatch, tmp_path
-):
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
-    monkeypatch.chdir(tmp_path)
-    small = {
-        "--preset": "tiny",
-        "--prompt_length": "12",
-        "--gen_lengths": "8",
-        "--block_length": "4",
-        "--num_pairs": "1",
-    }
-    found = shlex.split(commands()[number])
-    flags = [flag.partition("=")[::2] for flag in found]
-    assert {"--preset", "--block_length", "--output"} <= {name for name, _ in flags}
-    given = [f"{name}={small.get(name, value)}" for name, value in flags]
-    status, _, err = run_script("benchmark", *given)
-    assert status == 0, err
-    (output,) = tmp_path.glob("*.jsonl")
-    assert output.name == dict(flags)["--output"]
-    records = [json.loads(line) for line in output.read_text().splitlines()]
-
-    def values(name):
-        return {value for flag, value in flags if flag == name}
-
-    assert {r["sampler"] for r in records} == values("--sampler") == {K3}
-    assert {r["cache"] for r in records} == (values("--cache") or {"none"})
-    assert {str(r["batch_size"]) for r in records} == values("--batch_sizes")
-    assert ("torch" in values("--reference")) == all("ratio" in r for r in records)
-    for record in records:
-        # Three tokens a step of blocks of four.
-        assert record["nfe"] == 4 and record["tokens_per_second"] > 0
-        assert record["forward_ms"] > 0 and record["step_ms"] > 0
-
-
-def test_the_commands_are_all_tested():
-    assert len(commands()) == 4

@@ -128,6 +128,25 @@ def test_answers_do_not_depend_on_the_batch(run_script, chat_model, tmp_path):
         assert {record["num_prompts"] for record in records} == {3}
 
 
+def test_a_precision_is_recorded(run_script, chat_model, tmp_path):
+    known = []
+    for name, flags in (("a", []), ("b", ["--precision=default"])):
+        status, _, err = run_script(
+            "generate",
+            f"--checkpoint={chat_model}",
+            "--prompt=one",
+            "--gen_length=2",
+            "--block_length=2",
+            "--sampler=threshold",
+            f"--output={tmp_path / name}",
+            *flags,
+        )
+        assert status == 0, err
+        known += [record.get("precision") for record in read(tmp_path / name)]
+    # As it was before there was a choice, and the choice.
+    assert known == [None, "default"]
+
+
 def test_chat_template_is_used_unless_refused(run_script, chat_model, tmp_path):
     model = checkpoints.load(chat_model)
     codec = Codec.load(chat_model, model.config)

@@ -12,11 +12,11 @@ from dlm_jax.core.options import Options
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import LLaDA, tiny
-from experiments.timing import races, steps
+from experiments.timing import ceilings, races, steps
 
 
 def test_the_peak_is_not_measured_on_constants():
-    x = steps.operand(64, jnp.bfloat16)
+    x = ceilings.operand(64, jnp.bfloat16)
     assert x.dtype == jnp.bfloat16
     assert float(jnp.std(x.astype(float))) == pytest.approx(1, abs=0.1)
 
@@ -69,8 +69,7 @@ def test_a_step_is_compared_with_forwards_beside_it():
         tiny(),
         steps.Shape(2, 16, 8),
         regions={("saber", "none"): 8},
-        peak=1e9,
-        bandwidth=1e9,
+        reached=ceilings.Ceilings(1e9, 1e9),
         memory={("saber", "none"): 2_000_000},
     )
     # Ratios of 1.1, 1.2 and 1.1, where that of the medians is 1.2.

@@ -158,7 +158,7 @@ def fill(
     sizes = {"batch_size": asked.config.batch_size}
     grown.resume(identity | {"dtype": str(model.dtype)}, sizes)
     total = len(asked.rules) * len(work.rows)
-    with Progress(total, "prompt") as progress:
+    with Progress(total, "answer") as progress:
         for spec, rule in asked.rules.items():
             progress.describe(spec)
             keys = work.keys(spec)

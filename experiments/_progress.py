@@ -4,7 +4,7 @@ import datetime
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import tqdm
@@ -14,13 +14,14 @@ PERIOD = 30.0
 
 
 class Progress:
-    """Rows done, rows per second, mean NFE and time left, on stderr.
+    """Rows done, rows per second, time left and mean NFE, on stderr.
 
     A context manager. Lines come at equal times, also while no row is done: that of
-    compiling or of one long call is then seen too.
+    compiling or of one long call is then seen too. The mean NFE is of the rows of one
+    sampler, the one that was named last.
 
     Args:
-      total: rows that there will be.
+      total: rows that there will be, of all samplers.
       unit: what a row is called.
       period: seconds between two lines; PERIOD by default.
     """
@@ -29,8 +30,9 @@ class Progress:
         self._total, self._unit = total, unit
         self._period = PERIOD if period is None else period
         self._num_known = self._num_new = 0
-        self._nfe = 0.0
         self._what = ""
+        # By what is being done: the number of rows, and the sum of their NFE.
+        self._counts: dict[str, tuple[int, float]] = {}
         self._start = time.monotonic()
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -50,10 +52,10 @@ class Progress:
         self._bar.close()
 
     def describe(self, what: str) -> None:
-        """Says what is being done."""
+        """Says of what the rows are that come next."""
         with self._lock:
             self._what = what
-        self._bar.set_description(what)
+        self._bar.set_postfix_str(what)
 
     def add(self, nfe: Collection[float], **shown: Any) -> None:
         """Counts rows that were done now.
@@ -64,18 +66,16 @@ class Progress:
         """
         with self._lock:
             self._num_new += len(nfe)
-            self._nfe += sum(nfe)
-            mean = self._mean_nfe()
-        self._bar.set_postfix(refresh=False, NFE=mean, **shown)
+            self._count(nfe)
+        self._show(shown)
         self._bar.update(len(nfe))
 
     def add_known(self, nfe: Collection[float], **shown: Any) -> None:
         """Counts rows of earlier runs, which take no time; arguments as `add`."""
         with self._lock:
             self._num_known += len(nfe)
-            self._nfe += sum(nfe)
-            mean = self._mean_nfe()
-        self._bar.set_postfix(refresh=False, NFE=mean, **shown)
+            self._count(nfe)
+        self._show(shown)
         if not self._bar.disable:
             # The bar's rate is of what came after.
             self._bar.initial += len(nfe)
@@ -86,17 +86,28 @@ class Progress:
         """How far it is, in one line."""
         with self._lock:
             done = self._num_known + self._num_new
-            what = f"{self._what}: " if self._what else ""
-            text = f"{what}{done:,} of {self._total:,} {self._unit}s"
-            if self._num_new:
-                rate = self._num_new / max(time.monotonic() - self._start, 1e-9)
-                left = datetime.timedelta(seconds=round((self._total - done) / rate))
-                text += f", {rate:.3g} {self._unit}s/s, mean NFE {self._mean_nfe()}"
-                text += f", {left} left"
-            return text
+            text = f"{done:,} of {self._total:,} {self._unit}s"
+            if not self._num_new:
+                return f"{text}, compiling or filling the first ones"
+            rate = self._num_new / max(time.monotonic() - self._start, 1e-9)
+            left = datetime.timedelta(seconds=round((self._total - done) / rate))
+            text += f", {rate:.3g} {self._unit}s/s, {left} left"
+            return f"{text}; {self._mean_nfe()}"
+
+    def _count(self, nfe: Collection[float]) -> None:
+        num, total = self._counts.get(self._what, (0, 0.0))
+        self._counts[self._what] = num + len(nfe), total + sum(nfe)
 
     def _mean_nfe(self) -> str:
-        return f"{self._nfe / max(self._num_known + self._num_new, 1):.1f}"
+        """The mean NFE of what is being done."""
+        num, total = self._counts.get(self._what, (0, 0.0))
+        mean = f"mean NFE {total / num:.1f}" if num else "no row yet"
+        return f"{self._what}: {mean}" if self._what else mean
+
+    def _show(self, shown: Mapping[str, Any]) -> None:
+        """Shows the mean NFE and more behind the bar."""
+        more = (f"{name} {value}" for name, value in shown.items())
+        self._bar.set_postfix_str(", ".join((self._mean_nfe(), *more)), refresh=False)
 
     def _write_lines(self) -> None:
         while not self._ended.wait(self._period):

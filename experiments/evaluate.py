@@ -75,7 +75,7 @@ def _records(
     model, about = asked.load(todo)
     done: dict[tuple[str, str, int], list[bool]] = {}
     total = len(todo) * config.num_examples
-    with Progress(total, "example") as progress:
+    with Progress(total, "answer") as progress:
 
         def shown(records: list[dict[str, Any]]) -> dict[str, Any]:
             # A lane is of one sampler, one cache and one seed.

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     with asked.locked(), _app.kept_rows():
         model, about = asked.load(todo)
         total = len(specs) * config.num_examples
-        with Progress(total, "row") as progress:
+        with Progress(total, "answer") as progress:
             records = evaluation.run(
                 parallel=model.parallel,
                 codec=model.codec,

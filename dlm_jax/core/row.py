@@ -10,6 +10,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dlm_jax.core.cache import Kind
@@ -218,7 +219,7 @@ def _decide(
     """The sampler's next state and its decision; the old state unless it decides.
 
     Raises:
-      InputError: if its step returns something else.
+      InputError: if its step returns something else, or arrays of a wrong form.
     """
     returned = sampler.step(key, row.state, canvas, prediction)
     is_pair = isinstance(returned, tuple) and len(returned) == 2
@@ -227,10 +228,37 @@ def _decide(
             f"{type(sampler).__name__}.step must return its state and a Decision"
         )
     state, decision = returned
+    _check_decision(sampler, decision, row.tokens.shape)
     # Keeps the carry's dtypes, whether the sampler's arithmetic was float32 or wider.
     state = jax.tree.map(lambda new, old: new.astype(old.dtype), state, row.state)
     state = jax.tree.map(lambda x, y: jnp.where(decides, x, y), state, row.state)
     return state, decision
+
+
+def _check_decision(
+    sampler: Sampler, decision: Decision, shape: tuple[int, ...]
+) -> None:
+    """Refuses arrays that would be broadcast: a scalar would be for all positions.
+
+    Raises:
+      InputError: for a field that is not an array with one entry per position.
+    """
+    for name, kind, dtype in (
+        ("commit", "bool", jnp.bool_),
+        ("remask", "bool", jnp.bool_),
+        ("tokens", "int32", jnp.integer),
+    ):
+        value = getattr(decision, name)
+        if value is None and name != "commit":
+            continue
+        is_array = isinstance(value, jax.Array | np.ndarray)
+        if is_array and value.shape == shape and jnp.issubdtype(value.dtype, dtype):
+            continue
+        got = f"{value.dtype} {list(value.shape)}" if is_array else repr(value)
+        raise InputError(
+            f"{type(sampler).__name__}.step: decision.{name} ({got}) must be {kind} "
+            f"{list(shape)}, one entry for each position of the row"
+        )
 
 
 def advance(

@@ -91,11 +91,10 @@ class Specs(Generic[_Rule]):
             found = getattr(importlib.import_module(module), name, None)
         except ModuleNotFoundError as error:
             own = error.name is not None and module.startswith(error.name)
-            reason = "is not in this folder or on PYTHONPATH" if own else str(error)
-            raise InputError(
-                f"{shown}: the module {module} "
-                + (reason if own else f"does not import: {reason}")
-            ) from None
+            reason = f"does not import: {error}"
+            if own:
+                reason = "is not on Python's path: add its folder, PYTHONPATH=FOLDER"
+            raise InputError(f"{shown}: the module {module} {reason}") from None
         # Whatever somebody else's module raises; a script at its end exits.
         except (Exception, SystemExit) as error:
             raise InputError(
@@ -124,8 +123,9 @@ class Specs(Generic[_Rule]):
                 raise InputError(f"{self.kind} ({spec!r}): write fields as name=value")
             node, keywords = node.func, node.keywords
         if not isinstance(node, ast.Name) or node.id not in known:
+            own = ", or module:Class of your own" if known is self.known else ""
             raise InputError(
-                f"{kind} ({ast.unparse(node)}) must be one of " + ", ".join(known)
+                f"{kind} ({ast.unparse(node)}) must be one of {', '.join(known)}{own}"
             )
         cls, shown = known[node.id], shown or node.id
         fields = {field.name: field for field in dataclasses.fields(cls)}

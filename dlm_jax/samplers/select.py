@@ -69,7 +69,8 @@ def doubt(log_prob: Float[Array, "*l"]) -> Float[Array, "*l"]:
     """Computes 1 - p of log-probabilities, with all its digits where p is nearly 1.
 
     Trained models are nearly certain most of the time. There float32 has few different
-    probabilities, but many different doubts.
+    probabilities, but many different doubts. A doubt is best when it is low: where a
+    function of this module takes a score, give it minus the doubt.
 
     Args:
       log_prob: float [...]; natural logarithms of p.

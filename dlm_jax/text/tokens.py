@@ -1,5 +1,6 @@
 """Token ids of texts, and errors of the tokenizers."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,17 +34,52 @@ def encode_text(
       add_special_tokens: let the tokenizer add its own.
 
     Raises:
-      InputError: for a character that the tokenizer does not know.
+      InputError: for a character that the tokenizer does not know, which is named.
     """
     try:
         found = tokenizer(text, add_special_tokens=add_special_tokens)
     except BaseException as error:
         if not is_refusal(error):
             raise
+        reason = _why_unknown(tokenizer, text) or str(error)
         raise InputError(
-            f"{what} cannot be written in the tokenizer's vocabulary: {error}"
+            f"{what} cannot be written in the tokenizer's vocabulary: {reason}"
         ) from None
     return np.asarray(found["input_ids"], np.int32)
+
+
+def _why_unknown(tokenizer: Any, text: str) -> str:
+    """What of a refused text has no token, and what has; empty if that is not found."""
+    # The tokenizer looks for its special tokens before it splits what is left.
+    special = tokenizer.get_added_vocab()
+    parts = re.split("|".join(map(re.escape, special)), text) if special else [text]
+    split = tokenizer.backend_tokenizer.pre_tokenizer
+    if split is None:
+        return ""
+    found = (piece for part in parts for piece, _ in split.pre_tokenize_str(part))
+    unknown = next((piece for piece in found if not _is_known(tokenizer, piece)), None)
+    if unknown is None:
+        return ""
+    reason = f"it has no {unknown!r}"
+    plain = sorted(tokenizer.get_vocab().keys() - special.keys())
+    # Only a vocabulary of characters is short, and says what a text may hold.
+    if all(len(token) == 1 for token in plain):
+        reason += f"; it takes the characters {''.join(plain)!r}"
+    if tokenizer.mask_token:
+        mask = tokenizer.mask_token
+        reason += f"; a blank to infill is written {mask} (model.mask_text)"
+    return reason
+
+
+def _is_known(tokenizer: Any, piece: str) -> bool:
+    """Whether the tokenizer has tokens for a piece of a text."""
+    try:
+        tokenizer(piece, add_special_tokens=False)
+    except BaseException as error:
+        if not is_refusal(error):
+            raise
+        return False
+    return True
 
 
 def is_tokens(prompt: Any) -> bool:

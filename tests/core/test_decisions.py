@@ -246,6 +246,53 @@ def test_a_rule_that_is_written_wrong_is_told_so():
             needs: tuple = ("entropy",)
 
 
+WRONG_DECISIONS = {
+    "a scalar": (
+        lambda canvas: Decision(canvas.is_eligible.any()),
+        r"decision.commit \(bool \[\]\) must be bool \[6\], one entry for each",
+    ),
+    "positions": (
+        lambda canvas: Decision(jnp.arange(2, dtype=jnp.int32)),
+        r"decision.commit \(int32 \[2\]\) must be bool \[6\]",
+    ),
+    "scores": (
+        lambda canvas: Decision(canvas.is_eligible.astype(jnp.float32)),
+        r"decision.commit \(float32 \[6\]\) must be bool \[6\]",
+    ),
+    "nothing": (
+        lambda canvas: Decision(None),
+        r"decision.commit \(None\) must be bool",
+    ),
+    "a list": (lambda canvas: Decision([True] * 6), r"decision.commit \(\[True, "),
+    "a scalar to take back": (
+        lambda canvas: Decision(canvas.is_eligible, remask=jnp.bool_(False)),
+        r"decision.remask \(bool \[\]\) must be bool \[6\]",
+    ),
+    "one token": (
+        lambda canvas: Decision(canvas.is_eligible, tokens=jnp.int32(3)),
+        r"decision.tokens \(int32 \[\]\) must be int32 \[6\]",
+    ),
+    "tokens that are no integers": (
+        lambda canvas: Decision(canvas.is_eligible, tokens=jnp.ones(6)),
+        r"decision.tokens \(float32 \[6\]\) must be int32 \[6\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_DECISIONS)
+def test_a_decision_of_a_wrong_form_is_refused(name):
+    """A scalar would be broadcast: one boolean for all positions."""
+    decide, message = WRONG_DECISIONS[name]
+
+    class Wrong(Sampler):
+        def step(self, key, state, canvas, prediction):
+            return state, decide(canvas)
+
+    with pytest.raises(InputError, match=rf"^Wrong\.step: {message}") as error:
+        run(Wrong(), prompts_of([2], 4, vocab_size=9), Options(4))
+    assert "\n" not in str(error.value)
+
+
 def test_missing_statistics_are_part_of_the_structure():
     missing = Missing("entropy")
     prediction = Prediction(jnp.zeros(2, int), jnp.zeros(2), entropy=missing)

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from dlm_jax import zoo
 from dlm_jax.errors import InputError
+from dlm_jax.outline import read_outline
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.base import BLANK
 from dlm_jax.text.characters import character_tokenizer
@@ -270,3 +271,35 @@ def test_shipped_tokenizer_writes_puzzles_as_the_model_was_trained():
 def test_zoo_names_what_it_has():
     with pytest.raises(InputError, match="zoo has no model chess; it has"):
         zoo.path("chess")
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "reason"),
+    [
+        (
+            "sudoku",
+            "12.|",
+            "it has no '.'; it takes the characters '\\n123456789'; a blank to infill "
+            "is written <|mdm_mask|> (model.mask_text)",
+        ),
+        (
+            "sudoku",
+            "1<|mdm_mask|>x",
+            "it has no 'x'; it takes the characters '\\n123456789'; a blank to infill "
+            "is written <|mdm_mask|> (model.mask_text)",
+        ),
+        (
+            "program",
+            "write a poem",
+            "it has no ' poem'; a blank to infill is written <|mdm_mask|> "
+            "(model.mask_text)",
+        ),
+    ],
+)
+def test_what_a_vocabulary_does_not_have_is_named(task, text, reason):
+    codec = read_outline(zoo.path(task)).codec
+    with pytest.raises(InputError) as error:
+        codec.encode([text], gen_length=4)
+    assert str(error.value) == (
+        f"prompt 0 cannot be written in the tokenizer's vocabulary: {reason}"
+    )

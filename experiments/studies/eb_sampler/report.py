@@ -154,9 +154,21 @@ def write(
         "that an example took part in. Intervals are 95 %; for differences the "
         "smallest one that holds both the percentile bootstrap's over examples and "
         "Tango's score interval.",
+        # What the tables of all tasks have in common.
+        "Area: the mean accuracy for a budget of forwards drawn uniformly in its "
+        "logarithm; the accuracy is 0 where no tested point is that cheap. In the "
+        "figures some lines hide others.",
+        "Tokens are those before EOS. Where one-token decoding writes less than one "
+        "per forward, the other forwards fill the blanks behind the answer, and the "
+        "NFE ratio includes what a sampler saves of those. "
+        "`accuracy kept, fast enough`: accuracy not below the interval of one-token "
+        f"decoding, with at least {claim.min_ratio:g} times fewer forwards. "
+        "`difference to one token in its order`: compared with one token a step in the "
+        "order of the sampler's own proxy, so only the loss from committing several "
+        "tokens at once.",
     ]
     for own in sections:
-        parts += _task_part(path, own, claim)
+        parts += _task_part(path, own)
     if splits:
         parts += _split_part(path, splits)
     verdicts = {
@@ -189,7 +201,7 @@ def write(
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _task_part(path: pathlib.Path, own: Section, claim: Claim) -> list[str]:
+def _task_part(path: pathlib.Path, own: Section) -> list[str]:
     figure = path.with_name(f"{path.stem}_{own.task}.png")
     num = own.base.is_correct.shape[1]
     figures.curves(
@@ -205,21 +217,12 @@ def _task_part(path: pathlib.Path, own: Section, claim: Claim) -> list[str]:
     return [
         f"## {own.task}",
         f"![Accuracy against forwards: {own.task}]({figure.name})",
-        "The area is the mean accuracy for a budget of forwards drawn uniformly in its "
-        "logarithm; the accuracy is 0 where no tested point is that cheap. Some lines "
-        f"hide others. {front_sentence(own)}",
+        front_sentence(own),
         sweeps.table(own.points),
         f"Compared with one-token `low_confidence` ({own.base.is_correct.mean():.1%} "
         f"correct, NFE {own.base.nfe.mean():.2f}, {own.base.tokens_per_forward:.2f} "
         f"tokens of an answer per forward) on the same {num} examples; differences in "
-        "percentage points. Tokens are those before EOS. Where one-token decoding "
-        "writes less than one per forward, the other forwards fill the blanks behind "
-        "the answer, and the NFE ratio includes what a sampler saves of those. "
-        "`accuracy kept, fast enough`: accuracy not below the interval of one-token "
-        f"decoding, with at least {claim.min_ratio:g} times fewer forwards. "
-        "`difference to one token in its order`: compared with one token a step in the "
-        "order of the sampler's own proxy, so only the loss from committing several "
-        "tokens at once.",
+        "percentage points.",
         pair_table(own.pairings),
     ]
 

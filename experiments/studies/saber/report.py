@@ -236,8 +236,9 @@ def _noise(judged: Sequence[Judged]) -> str:
     found = alike(judged)
     if not found:
         return ""
+    low, high = f"{min(found):.2f}", f"{max(found):.2f}"
     return (
-        "Rules with exactly the forwards of the first have speed-ups from "
-        f"{min(found):.2f} to {max(found):.2f}: this is the noise of the machine and "
-        "the cost of the rules."
+        "Rules with exactly the forwards of the first have speed-ups "
+        + (f"of {low}" if low == high else f"from {low} to {high}")
+        + ": this is the noise of the machine and the cost of the rules."
     )

@@ -35,7 +35,8 @@ T_LOOP = ("tests/core/test_generate.py", "tests/core/test_decisions.py")
 T_SLOTS = ("tests/core/test_decisions.py", "tests/core/test_queue.py")
 T_PREDICT = ("tests/core/test_predict.py", "tests/core/test_predict_rounding.py")
 T_SELECT = ("tests/samplers/test_select.py",)
-T_CACHE = ("tests/core/test_cache.py",)
+T_CACHE = ("tests/core/test_cache.py", "tests/core/test_cache_contract.py")
+T_CONTRACT = ("tests/core/test_cache_contract.py",)
 T_SABER = ("tests/samplers/test_saber.py",)
 
 MUTATIONS = (
@@ -215,8 +216,8 @@ MUTATIONS = (
     Mutation(
         "a done row goes on",
         FORWARD,
-        "everywhere, ~is_done, kind, cache",
-        "everywhere, jnp.ones_like(is_done), kind, cache",
+        "predict(part), ~is_done, kind, cache",
+        "predict(part), jnp.ones_like(is_done), kind, cache",
         ("tests/core/test_generate.py", "tests/core/test_contract.py"),
     ),
     Mutation(
@@ -510,30 +511,65 @@ MUTATIONS = (
     Mutation(
         "a step does not write the cache",
         FORWARD,
-        "return denoiser.denoise(params, windows, tile(places), cache)",
-        "return denoiser.denoise(params, windows, tile(places), cache)[0], cache",
+        "hidden, cache = denoiser.denoise(params, windows, tile(places), cache)",
+        "hidden, _ = denoiser.denoise(params, windows, tile(places), cache)",
         T_CACHE,
     ),
     Mutation(
         "rows that wait take part",
         FORWARD,
-        "is_served=is_refreshed | is_window",
-        "is_served=~is_done",
+        "return Forward(prediction, is_refreshed | is_window, kind, cache)",
+        "return Forward(prediction, ~is_done, kind, cache)",
         T_CACHE,
     ),
     Mutation(
         "all positions count as known",
         FORWARD,
-        "is_known=is_refreshed[:, None] | is_in_window",
-        "is_known=jnp.ones(region.shape, bool)",
+        "Part(None, seen, is_seen, apart(hidden))",
+        "Part(None, seen, jnp.ones_like(is_seen), apart(hidden))",
         T_CACHE,
     ),
     Mutation(
         "a refreshed row keeps its window's output",
         FORWARD,
-        "is_refreshed[:, None, None], apart(refreshed), apart(stepped)",
-        "is_refreshed[:, None, None], apart(stepped), apart(stepped)",
+        'lambda x, y: x.at[ids].set(y, mode="drop"), prediction, predict(part)',
+        "lambda x, y: x, prediction, predict(part)",
         T_CACHE,
+    ),
+    Mutation(
+        "whole rows draw with the first rows' keys",
+        LOOP,
+        "lambda x: x[part.ids], (jobs, rows, canvas, tokens)",
+        "lambda x: x[: part.ids.shape[0]], (jobs, rows, canvas, tokens)",
+        T_CONTRACT,
+    ),
+    Mutation(
+        "whole rows predict the first rows' positions",
+        FORWARD,
+        'asked = region.at[ids].get(mode="clip")',
+        "asked = region[: ids.shape[0]]",
+        T_CACHE,
+    ),
+    Mutation(
+        "the head reads all that a sampler asks for",
+        FORWARD,
+        "if region.shape[1] <= columns.shape[1]:",
+        "if True:",
+        T_CONTRACT,
+    ),
+    Mutation(
+        "a window's output is read at the region's places",
+        FORWARD,
+        "is_known = jnp.any(is_source, axis=1)\n",
+        "is_known = jnp.any(is_source, axis=2)[:, : columns.shape[1]]\n",
+        T_CONTRACT,
+    ),
+    Mutation(
+        "finished blocks may be revised beside a cache that holds them",
+        "dlm_jax/core/checks.py",
+        "if size > options.block_length:",
+        "if False:",
+        T_CONTRACT,
     ),
     Mutation(
         "guidance: both views refresh the first cache",
@@ -574,8 +610,8 @@ MUTATIONS = (
     Mutation(
         "deferred candidates count as stale",
         LOOP,
-        "counts &= jnp.isfinite(cached)",
-        "counts &= True",
+        "prediction.is_known & jnp.isfinite(prediction.log_prob)",
+        "prediction.is_known",
         T_CACHE,
     ),
     Mutation(

@@ -57,7 +57,12 @@ def _why_unknown(tokenizer: Any, text: str) -> str:
     if split is None:
         return ""
     found = (piece for part in parts for piece, _ in split.pre_tokenize_str(part))
-    unknown = next((piece for piece in found if not _is_known(tokenizer, piece)), None)
+    try:
+        unknown = next((x for x in found if not _is_known(tokenizer, x)), None)
+    except BaseException as error:
+        if not is_refusal(error):
+            raise
+        return ""  # It cannot be split: no text, or a half of a UTF-16 pair in it.
     if unknown is None:
         return ""
     reason = f"it has no {unknown!r}"

@@ -218,6 +218,25 @@ def _flock(descriptor: int) -> bool:
     return True
 
 
+def is_abandoned(path: str | os.PathLike) -> bool:
+    """Whether the process that was last writing a file was killed, see `locked`.
+
+    False where the file system has no locks.
+    """
+    path = pathlib.Path(path).absolute()
+    try:
+        # Those that end in order, also by an error, remove it.
+        descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return _flock(descriptor)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
 def _writer(lock: pathlib.Path) -> str:
     """Who holds a lock, as the end of a message."""
     try:

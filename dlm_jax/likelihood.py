@@ -71,7 +71,8 @@ class Likelihood:
     """The log-likelihood of an answer.
 
     Attributes:
-      log_likelihood: the estimate of log p(answer | prompt), in nats.
+      log_likelihood: the estimate of log p(answer | prompt), in nats; NaN if the model
+        gave NaN for a mask.
       standard_error: of the estimate, from the spread between batches of masks; 0 if
         every mask was used, NaN if there was one batch only.
       num_samples: masks that the estimate is the mean of.
@@ -79,7 +80,8 @@ class Likelihood:
         freedom less, which matters where there are few.
       num_tokens: of the answer.
       is_greedy: whether greedy decoding, one token per forward, gives the answer; None
-        if it was not asked for.
+        if it was not asked for, or if the model gave NaN on the way.
+      has_nan: the model gave NaN, for a mask or in greedy decoding.
     """
 
     log_likelihood: float
@@ -88,6 +90,7 @@ class Likelihood:
     num_batches: int
     num_tokens: int
     is_greedy: bool | None = None
+    has_nan: bool = False
 
 
 class Settings(TypedDict, total=False):
@@ -193,7 +196,7 @@ def estimate_rows(
         return found
     flags = are_greedy(parallel, rows, batch_size, options)
     return [
-        dataclasses.replace(one, is_greedy=flag)
+        dataclasses.replace(one, is_greedy=flag, has_nan=one.has_nan or flag is None)
         for one, flag in zip(found, flags, strict=True)
     ]
 
@@ -229,7 +232,7 @@ def are_greedy(
     rows: Sequence[Encoded],
     batch_size: int = 32,
     options: Options = _OPTIONS,
-) -> list[bool]:
+) -> list[bool | None]:
     """Whether greedy decoding, the surest token per forward, gives the answers.
 
     As many forwards as an answer has tokens.
@@ -241,7 +244,7 @@ def are_greedy(
       options: see `estimate_masks`.
 
     Returns:
-      One for each row.
+      One for each row; None if the model gave NaN before its last token.
 
     Raises:
       InputError: naming the argument that does not fit.
@@ -253,14 +256,15 @@ def are_greedy(
     options = dataclasses.replace(
         options, gen_length=longest, block_length=ABSENT, temperature=0.0, stop_ids=()
     )
-    found = [False] * len(rows)
+    found: list[bool | None] = [False] * len(rows)
     for done in batches.stream(
         parallel, LowConfidence(), rows, options, seed=0, batch_size=batch_size
     ):
         for place, index in enumerate(done.indices):
             row = rows[index]
             new = done.filled.tokens[place, : row.tokens.size]
-            found[index] = bool((new == row.tokens).all())
+            is_same = bool((new == row.tokens).all())
+            found[index] = None if done.filled.has_nan[place] else is_same
     return found
 
 
@@ -367,12 +371,14 @@ def _mean(drawn: Drawn, values: Float[np.ndarray, "g m"]) -> Likelihood:
         error = (
             means.std(ddof=1) / math.sqrt(means.size) if means.size > 1 else math.nan
         )
+    mean = float(means.mean())
     return Likelihood(
-        log_likelihood=float(means.mean()),
+        log_likelihood=mean,
         standard_error=float(error),
         num_samples=values.size,
         num_batches=means.size,
         num_tokens=drawn.is_mask.shape[-1],
+        has_nan=math.isnan(mean),
     )
 
 

@@ -164,14 +164,15 @@ def define_sharing() -> flags.FlagHolder[int | None]:
     )
 
 
-def define_hosts(may_be_alone: bool = False) -> Callable[[], hosts.Host]:
+def define_hosts(may_be_alone: bool = False) -> Callable[..., hosts.Host]:
     """Defines the flags of runs over several hosts.
 
     Args:
       may_be_alone: see `hosts.start`.
 
     Returns:
-      What joins the other processes; to be called before JAX is used.
+      What joins the other processes; to be called before JAX is used. Takes `may_part`,
+      see `hosts.start`.
     """
     coordinator = flags.DEFINE_string(
         "coordinator",
@@ -190,13 +191,14 @@ def define_hosts(may_be_alone: bool = False) -> Callable[[], hosts.Host]:
         "Let a TPU pod, SLURM or Kubernetes set coordinator and process numbers.",
     )
 
-    def start() -> hosts.Host:
+    def start(may_part: bool = False) -> hosts.Host:
         return hosts.start(
             coordinator.value,
             num_processes.value,
             process_id.value,
             is_cluster=is_cluster.value,
             may_be_alone=may_be_alone,
+            may_part=may_part,
         )
 
     return start

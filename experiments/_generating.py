@@ -184,7 +184,11 @@ def fill(
 
 
 def show(
-    asked: Asked, work: Work, records: Sequence[Mapping[str, Any]], file: TextIO
+    asked: Asked,
+    work: Work,
+    records: Sequence[Mapping[str, Any]],
+    conditions: Sequence[str],
+    file: TextIO,
 ) -> None:
     """Prints the texts or the examples' answers, and a table.
 
@@ -192,6 +196,7 @@ def show(
       asked: what the flags ask for.
       work: the rows.
       records: of all rows, sampler by sampler, as the log has them.
+      conditions: of the runs that made them, see `Growing.conditions`.
       file: to print to.
     """
     num_rows = len(work.rows)
@@ -206,4 +211,4 @@ def show(
         examples = asked.host.share(asked.examples)
         shown = asked.config.num_shown
         lines, num_correct = _report.answers(task, examples, runs, shown)
-    print(*lines, *_report.summary(runs, num_correct), sep="\n", file=file)
+    print(*lines, *_report.summary(runs, num_correct, conditions), sep="\n", file=file)

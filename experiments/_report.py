@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from dlm_jax import samplers
-from dlm_jax.evaluation import stats
+from dlm_jax.evaluation import stats, tables
 from dlm_jax.evaluation.calls import verdict_on
+from dlm_jax.evaluation.run import summaries
 from dlm_jax.tasks import Task
 from dlm_jax.tasks.base import Example
 from dlm_jax.text.codec import Messages
@@ -113,36 +114,51 @@ def beside(blocks: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def summary(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], num_correct: Mapping[str, int]
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    num_correct: Mapping[str, int],
+    conditions: Sequence[str],
 ) -> Iterator[str]:
-    """A table with a row for each sampler; empty num_correct leaves that column out.
+    """A table with a row for each sampler, and a line on what its speeds depend on.
 
-    If rows ran with several batch sizes, which a run that goes on may change, a column
-    names them: such times cannot be compared.
+    TPF and TPS are those of `evaluate`, see `evaluation.run.Summary`. If rows ran with
+    several batch sizes, which a run that goes on may change, a column names them: such
+    times cannot be compared, and there is no TPS.
+
+    Args:
+      runs: records of each sampler, as the log has them.
+      num_correct: of each; empty leaves that column out.
+      conditions: of the runs that made the records.
     """
+    results = summaries(
+        [
+            # Tokens end before the stop; there are masks among those of other rows,
+            # which count as none.
+            {**record, "num_tokens": len(record["tokens"]), "is_correct": False}
+            for records in runs.values()
+            for record in records
+        ],
+        conditions,
+    )
     sizes = {
         spec: sorted({record["batch_size"] for record in records})
         for spec, records in runs.items()
     }
     has_sizes = len({size for own in sizes.values() for size in own}) > 1
     rows = [["sampler", "correct", "95 % interval"] if num_correct else ["sampler"]]
-    rows[0] += ["mean NFE", "seconds", "compile seconds"]
+    rows[0] += ["mean NFE", "TPF", "TPS", "seconds", "compile seconds"]
     rows[0] += ["batch size"] if has_sizes else []
-    for spec, records in runs.items():
+    for (spec, records), result in zip(runs.items(), results, strict=True):
         rows.append([spec])
         if num_correct:
             n = len(records)
             is_correct = np.arange(n)[None] < num_correct[spec]
             low, high = stats.accuracy_interval(is_correct)
             rows[-1] += [f"{num_correct[spec]} of {n}", f"{low:.1%} - {high:.1%}"]
-        nfe = np.mean([record["nfe"] for record in records])
-        seconds, compiling = (
-            sum(record[name] for record in records)
-            for name in ("seconds", "compile_seconds")
-        )
-        rows[-1] += [f"{nfe:.1f}", f"{seconds:.2f}", f"{compiling:.2f}"]
+        rows[-1] += [f"{result.nfe.mean():.1f}", *tables.speeds(result)]
+        rows[-1] += [f"{result.seconds:.2f}", f"{result.compile_seconds:.2f}"]
         rows[-1] += [", ".join(map(str, sizes[spec]))] if has_sizes else []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *cells in rows:
         aligned = (c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))
         yield "  ".join([name.ljust(widths[0]), *aligned])
+    yield from tables.conditions(results).splitlines()

@@ -138,15 +138,31 @@ def main(argv: Sequence[str]) -> None:
     is_piped = _OUTPUT.value == files.STDOUT
     if is_piped:
         files.write_jsonl(files.STDOUT, map(as_written, records))
-    show(asked, work, records, sys.stderr if is_piped else sys.stdout)
+    show(asked, work, records, grown.conditions, sys.stderr if is_piped else sys.stdout)
+    if asked.host.count > 1:
+        _tell_killed(asked.host)
     check_finite(records)
+
+
+def _tell_killed(host: hosts.Host) -> None:
+    """One line on stderr, if the shard of another process will not come."""
+    if killed := hosts.killed(_OUTPUT.value, host):
+        ids = ", ".join(map(str, killed))
+        print(
+            f"process {ids} was killed before its shard was whole: run its command "
+            f"again with --num_processes={host.count}, --process_id={ids} and no "
+            "--coordinator",
+            file=sys.stderr,
+        )
 
 
 def _asked() -> Asked:
     """What the flags ask for, before the checkpoint is looked at."""
     config = _app.merged(_CONFIG, _OWN)
     check_seed(config.seed)
-    host = _START()
+    # Groups of devices may find each other by what the processes share, even groups
+    # inside of one process.
+    host = _START(may_part=(_SHARING.value or 1) == 1)
     if host.count > 1 and not _OUTPUT.value:
         raise InputError("several processes need an --output, to write shards of it")
     is_piped = _OUTPUT.value == files.STDOUT

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dlm_jax.evaluation import figures, sweeps
+from dlm_jax.evaluation import figures, sweeps, tables
 from dlm_jax.evaluation import run as evaluation
-from dlm_jax.evaluation.records import check_finite
+from dlm_jax.evaluation.records import check_finite, conditions
 from experiments import _app, _evaluating
 from experiments._progress import Progress
 
@@ -64,9 +64,11 @@ def main(argv: Sequence[str]) -> None:
                 on_records=lambda new: progress.add([x["nfe"] for x in new]),
                 on_known=lambda old: progress.add_known([x["nfe"] for x in old]),
             )
-        made = sweeps.points(curves, evaluation.summaries(records))
+        results = evaluation.summaries(records, conditions(workdir))
+        made = sweeps.points(curves, results)
+        text = f"{sweeps.table(made)}\n\n{tables.conditions(results)}"
         sweeps.write_csv(workdir / "sweep.csv", made)
-        (workdir / "sweep.md").write_text(sweeps.table(made) + "\n")
+        (workdir / "sweep.md").write_text(f"{text}\n")
         figures.curves(
             workdir / "sweep.png",
             made,
@@ -79,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
             is_log=True,
             front=sweeps.front(made),
         )
-    print(sweeps.table(made))
+    print(text)
     print(f"Wrote {workdir / 'sweep.csv'} and {workdir / 'sweep.png'}")
     check_finite(records)
 

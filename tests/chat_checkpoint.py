@@ -4,6 +4,7 @@ import dataclasses
 import string
 
 import jax
+import jax.numpy as jnp
 from chat_tokenizer import BOS, CONFIG, EOS, EOT, HEADER, HEADER_END, MASK, TEMPLATE
 from flax import nnx
 
@@ -36,3 +37,16 @@ def make_chat_checkpoint(directory, max_length=512):
     files = checkpoints.companions(directory / "tokenizer")
     checkpoints.save_hf(model, directory / "model", files)
     return directory / "model"
+
+
+def break_letter(checkpoint, directory, letter):
+    """Writes a checkpoint of `make_chat_checkpoint` that gives NaN where a letter is.
+
+    Returns:
+      The directory.
+    """
+    model = checkpoints.load(checkpoint)
+    weight = model.wte[...]
+    model.wte[...] = weight.at[VOCABULARY.index(letter)].set(jnp.nan)
+    checkpoints.save_hf(model, directory, checkpoints.companions(checkpoint))
+    return directory

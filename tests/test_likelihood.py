@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from chat_checkpoint import VOCABULARY, make_chat_checkpoint
+from chat_checkpoint import VOCABULARY, break_letter, make_chat_checkpoint
 from helpers import DATA, TableDenoiser, equations, finish, start_python
 
 import dlm_jax as dlm
@@ -370,6 +370,25 @@ def test_the_greedy_answer_is_greedy(model):
     prompts, answers = [*prompts, prompts[1]], [*answers, answers[1] - 1]
     found = model.log_likelihood(prompts, answers, greedy=True)
     assert [x.is_greedy for x in found] == [True, True, False]
+
+
+def test_a_nan_is_of_its_answer_only(model, tmp_path, monkeypatch):
+    directory = break_letter(model.checkpoint, tmp_path / "broken", "q")
+    broken = dlm.load(directory)
+    prompts, answers = ["Is 7 prime?", "Is 7 quite prime?", "Is 8?"], ["Yes"] * 3
+    found = broken.log_likelihood(prompts, answers, chat=False, greedy=True)
+    expected = model.log_likelihood(prompts, answers, chat=False, greedy=True)
+    assert [x.has_nan for x in found] == [False, True, False]
+    assert math.isnan(found[1].log_likelihood) and found[1].is_greedy is None
+    assert not any(x.has_nan or x.is_greedy is None for x in expected)
+    for place in (0, 2):
+        value = expected[place].log_likelihood
+        assert found[place].log_likelihood == pytest.approx(value, rel=1e-5)
+    # Greedy decoding may meet a canvas that no mask gives.
+    monkeypatch.setattr(likelihood, "are_greedy", lambda *a, **k: [True, None])
+    found = model.log_likelihood(prompts[:2], answers[:2], chat=False, greedy=True)
+    assert [x.has_nan for x in found] == [False, True]
+    assert math.isfinite(found[1].log_likelihood)
 
 
 MASK_TEXT = "<|mdm_mask|>"

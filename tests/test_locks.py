@@ -61,10 +61,14 @@ def test_a_second_writer_is_refused_until_the_first_is_dead(tmp_path, kind):
             pytest.fail("the block must not run")
         assert str(caught.value).startswith(f"workdir ({path}) ")
         assert f"number {process.pid} on " in str(caught.value)
+        assert not files.is_abandoned(path)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+        # Asked of files only.
+        assert files.is_abandoned(path) == (kind == "file")
         with files.locked(path, **options):
-            pass
+            assert not files.is_abandoned(path)
+        assert not files.is_abandoned(path)
     assert not list(tmp_path.rglob("*.lock"))
 
 

@@ -1,16 +1,19 @@
 """Several processes, one on each host of a pod or cluster, that share out prompts.
 
 Each process runs its own rows on its own devices and writes a shard of the results;
-`merge` puts shards together. To generate, processes talk to each other only to start
-and to end: a TPU's runtime needs all hosts of a slice, and it is known before any work
-if one is missing. To write a checkpoint together, they also agree on its place, see
-`checkpoints.staging`.
+`merge` puts shards together. To generate, processes talk to each other only to start,
+so that it is known before any work if one is missing. Then they part: JAX ends every
+process that is still joined to one that died, and there is nothing to wait for. They
+stay joined where the runtime may need the others later, see `start`. To write a
+checkpoint together, they also agree on its place, see `checkpoints.staging`.
 """
 
 import dataclasses
 import glob
 import hashlib
+import importlib.util
 import json
+import os
 import pathlib
 import re
 import socket
@@ -28,6 +31,7 @@ _Item = TypeVar("_Item")
 _LONGEST_WAIT = 7 * 24 * 3600
 # Seconds, as long as JAX waits.
 _LONGEST_START = 300.0
+_ALONE = "xla_gpu_shard_autotuning"
 # What must be the same in all shards of an output.
 _COMMON = (
     "num_prompts",
@@ -74,6 +78,7 @@ def start(
     *,
     is_cluster: bool = False,
     may_be_alone: bool = False,
+    may_part: bool = False,
 ) -> Host:
     """Joins the other processes; must come before anything else that uses JAX.
 
@@ -85,6 +90,8 @@ def start(
         it on TPU pods, under SLURM, Open MPI and Kubernetes.
       may_be_alone: a process that is given its place, and no coordinator, does not join
         others: the share of one that died can be run again.
+      may_part: leave the others once all have begun; the same on all. A TPU's
+        processes stay joined: what its runtime does when one leaves is not known here.
 
     Returns:
       This process among the others; alone if nothing is asked for.
@@ -125,6 +132,8 @@ def start(
             )
         if process_id:
             _reach(place[1], int(place[2]))
+    if may_part:
+        _compile_alone()
     try:
         jax.distributed.initialize(
             coordinator,
@@ -144,7 +153,42 @@ def start(
                 f"no cluster is found here ({reason.rstrip('.')}); give {flags}"
             ) from error
         raise InputError(f"processes did not find each other: {reason}") from error
-    return Host(jax.process_index(), jax.process_count())
+    # All backends start here: devices of all processes are known from now on.
+    host = Host(jax.process_index(), jax.process_count())
+    if may_part and jax.default_backend() != "tpu":
+        # Waits until all others are here, too.
+        jax.distributed.shutdown()
+    return host
+
+
+def _compile_alone() -> None:
+    """Lets a GPU's compiler ask no other process which kernels are fast.
+
+    By default it shares these measurements out among the processes, and waits for them:
+    for ever, for one that compiles another program or none.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    # It is read once, when a backend starts; a TPU's may not know the option.
+    if _ALONE not in given and importlib.util.find_spec("libtpu") is None:
+        os.environ["XLA_FLAGS"] = f"{given} --{_ALONE}=false".strip()
+
+
+def killed(output: str | pathlib.Path, host: Host) -> list[int]:
+    """The other processes that were killed before their shards were whole.
+
+    Only what is seen in the files: the shards must be in one place, on a file system
+    with locks, and a process that was killed before it locked its shard is not found.
+
+    Args:
+      output: the file that all processes were given.
+      host: this process.
+    """
+    found = []
+    for index in range(host.count):
+        shard = Host(index, host.count).shard(output)
+        if index != host.index and not shard.exists() and files.is_abandoned(shard):
+            found.append(index)
+    return found
 
 
 def _reach(host: str, port: int) -> None:

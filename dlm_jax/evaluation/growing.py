@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dlm_jax import files
-from dlm_jax.evaluation.records import OUTPUT, Key, Log, Manifest, check_directory
+from dlm_jax.evaluation import provenance
+from dlm_jax.evaluation.records import (
+    OUTPUT,
+    Key,
+    Log,
+    Manifest,
+    check_directory,
+    condition,
+)
 from dlm_jax.text.output import Output
 
 # Fields of the log that the output does not have.
@@ -34,6 +42,12 @@ class Growing:
         self._directory = files.partial_of(output) if output else None
         self._log = Log(None)
         self._manifest: Manifest | None = None
+        self._conditions: list[str] = []
+
+    @property
+    def conditions(self) -> list[str]:
+        """On what and how each run filled rows: records name theirs by `run`."""
+        return self._manifest.conditions if self._manifest else self._conditions
 
     def check(self, identity: Mapping[str, Any]) -> None:
         """Checks that an earlier run, if any, had the same identity.
@@ -51,8 +65,8 @@ class Growing:
         """Reads the rows of an earlier run.
 
         Args:
-          identity: all that the rows depend on.
-          asked: further fields of this run in the manifest.
+          identity: all that the rows depend on, with `dtype`.
+          asked: further fields of this run in the manifest, with `batch_size`.
 
         Raises:
           InputError: as `check`.
@@ -60,6 +74,9 @@ class Growing:
         if self._directory:
             self._manifest = Manifest(self._directory, identity, asked, OUTPUT)
             self._log = Log(self._directory)
+        else:
+            here, size = provenance.environment(), asked["batch_size"]
+            self._conditions = [condition(here, size, identity["dtype"])]
 
     def find(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
         """The records that are there, in the order of their keys."""

@@ -93,6 +93,11 @@ class Manifest:
                 run.setdefault(name, value)
         _compare(directory, identity, known, identity | known, purpose)
 
+    @property
+    def conditions(self) -> list[str]:
+        """On what and how each run was made, see `conditions` below."""
+        return _conditions(self._content)
+
     def begin(self) -> int:
         """This run's place; adds it, once it is about to add its first records."""
         runs = self._content["runs"]
@@ -192,16 +197,32 @@ def conditions(directory: str | os.PathLike) -> list[str]:
     Raises:
       InputError: as `environments`.
     """
-    content = _read_manifest(_existing(directory, _MANIFEST))
+    return _conditions(_read_manifest(_existing(directory, _MANIFEST)))
+
+
+def _conditions(content: Mapping[str, Any]) -> list[str]:
+    """The conditions of a manifest's runs."""
     identity = content["identity"]
-    found = []
-    for run in content["runs"]:
-        where = run["environment"]
-        batch = run.get("batch_size", identity.get("batch_size"))
-        parts = [f"{where.get('num_devices')} x {where.get('device')}"]
-        parts += [f"batch {batch}", f"dtype {identity.get('dtype')}"]
-        found.append(", ".join(parts))
-    return found
+    return [
+        condition(
+            run["environment"],
+            run.get("batch_size", identity.get("batch_size")),
+            identity.get("dtype"),
+        )
+        for run in content["runs"]
+    ]
+
+
+def condition(environment: Mapping[str, Any], batch_size: Any, dtype: Any) -> str:
+    """On what and how rows were filled: what their speed depends on, but the cache.
+
+    Args:
+      environment: see `provenance.environment`.
+      batch_size: rows in flight, over all devices.
+      dtype: of the weights.
+    """
+    devices = f"{environment.get('num_devices')} x {environment.get('device')}"
+    return f"{devices}, batch {batch_size}, dtype {dtype}"
 
 
 def commits(directory: str | os.PathLike) -> list[str | None]:

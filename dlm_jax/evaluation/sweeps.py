@@ -41,8 +41,9 @@ def points(
 
     Returns:
       By curve: `sampler`, `accuracy` and its 95 % interval `accuracy_low`,
-      `accuracy_high`, `nfe` (mean), `num_examples`, and `is_pareto`: no point of any
-      curve is at least as good in both.
+      `accuracy_high`, `nfe` (mean), `tpf` and `tps` (tokens per forward and per second,
+      see `Summary`; None where there is no TPS), `num_examples`, and `is_pareto`: no
+      point of any curve is at least as good in both accuracy and NFE.
     """
     by_spec = {result.sampler: result for result in results}
     made = {}
@@ -59,6 +60,8 @@ def points(
                     "accuracy_low": low,
                     "accuracy_high": high,
                     "nfe": float(result.nfe.mean()),
+                    "tpf": result.tokens_per_forward,
+                    "tps": result.tokens_per_second,
                     "num_examples": result.is_correct.shape[1],
                 }
             )
@@ -110,8 +113,15 @@ def write_csv(
         writer.writerows(rows)
 
 
-def table(made: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Markdown: each curve's area, its best point, and the cheapest point near it."""
+def table(
+    made: Mapping[str, Sequence[Mapping[str, Any]]], has_speeds: bool = True
+) -> str:
+    """Markdown: each curve's area, its best point, and the cheapest point near it.
+
+    Args:
+      made: the points.
+      has_speeds: with TPF and TPS of the best point.
+    """
     area = areas(made)
     rows = [
         [
@@ -119,12 +129,14 @@ def table(made: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             "area",
             "best accuracy",
             "its NFE",
+            *(["its TPF", "its TPS"] if has_speeds else []),
             "lowest NFE within 1 point of the best",
             "points on the common front",
         ]
     ]
     for name, line in made.items():
         best = max(line, key=lambda point: (point["accuracy"], -point["nfe"]))
+        speed = "-" if best["tps"] is None else f"{best['tps']:.0f}"
         near = [p["nfe"] for p in line if p["accuracy"] >= best["accuracy"] - 0.01]
         rows.append(
             [
@@ -132,9 +144,11 @@ def table(made: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
                 f"{area[name]:.3f}",
                 f"{best['accuracy']:.1%}",
                 f"{best['nfe']:.1f}",
+                *([f"{best['tpf']:.2f}", speed] if has_speeds else []),
                 f"{np.min(near):.1f}",
                 f"{sum(point['is_pareto'] for point in line)} of {len(line)}",
             ]
         )
-    rows.append(["all", f"{area['all']:.3f}", "", "", "", ""])
+    empty = [""] * (len(rows[0]) - 2)
+    rows.append(["all", f"{area['all']:.3f}", *empty])
     return markdown(rows)

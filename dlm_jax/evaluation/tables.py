@@ -70,7 +70,6 @@ def accuracy(results: Sequence[Summary]) -> str:
     for result in results:
         low, high = stats.accuracy_interval(result.is_correct)
         quantiles = np.quantile(result.nfe, [0.1, 0.5, 0.9])
-        speed = result.tokens_per_second
         rows.append(
             [
                 result.label,
@@ -81,13 +80,19 @@ def accuracy(results: Sequence[Summary]) -> str:
                 f"{result.nfe.mean():.2f}",
                 " - ".join(f"{q:.0f}" for q in quantiles),
                 *([f"{result.num_whole.mean():.2f}"] if has_cache else []),
-                f"{result.tokens_per_forward:.2f}",
-                "-" if speed is None else f"{speed:.0f}",
+                *speeds(result),
                 f"{result.seconds:.1f}",
                 f"{result.compile_seconds:.1f}",
             ]
         )
     return markdown(rows)
+
+
+def speeds(result: Summary) -> tuple[str, str]:
+    """The cells of TPF and TPS."""
+    speed = result.tokens_per_second
+    second = "-" if speed is None else f"{speed:.0f}"
+    return f"{result.tokens_per_forward:.2f}", second
 
 
 def conditions(results: Sequence[Summary]) -> str:

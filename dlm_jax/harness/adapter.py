@@ -220,7 +220,7 @@ class DlmJax(TemplateLM):
           The answers, in the order of the requests.
 
         Raises:
-          InputError: naming the request that does not fit.
+          InputError: naming the request that does not fit, or gave NaN.
         """
         asked = [cast(tuple[str, dict[str, Any]], one.args) for one in requests]
         wanted = [
@@ -310,7 +310,11 @@ class DlmJax(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
-        """Estimates of continuations, and whether greedy decoding gives them."""
+        """Estimates of continuations, and whether greedy decoding gives them.
+
+        Raises:
+          InputError: naming the request that does not fit, or gave NaN.
+        """
         kind = "loglikelihood"
         for i, (texts, _, new) in enumerate(requests):
             if not new:
@@ -340,7 +344,8 @@ class DlmJax(TemplateLM):
           disable_tqdm: show no progress.
 
         Raises:
-          InputError: naming the text that does not fit into the model's context.
+          InputError: naming the text that does not fit into the model's context, or
+            for which the model gave NaN.
         """
         kind = "loglikelihood_rolling"
         texts = [request.args[0] for request in requests]
@@ -372,7 +377,12 @@ class DlmJax(TemplateLM):
         greedy: bool,
         disable_tqdm: bool,
     ) -> Iterator[tuple[int, Likelihood]]:
-        """Scores answers, rows of similar length together."""
+        """Scores answers, rows of similar length together.
+
+        Raises:
+          InputError: naming a request for which the model gave NaN, once all others of
+            its call were yielded.
+        """
         settings = likelihood.Settings(**self.arguments.likelihood)
         settings["greedy"] = greedy
         order = np.argsort(
@@ -391,5 +401,10 @@ class DlmJax(TemplateLM):
                     chat=False,
                     **settings,
                 )
-                yield from zip(chosen, found, strict=True)
+                pairs = list(zip(chosen, found, strict=True))
+                yield from (pair for pair in pairs if not pair[1].has_nan)
+                if broken := [i for i, one in pairs if one.has_nan]:
+                    raise InputError(
+                        f"{kind} request {min(broken)}: the model gave NaN"
+                    )
                 progress.update(len(chosen))

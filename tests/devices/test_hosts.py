@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import socket
 import threading
@@ -250,6 +251,43 @@ def test_a_coordinator_may_come_later(monkeypatch):
     assert joined == [(f"localhost:{port}", 2, 1)]
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("may_part", [False, True])
+def test_processes_part_once_all_have_begun(monkeypatch, backend, may_part):
+    done = []
+    given = "--xla_cpu_enable_fast_math=false"
+    monkeypatch.setenv("XLA_FLAGS", given)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: done.append("+"))
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: done.append("-"))
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    # Here the backends of all processes start, which they do together.
+    monkeypatch.setattr(jax, "process_count", lambda: done.append("count") or 2)
+    assert hosts.start("localhost:1", 2, 0, may_part=may_part) == hosts.Host(0, 2)
+    parts = may_part and backend != "tpu"
+    assert done == ["+", "count", *["-"][: int(parts)]]
+    alone = f"{given} --xla_gpu_shard_autotuning=false"
+    assert os.environ["XLA_FLAGS"] == (alone if may_part else given)
+    # What the user says of it holds.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_shard_autotuning=true")
+    hosts.start("localhost:1", 2, 0, may_part=may_part)
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_shard_autotuning=true"
+
+
+def test_a_killed_process_is_seen_by_the_lock_of_its_shard(tmp_path):
+    output, host = tmp_path / "a.jsonl", hosts.Host(1, 5)
+    locks = [tmp_path / f".a.jsonl.0000{i}-of-00005.lock" for i in range(5)]
+    # Process 0 has not begun; what is left of process 1's earlier run is its own.
+    for index in (1, 2, 3):
+        locks[index].write_text("host 1")
+    with files.locked(hosts.Host(3, 5).shard(output)):
+        assert hosts.killed(output, host) == [2]
+    locks[4].write_text("host 1")
+    assert hosts.killed(output, host) == [2, 4]
+    # It was killed after its last row, or its share was run again.
+    hosts.Host(2, 5).shard(output).write_text("")
+    assert hosts.killed(output, host) == [4]
+
+
 def test_where_there_is_no_cluster_the_flags_are_named():
     (said,) = finish([start_script("generate", ["--cluster"])], status=1)
     assert said.count("\n") == 1
@@ -315,15 +353,21 @@ def test_a_process_loads_while_the_other_does_not(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("save", "specs"),
+    ("save", "specs", "sharing"),
     [
-        (checkpoints.save_orbax, ("saber",)),
-        pytest.param(checkpoints.save_hf, ALL_SPECS, marks=pytest.mark.slow),
+        (checkpoints.save_orbax, ("saber",), []),
+        # Processes whose devices share weights stay joined.
+        pytest.param(
+            checkpoints.save_hf,
+            ALL_SPECS,
+            ["--devices_per_model=2"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["two-orbax", "all-hf"],
 )
 def test_two_processes_of_four_devices_give_what_one_device_gives(
-    tmp_path, save, specs
+    tmp_path, save, specs, sharing
 ):
     shape = {"d_model": 16, "n_heads": 4, "n_layers": 1, "mlp_hidden_size": 16}
     model = LLaDA(sudoku.Sudoku().model_config(**shape), rngs=nnx.Rngs(0))
@@ -343,9 +387,8 @@ def test_two_processes_of_four_devices_give_what_one_device_gives(
             "pair.jsonl",
             f"--coordinator=localhost:{port}",
             "--num_processes=2",
-            # One with all weights on every device, one with groups of two.
             f"--process_id={number}",
-            *["--devices_per_model=2"][:number],
+            *sharing,
         )
         for number in range(2)
     ]
@@ -365,6 +408,33 @@ def test_two_processes_of_four_devices_give_what_one_device_gives(
         assert len(one["prompts_digest"]) == 16
     # Rows differ, so that a wrong share or key would be seen.
     assert len({str(one["tokens"]) for one in ours}) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_no_other(tmp_path, victim):
+    output, port = tmp_path / "a.jsonl", free_port()
+    flags = [f"--output={output}", "--num_examples=4", "--sampler=threshold"]
+    flags += [f"--coordinator=localhost:{port}", "--num_processes=2"]
+    pair = [start_script("generate", [*flags, f"--process_id={i}"]) for i in range(2)]
+    survivor = 1 - victim
+    # It has begun, and will not be done for seconds: it has compiled nothing.
+    locks = [output.with_name(f".a.jsonl.0000{i}-of-00002.lock") for i in range(2)]
+    end = time.monotonic() + 300
+    while not locks[victim].exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    pair[victim].kill()
+    pair[victim].communicate()
+    (said,) = finish([pair[survivor]])
+    assert said.splitlines()[-1] == (
+        f"process {victim} was killed before its shard was whole: run its command "
+        f"again with --num_processes=2, --process_id={victim} and no --coordinator"
+    )
+    assert "fatal" not in said
+    # Its whole share is there.
+    host = hosts.Host(survivor, 2)
+    records = map(json.loads, host.shard(output).read_text().splitlines())
+    assert [record["index"] for record in records] == [survivor, survivor + 2]
 
 
 @pytest.mark.slow

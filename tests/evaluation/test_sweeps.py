@@ -34,8 +34,8 @@ def made():
             is_correct=np.arange(10)[None] < right,
             nfe=np.full((1, 10), nfe),
             num_whole=np.full((1, 10), nfe),
-            num_tokens=np.ones((1, 10)),
-            seconds=1.0,
+            num_tokens=np.full((1, 10), 12.0),
+            seconds=nfe,
             compile_seconds=0.0,
         )
         for name, specs in CURVES.items()
@@ -51,6 +51,9 @@ def test_points_stand_in_their_curves_with_intervals(made):
         assert [point["sampler"] for point in line] == list(CURVES[name])
         assert [point["accuracy"] for point in line] == [n / 10 for n in RIGHT[name]]
         assert [point["nfe"] for point in line] == list(NFE[name])
+        # 120 tokens, in NFE seconds.
+        assert [point["tpf"] for point in line] == [12 / nfe for nfe in NFE[name]]
+        assert [point["tps"] for point in line] == [120 / nfe for nfe in NFE[name]]
         for point, right in zip(line, RIGHT[name], strict=True):
             interval = stats.accuracy_interval(np.arange(10)[None] < right)
             assert (point["accuracy_low"], point["accuracy_high"]) == interval
@@ -79,12 +82,18 @@ def test_table_names_the_best_and_the_cheapest_near_it(made):
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in sweeps.table(made).splitlines()
     ]
-    assert rows[2] == ["bound", "0.600", "90.0%", "4.0", "4.0", "2 of 2"]
-    assert rows[3] == ["random", "0.250", "80.0%", "16.0", "16.0", "0 of 2"]
+    assert rows[0][3:6] == ["its NFE", "its TPF", "its TPS"]
+    assert rows[2] == ["bound", "0.600", "90.0%", "4.0", "3.00", "30", "4.0", "2 of 2"]
+    best = ["80.0%", "16.0", "0.75", "8"]
+    assert rows[3] == ["random", "0.250", *best, "16.0", "0 of 2"]
     assert rows[4][:2] == ["all", "0.600"]
+    assert "TP" not in sweeps.table(made, has_speeds=False)
+    # Runs that differ have no TPS.
+    unknown = {"bound": [{**point, "tps": None} for point in made["bound"]]}
+    assert sweeps.table(unknown).splitlines()[2].split("|")[6].strip() == "-"
     near = {**made["bound"][0], "accuracy": 0.895}
     table = sweeps.table({"bound": [near, made["bound"][1]]})
-    assert table.splitlines()[2].split("|")[5].strip() == "2.0"
+    assert table.splitlines()[2].split("|")[7].strip() == "2.0"
 
 
 def test_csv_has_a_line_for_each_point(made, tmp_path):
@@ -95,6 +104,8 @@ def test_csv_has_a_line_for_each_point(made, tmp_path):
         (name, spec) for name, specs in CURVES.items() for spec in specs
     ]
     assert [float(row["nfe"]) for row in rows] == [2.0, 4.0, 16.0, 4.0]
+    assert [float(row["tpf"]) for row in rows] == [6.0, 3.0, 0.75, 3.0]
+    assert [float(row["tps"]) for row in rows] == [60.0, 30.0, 7.5, 30.0]
     areas = [float(row["area"]) for row in rows]
     assert areas == pytest.approx([0.6, 0.6, 0.25, 0.25])
     assert [float(row["area_of_all"]) for row in rows] == pytest.approx([0.6] * 4)
@@ -155,13 +166,16 @@ def test_script_draws_what_the_records_say(tmp_path, monkeypatch, run_script):
         for column, name in (("accuracy", "is_correct"), ("nfe", "nfe")):
             mean = np.mean([record[name] for record in own])
             assert float(row[column]) == pytest.approx(mean)
+        num_tokens = sum(record["num_tokens"] for record in own)
+        nfe, seconds = (sum(r[name] for r in own) for name in ("nfe", "seconds"))
+        assert float(row["tpf"]) == pytest.approx(num_tokens / nfe)
+        assert float(row["tps"]) == pytest.approx(num_tokens / seconds)
     assert (workdir / "sweep.png").read_bytes().startswith(b"\x89PNG")
     table = (workdir / "sweep.md").read_text()
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [
-        "margin",
-        "threshold",
-        "all",
-    ]
+    *lines, empty, line = table.splitlines()[2:]
+    names = [line.split("|")[1].strip() for line in lines]
+    assert names == ["margin", "threshold", "all"]
+    assert (empty, line) == ("", "TPS: 1 x cpu, batch 2, dtype float32, cache none.")
     assert out.startswith(table) and str(workdir / "sweep.csv") in out
 
     names = ("records.jsonl", "manifest.json", "sweep.csv", "sweep.md")

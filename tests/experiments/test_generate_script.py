@@ -95,7 +95,49 @@ def test_puzzles_are_shown_beside_each_sampler_s_answer(
     is_right = [
         task.verdict(examples[i], records[2 + i]["text"]).is_correct for i in (0, 1)
     ]
-    assert f"{sum(is_right)} of 2" in out.splitlines()[-1]
+    heading, *rows, line = out.splitlines()[-4:]
+    assert f"{sum(is_right)} of 2" in rows[-1]
+    assert line == "TPS: 1 x cpu, batch 8, dtype float32, cache none."
+    assert heading.split()[-6:] == [
+        "NFE",
+        "TPF",
+        "TPS",
+        "seconds",
+        "compile",
+        "seconds",
+    ]
+    for row, own in zip(rows, (records[:2], records[2:]), strict=True):
+        nfe, tpf, tps, seconds, _ = map(float, row.split()[-5:])
+        num_tokens = sum(len(record["tokens"]) for record in own)
+        num_forwards = sum(record["nfe"] for record in own)
+        assert nfe == num_forwards / 2
+        # Sums over sums: puzzles differ in their blanks.
+        assert tpf == pytest.approx(num_tokens / num_forwards, abs=0.005)
+        exact = sum(record["seconds"] for record in own)
+        assert seconds == pytest.approx(exact, abs=0.005)
+        assert tps == pytest.approx(num_tokens / exact, abs=0.5)
+
+
+def test_tokens_of_a_table_are_written_ones_before_the_stop():
+    common = {"sampler": "random", "cache": "none", "seed": 0, "num_whole": 0}
+    common |= {"compile_seconds": 0.0, "batch_size": 2, "run": 0, "seconds": 0.5}
+    rows = [(3, 1, True), (5, 3, True), (9, 4, False)]
+    records = [
+        {"index": i, "tokens": [7] * size, "nfe": nfe, "is_complete": is_complete}
+        | common
+        for i, (size, nfe, is_complete) in enumerate(rows)
+    ]
+    heading, row, line = _report.summary({"random": records}, {}, ["1 x chip"])
+    # The forwards of a row that is not complete count, its tokens do not.
+    assert row.split() == ["random", "2.7", "1.00", "5", "1.50", "0.00"]
+    assert line == "TPS: 1 x chip, cache none."
+    # Times of two batch sizes are of none.
+    records[1] = {**records[1], "batch_size": 3, "run": 1}
+    conditions = ["1 x chip, batch 2", "1 x chip, batch 3"]
+    heading, row, line = _report.summary({"random": records}, {}, conditions)
+    assert heading.endswith("batch size")
+    assert row.split() == ["random", "2.7", "1.00", "-", "1.50", "0.00", "2,", "3"]
+    assert line.startswith("No TPS for `random`: its runs differ: 1 x chip, batch 2; ")
 
 
 def test_answers_do_not_depend_on_the_batch(run_script, chat_model, tmp_path):

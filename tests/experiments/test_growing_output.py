@@ -121,8 +121,9 @@ def test_a_stopped_run_goes_on_to_the_same_file(
     assert same(output, whole)
     assert {record["batch_size"] for record in read(output)} == {2, 3}
     # Times of both are not compared without a word.
-    table = out.splitlines()[-3:]
-    assert table[0].endswith("batch size") and table[1].endswith(" 2, 3")
+    heading, row, _, *remarks = out.splitlines()[-5:]
+    assert heading.endswith("batch size") and row.endswith(" 2, 3")
+    assert remarks[1].startswith("No TPS for `random`: its runs differ: 1 x cpu, batch")
 
     # What is there is refused, as ever.
     status, _, error = run_script("generate", *generate(output))

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from chat_checkpoint import break_letter
 from tokenizers import processors
 
 import dlm_jax as dlm
@@ -261,6 +262,29 @@ def test_a_continuation_without_a_token_is_refused(lm):
 
 
 # lm_eval's cache of answers.
+
+
+def test_nan_is_an_error_that_names_the_request(lm, checkpoint, tmp_path):
+    directory = break_letter(checkpoint, tmp_path / "broken", "q")
+    broken = DlmJax(checkpoint=str(directory), batch_size=4, num_samples=8)
+    kept = []
+    broken.cache_hook.add_partial = lambda kind, args, answer: kept.append(args)
+    pairs = [("one", " 7"), ("a q", "b"), ("", "quite"), ("two", " 11")]
+    with pytest.raises(InputError, match=r"^loglikelihood request 1: the model gave N"):
+        broken.loglikelihood(asked("loglikelihood", *pairs), disable_tqdm=True)
+    # Those that are good are kept.
+    assert sorted(kept) == [pairs[0], pairs[3]]
+    assert len(lm.loglikelihood(asked("loglikelihood", *pairs), True)) == 4
+    kept.clear()
+    kind = "loglikelihood_rolling"
+    texts = [("one",), ("two",), ("three q",)]
+    with pytest.raises(InputError, match=f"^{kind} request 2: the model gave NaN$"):
+        broken.loglikelihood_rolling(asked(kind, *texts), disable_tqdm=True)
+    assert sorted(kept) == texts[:2]
+    kind = "generate_until"
+    requests = asked(kind, ("q", {"until": [], "max_gen_toks": 4}))
+    with pytest.raises(InputError, match=f"^{kind} request 0: the model gave NaN at f"):
+        broken.generate_until(requests, disable_tqdm=True)
 
 
 def test_a_cache_is_of_one_setting(lm, tmp_path):

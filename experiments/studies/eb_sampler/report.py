@@ -218,7 +218,8 @@ def _task_part(path: pathlib.Path, own: Section) -> list[str]:
         f"## {own.task}",
         f"![Accuracy against forwards: {own.task}]({figure.name})",
         front_sentence(own),
-        sweeps.table(own.points),
+        # Samplers share calls, and runs may be of several machines.
+        sweeps.table(own.points, has_speeds=False),
         f"Compared with one-token `low_confidence` ({own.base.is_correct.mean():.1%} "
         f"correct, NFE {own.base.nfe.mean():.2f}, {own.base.tokens_per_forward:.2f} "
         f"tokens of an answer per forward) on the same {num} examples; differences in "

@@ -22,7 +22,8 @@ def get_config() -> ConfigDict:
             "seeds": (0,),
             # valid, where a task has it, or else its first.
             "split": config_dict.placeholder(str),
-            "num_examples": 1000,
+            # The first 1000, or all where there are fewer.
+            "num_examples": config_dict.placeholder(int),
             "example_seed": 0,
             # Of the task, where none are given.
             "gen_length": config_dict.placeholder(int),

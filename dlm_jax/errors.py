@@ -24,5 +24,20 @@ class InputError(ValueError):
         super().__init__(message)
 
 
+class PromptError(InputError):
+    """A prompt does not fit.
+
+    Attributes:
+      index: of the prompt, among those that were given.
+      is_too_long: for the model's context.
+    """
+
+    def __init__(self, index: int, message: str, is_too_long: bool = False):
+        """Keeps the message, and what it is about; arguments are the attributes."""
+        super().__init__(message)
+        self.index = index
+        self.is_too_long = is_too_long
+
+
 class OutOfMemory(InputError):
     """A batch takes more memory than there is; names its size."""

@@ -16,13 +16,11 @@ from ml_collections import ConfigDict, config_flags
 from dlm_jax.devices import hosts
 from dlm_jax.errors import InputError, OutOfMemory
 from dlm_jax.text.settings import Settings
-from experiments import _signals
+from experiments import _programs, _signals
 
 # Default configs are found from any folder.
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 STUDIES = pathlib.Path(__file__).parent / "studies"
-# Of compiled programs that are kept; those that were not used for longest go first.
-_CACHE_BYTES = 2**31
 
 
 def define_config(
@@ -269,7 +267,7 @@ def _prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # Any text can be printed, also where the locale is not UTF-8.
             stream.reconfigure(errors="backslashreplace")
-    _keep_compiled_programs()
+    _programs.keep()
     if not flags.FLAGS["verbosity"].present:
         # Orbax reports every step of its work, and warns where nothing is wrong.
         logging.set_verbosity(logging.ERROR)
@@ -405,18 +403,3 @@ def _told_by_file(error: BaseException | None) -> InputError | None:
 
 def _print(message: str) -> None:
     print("error:", *message.split(), file=sys.stderr)
-
-
-def _keep_compiled_programs() -> None:
-    """Turns on JAX's compilation cache, where JAX_COMPILATION_CACHE_DIR does not."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        directory = pathlib.Path(caches) / "dlm_jax" / "programs"
-        # A user without a home, or with one that is read-only, keeps nothing.
-        with contextlib.suppress(OSError):
-            if not caches.startswith("~"):
-                directory.mkdir(parents=True, exist_ok=True)
-                jax.config.update("jax_compilation_cache_dir", str(directory))
-                # With a bound JAX also locks the directory, so that no process reads
-                # what another has not written to its end.
-                jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)

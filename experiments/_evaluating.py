@@ -19,6 +19,9 @@ from dlm_jax.outline import read_outline
 from dlm_jax.tasks.base import check_codec
 from experiments import _app
 
+# Examples of a split that are asked where nobody says how many.
+_MOST = 1000
+
 
 class Asked(NamedTuple):
     """What is to be asked of which model, and where the records are.
@@ -124,7 +127,10 @@ def define_evaluation(
         ),
         flags.DEFINE_string("split", None, "Split that the examples are taken from."),
         flags.DEFINE_integer(
-            "num_examples", None, "Number of examples: the first ones of the split."
+            "num_examples",
+            None,
+            f"Number of examples: the first ones of the split; default: {_MOST}, or "
+            "all where there are fewer.",
         ),
         flags.DEFINE_integer(
             "example_seed", None, "Seed of the examples, for tasks that draw them."
@@ -162,6 +168,10 @@ def define_evaluation(
             with asked.unlocked():
                 splits = chosen.splits
                 asked.split = "valid" if "valid" in splits else splits[0]
+        if asked.get("num_examples") is None:
+            with asked.unlocked():
+                size = chosen.size(asked.split)
+                asked.num_examples = _MOST if size is None else min(_MOST, size)
         return Asked(
             config=asked,
             task=chosen,

@@ -34,6 +34,7 @@ class Asked(NamedTuple):
       output: the file that this process writes; None if it writes none.
       rules: the samplers, by spec.
       prompts: all of them; empty if a task's examples are asked.
+      places: of the prompts, where each was read; empty of those that are flags.
       examples: of the task; empty with prompts.
       how_read: the form of the prompts' file, for the user.
       is_infill: prompts are infilled, not continued.
@@ -47,6 +48,7 @@ class Asked(NamedTuple):
     output: pathlib.Path | None
     rules: dict[str, Sampler]
     prompts: list[str | Messages]
+    places: list[str]
     examples: list[Example]
     how_read: str
     is_infill: bool
@@ -106,6 +108,7 @@ def share(
             f"({host.count})"
         )
     chosen = options.precision
+    num_skipped = len(asked.prompts) - len(prompts) if asked.prompts else 0
     common = {
         "checkpoint": str(outline.checkpoint),
         "gen_length": options.gen_length,
@@ -114,6 +117,7 @@ def share(
         **{name: asked.config[name] for name in _app.DRAWING},
         # Left out where it is as it was before there was a choice.
         **({"precision": chosen} if chosen != "highest" else {}),
+        **({"num_skipped": num_skipped} if num_skipped else {}),
         # Of all processes, for `experiments.merge` to see whether something is missing
         # or answers other prompts.
         "num_prompts": len(prompts),

@@ -8,9 +8,14 @@ r"""Generates with one or more samplers: answers to a task or to your own prompt
         --prompts_file=- --output=- < prompts.jsonl > answers.jsonl
 
 reads prompts from stdin and writes records to stdout; everything else is printed on
-stderr. Without prompts, the shipped model of --task solves held-out examples of the
-task. With --infill, every mask token in a prompt's text is a blank. The defaults of the
-flags are in --config.
+stderr. Records come as they are finished, not in the order of the prompts: `index` says
+which prompt one answers. Nothing else is kept of them: the same command cannot continue
+a run that was stopped, as with a file, and starts from nothing.
+
+Prompts that are too long for the model are refused, or left out with --skip_long; the
+others are then numbered as if these had not been there. Without prompts, the shipped
+model of --task solves held-out examples of the task. With --infill, every mask token in
+a prompt's text is a blank. The defaults of the flags are in --config.
 
 Finished rows are kept in OUTPUT.partial until all are there. The same command continues
 a run that was stopped; --batch_size may differ.
@@ -34,8 +39,8 @@ from dlm_jax import caches, files, samplers, tasks, zoo
 from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
 from dlm_jax.devices import hosts
-from dlm_jax.errors import InputError
-from dlm_jax.evaluation.growing import as_written, growing
+from dlm_jax.errors import InputError, PromptError
+from dlm_jax.evaluation.growing import growing
 from dlm_jax.evaluation.records import check_finite
 from dlm_jax.outline import Outline, read_outline
 from dlm_jax.tasks.base import BLANK, check_codec
@@ -73,6 +78,9 @@ _CHAT = flags.DEFINE_bool(
 )
 _INFILL = flags.DEFINE_bool(
     "infill", False, "Fill the mask tokens in the prompts, and continue nothing."
+)
+_SKIP = flags.DEFINE_bool(
+    "skip_long", False, "Leave prompts out that are too long, and do the others."
 )
 _OUTPUT = _app.define_path(
     "output", None, "JSONL file to write, which must not exist; - is stdout."
@@ -131,13 +139,11 @@ def main(argv: Sequence[str]) -> None:
             return
     if asked.how_read:
         print(asked.how_read, file=sys.stderr)
-    with growing(asked.output) as grown, _app.kept_rows(bool(asked.output)):
+    is_piped = _OUTPUT.value == files.STDOUT
+    with growing(asked.output, is_piped) as grown, _app.kept_rows(bool(asked.output)):
         fill(asked, outline, work, own, grown)
         grown.finish(keys)
     records = grown.find(keys)
-    is_piped = _OUTPUT.value == files.STDOUT
-    if is_piped:
-        files.write_jsonl(files.STDOUT, map(as_written, records))
     show(asked, work, records, grown.conditions, sys.stderr if is_piped else sys.stdout)
     if asked.host.count > 1:
         _tell_killed(asked.host)
@@ -176,13 +182,14 @@ def _asked() -> Asked:
     rules = samplers.parse_all(config.sampler)
     caches.parse(config.get("cache") or "none")
     prompts: list[str | Messages] = list(_PROMPT.value)
-    how_read = ""
+    how_read, places = "", [""] * len(prompts)
     if _FILE.value:
         read = read_prompts(_FILE.value)
         prompts += read.prompts
+        places += read.places
         how_read = f"{len(read.prompts)} prompts of {_FILE.value}, read as {read.form}"
     if not prompts:
-        for flag in (_INFILL, _CHAT, _LENGTH, _BLOCK):
+        for flag in (_INFILL, _CHAT, _LENGTH, _BLOCK, _SKIP):
             if flag.present:
                 raise InputError(f"{flag.name} ({flag.value}) needs a prompt")
     task = tasks.get(config.task)
@@ -193,6 +200,7 @@ def _asked() -> Asked:
         output=output,
         rules=rules,
         prompts=prompts,
+        places=places,
         examples=examples,
         how_read=how_read,
         is_infill=_INFILL.value,
@@ -208,7 +216,13 @@ def _rows(
     """The prompts, their rows with blanks, and how to fill them."""
     config = asked.config
     if not asked.examples:
-        return asked.prompts, *_encode(outline, asked.prompts, config)
+        prompts, places = asked.prompts, asked.places
+        if _SKIP.value:
+            prompts, places = _skip_long(outline, asked)
+        try:
+            return prompts, *_encode(outline, prompts, config)
+        except PromptError as error:
+            raise InputError(_at(places[error.index], error)) from None
     task = tasks.get(config.task)
     check_codec(task, outline.codec)
     settings = _app.drawing(config) | {"block_length": task.block_length}
@@ -221,6 +235,39 @@ def _rows(
         task.encode(outline.codec, asked.examples),
         outline.options(task.gen_length, settings),
     )
+
+
+def _skip_long(
+    outline: Outline, asked: Asked
+) -> tuple[list[str | Messages], list[str]]:
+    """The prompts that are not too long, and where they were read; names the others."""
+    kept, places, told = [], [], ""
+    for index, (prompt, place) in enumerate(
+        zip(asked.prompts, asked.places, strict=True)
+    ):
+        try:
+            _encode(outline, [prompt], asked.config)
+        except PromptError as error:
+            if error.is_too_long:
+                # It was encoded alone.
+                own = str(error).replace("prompt 0", f"prompt {index}", 1)
+                told = told or _at(place, own)
+                continue
+        # What else is wrong is told when all are encoded.
+        kept.append(prompt)
+        places.append(place)
+    num_skipped = len(asked.prompts) - len(kept)
+    if not kept:
+        raise InputError(f"skip_long leaves no prompt: {told}")
+    if num_skipped:
+        of_all = f"{num_skipped} of {len(asked.prompts)} prompts"
+        print(f"{of_all} are too long and skipped, first {told}", file=sys.stderr)
+    return kept, places
+
+
+def _at(place: str, error: object) -> str:
+    """What is wrong with a prompt, after where it was read if that is known."""
+    return f"{place}: {error}" if place else str(error)
 
 
 def _encode(

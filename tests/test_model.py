@@ -145,6 +145,21 @@ def test_conversations_and_lists_of_them(model):
     assert plain.nfe >= 1
 
 
+@pytest.mark.parametrize("cache", ["none", "dual", "prefix"])
+def test_an_empty_text_is_continued_from_nothing(model, cache):
+    settings = {"gen_length": 6, "chat": False, "stop_ids": (), "cache": cache}
+    settings["block_length"] = 3
+    # Not by confidence: a canvas of masks alone looks the same at every position.
+    alone = model.generate("", "left_to_right", **settings)
+    assert alone.is_complete and alone.nfe == alone.tokens.size == 6
+    # As an infilling of nothing but blanks.
+    if cache == "none":
+        blanks = model.infill(model.mask_text * 6, "left_to_right", block_length=3)
+        assert alone.tokens.tolist() == blanks.tokens.tolist()
+    both = model.generate([QUESTION, ""], "left_to_right", **settings)
+    assert same(both[1], alone)
+
+
 def test_infilling(model):
     mask = model.mask_text
     texts = [f"a{mask}b{mask}{mask}", f"{mask}x"]

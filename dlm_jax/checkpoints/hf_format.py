@@ -104,7 +104,8 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
       CheckpointError: if it is missing, damaged or no object.
     """
     try:
-        text = (directory / name).read_text(encoding="utf-8")
+        # Some editors begin a file with a byte order mark.
+        text = (directory / name).read_text(encoding="utf-8-sig")
         value = files.parse_json(text, is_unique=True)
     except FileNotFoundError:
         raise CheckpointError(directory, [f"{name} is missing"]) from None

@@ -32,13 +32,15 @@ class Growing:
     Made by `growing`, which holds the output's lock.
     """
 
-    def __init__(self, output: pathlib.Path | None):
+    def __init__(self, output: pathlib.Path | None, is_piped: bool = False):
         """Begins with no rows; `resume` reads those that an earlier run left.
 
         Args:
           output: to be created; None keeps rows in memory only.
+          is_piped: write rows to stdout as they are done.
         """
         self._output = output
+        self._is_piped = is_piped
         self._directory = files.partial_of(output) if output else None
         self._log = Log(None)
         self._manifest: Manifest | None = None
@@ -114,6 +116,8 @@ class Growing:
                 for place, output in done.items()
             ]
             self._log.append(new)
+            if self._is_piped:
+                files.write_jsonl(files.STDOUT, map(as_written, new))
             on_records(new)
 
     def finish(self, keys: Sequence[Key]) -> None:
@@ -136,17 +140,18 @@ def as_written(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def growing(output: pathlib.Path | None) -> Iterator[Growing]:
+def growing(output: pathlib.Path | None, is_piped: bool = False) -> Iterator[Growing]:
     """Keeps other processes from writing an output while it grows.
 
     Args:
       output: to be created; None keeps rows in memory only.
+      is_piped: write rows to stdout as they are done, where there is no output.
 
     Raises:
       InputError: if it exists, cannot be written, or is being written.
     """
     if output is None:
-        yield Growing(None)
+        yield Growing(None, is_piped)
         return
     files.check_output(output)
     with files.locked(output):

@@ -73,6 +73,18 @@ def read_rope(config: Mapping[str, Any]) -> tuple[Any, list[str]]:
     return theta, refused
 
 
+def first_id(value: Any) -> Any:
+    """The first of several token ids, as `eos_token_id` may be; else the value itself.
+
+    All of them end a text, see `text.stops`; a shape has one.
+
+    Args:
+      value: of a config.json.
+    """
+    is_several = isinstance(value, list) and all(type(x) is int for x in value)
+    return value[0] if is_several and value else value
+
+
 def typed(
     values: Mapping[str, Any],
     kinds: Mapping[str, Any],

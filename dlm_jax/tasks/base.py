@@ -100,6 +100,18 @@ class Task(abc.ABC):
           InputError: for an unknown split, or more examples than it has.
         """
 
+    def size(self, split: str) -> int | None:
+        """How many examples a split has; None, the default, if as many as are asked.
+
+        Args:
+          split: one of `splits`.
+
+        Raises:
+          InputError: for an unknown split, or data that cannot be read.
+        """
+        self.check(split, 1)
+        return None
+
     @abc.abstractmethod
     def verdict(self, example: Example, answer: str) -> Verdict:
         """Judges an answer.
@@ -230,10 +242,12 @@ class Task(abc.ABC):
         if split not in self.splits:
             raise InputError(f"split ({split}) must be one of {', '.join(self.splits)}")
         if num < 1:
-            raise InputError(f"num ({num}) must be at least 1")
+            raise InputError(f"num_examples ({num}) must be at least 1")
         check_seed(seed, "seed of the examples")
         if most is not None and num > most:
-            raise InputError(f"num ({num}) must be at most {most} for {split}")
+            raise InputError(
+                f"num_examples ({num}) must be at most {most}, those of {split}"
+            )
 
 
 class Trainable(Task):

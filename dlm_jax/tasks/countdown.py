@@ -93,6 +93,10 @@ class Countdown(CharacterTask):
     embedding_size: ClassVar[int] = 32
     max_sequence_length: ClassVar[int] = 64
 
+    def size(self, split: str) -> int:
+        self.check(split, 1)
+        return MOST_EXAMPLES
+
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
         self.check(split, num, seed, MOST_EXAMPLES)
 

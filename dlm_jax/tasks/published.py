@@ -153,6 +153,10 @@ class Published(Task):
             )
         return self._problems[split]
 
+    def size(self, split: str) -> int:
+        self.check(split, 1)
+        return len(self.problems(split))
+
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
         self.check(split, num, seed)
         problems = self.problems(split)

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from dlm_jax import files
-from dlm_jax.errors import InputError
+from dlm_jax.errors import InputError, PromptError
 from dlm_jax.models import registry
 from dlm_jax.models.family import ModelConfig
 from dlm_jax.text import templates
 from dlm_jax.text.prompts import Encoded
-from dlm_jax.text.stops import generation_eos
+from dlm_jax.text.stops import eos_ids
 from dlm_jax.text.templates import Messages
 from dlm_jax.text.tokens import (
     Tokens,
@@ -33,9 +33,9 @@ class Codec:
     Attributes:
       tokenizer: a tokenizer of transformers.
       mask_id: the token at blanks.
-      stop_ids: tokens that end a generated text: the EOS of the model's config and of
-        the tokenizer, those of generation_config.json, and the ends of a turn in the
-        family's chat templates, if the vocabulary has them.
+      stop_ids: tokens that end a generated text: the EOS of the tokenizer, those of
+        config.json and generation_config.json, and the ends of a turn in the family's
+        chat templates, if the vocabulary has them.
       max_length: longest canvas the model takes, blanks included.
     """
 
@@ -74,7 +74,7 @@ class Codec:
             raise InputError(
                 f"{path} does not load{files.nature(path)}: {error}"
             ) from None
-        return cls.of(tokenizer, config, generation_eos(path.parent, config))
+        return cls.of(tokenizer, config, eos_ids(path.parent, config))
 
     @classmethod
     def of(
@@ -130,11 +130,11 @@ class Codec:
         """Encodes texts that are to be continued.
 
         Args:
-          texts: the prompts, as they are.
+          texts: the prompts, as they are; an empty one is continued from nothing.
           gen_length: blanks after each.
 
         Raises:
-          InputError: naming the prompt that is empty, too long, holds a mask token or
+          InputError: naming the prompt that is too long, holds a mask token or
             a character that the tokenizer does not know.
         """
         return self.encode_prompts(texts, gen_length, is_chat=False)
@@ -149,7 +149,8 @@ class Codec:
           gen_length: blanks for each answer.
 
         Raises:
-          InputError: as `encode`, or if the tokenizer has no chat template.
+          InputError: as `encode`, or if the tokenizer has no chat template, or for a
+            conversation that is empty.
         """
         return self.encode_prompts(messages, gen_length, is_chat=True)
 
@@ -199,8 +200,9 @@ class Codec:
           Rows whose blanks hold the answers.
 
         Raises:
-          InputError: naming the prompt or answer that is empty, too long, holds a mask
-            token or a character that the tokenizer does not know.
+          InputError: naming the answer that is empty, or the prompt or answer that is
+            too long, holds a mask token or a character that the tokenizer does not
+            know.
         """
         if isinstance(answers, str) or is_tokens(answers):
             raise InputError("answers must be a list, one for each of the prompts")
@@ -260,18 +262,23 @@ class Codec:
                 isinstance(message.get(name), str) for name in ("role", "content")
             )
             if not is_message:
-                raise InputError(
+                raise PromptError(
+                    index,
                     f"prompt {index}: a message ({message!r}) must be a mapping with "
-                    "the texts role and content"
+                    "the texts role and content",
                 )
         if not any(message["content"].strip() for message in prompt):
-            raise InputError(f"prompt {index} is empty")
+            raise PromptError(
+                index,
+                f"prompt {index} is empty: a conversation needs a message; without the "
+                "chat template (chat=False, --nochat) a text may begin from nothing",
+            )
         templates.check(self.tokenizer)
         try:
             return templates.write(self.tokenizer, prompt)
         except Exception as error:  # whatever the checkpoint's template raises
-            raise InputError(
-                f"prompt {index}: the chat template refuses it: {error}"
+            raise PromptError(
+                index, f"prompt {index}: the chat template refuses it: {error}"
             ) from None
 
     def encode_infill(self, texts: Sequence[str]) -> list[Encoded]:
@@ -281,7 +288,7 @@ class Codec:
           texts: with `mask_text` once for every missing token.
 
         Raises:
-          InputError: naming the prompt that is empty, too long, has no blank or a
+          InputError: naming the prompt that is too long, has no blank or a
             character that the tokenizer does not know.
         """
         encoded = []
@@ -289,13 +296,16 @@ class Codec:
             tokens = self._tokens(index, text)
             is_blank = tokens == self.mask_id
             if not is_blank.any():
-                raise InputError(
-                    f"prompt {index} has no blank to fill, written {self.mask_text}"
+                raise PromptError(
+                    index,
+                    f"prompt {index} has no blank to fill, written {self.mask_text}",
                 )
             if tokens.size > self.max_length:
-                raise InputError(
+                raise PromptError(
+                    index,
                     f"prompt {index} has {tokens.size} tokens, more than the model's "
-                    f"context ({self.max_length})"
+                    f"context ({self.max_length})",
+                    is_too_long=True,
                 )
             encoded.append(Encoded(tokens, is_blank, is_infill=True))
         return encoded
@@ -333,9 +343,11 @@ class Codec:
         add_special_tokens: bool = True,
         kind: str = "prompt",
     ) -> Int32[np.ndarray, "n"]:
-        if not text:
-            raise InputError(f"{kind} {index} is empty")
-        return encode_text(self.tokenizer, text, f"{kind} {index}", add_special_tokens)
+        what = f"{kind} {index}"
+        try:
+            return encode_text(self.tokenizer, text, what, add_special_tokens)
+        except InputError as error:
+            raise PromptError(index, str(error)) from None
 
     def _continued(
         self, index: int, tokens: Int32[np.ndarray, "n"], gen_length: int
@@ -343,16 +355,19 @@ class Codec:
         if gen_length < 1:
             raise InputError(f"gen_length ({gen_length}) must be at least 1")
         if (tokens == self.mask_id).any():
-            raise InputError(
+            raise PromptError(
+                index,
                 f"prompt {index} holds the mask token ({self.mask_text}), which only a "
-                "text to be infilled may"
+                "text to be infilled may",
             )
         length = tokens.size + gen_length
         if length > self.max_length:
-            raise InputError(
+            raise PromptError(
+                index,
                 f"prompt {index} has {tokens.size} tokens; with gen_length "
                 f"({gen_length}) that is {length}, more than the model's context "
-                f"({self.max_length})"
+                f"({self.max_length})",
+                is_too_long=True,
             )
         blanks = np.full(gen_length, self.mask_id, np.int32)
         return Encoded(

@@ -23,6 +23,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_ARRAY = "a JSON array"
 _TAKES = "must be a JSON object with the text prompt, or with messages"
 
 
@@ -34,12 +35,21 @@ class PromptFile:
       prompts: texts and conversations.
       lines: of each, the line that it begins in, from 1; of an array in JSON, its
         place, from 1.
-      form: how the file was read: "text", "JSON Lines" or "a JSON array".
+      form: how the file was read: "text", "JSON Lines", "a JSON array" or "a JSON
+        object".
+      name: what errors call the file.
     """
 
     prompts: tuple[str | Messages, ...]
     lines: tuple[int, ...]
     form: str
+    name: str
+
+    @property
+    def places(self) -> list[str]:
+        """Where each prompt was read, for errors about it."""
+        unit = "element" if self.form == _ARRAY else "line"
+        return [f"{self.name}, {unit} {number}" for number in self.lines]
 
 
 def read_prompts(path: str | os.PathLike) -> PromptFile:
@@ -47,10 +57,11 @@ def read_prompts(path: str | os.PathLike) -> PromptFile:
 
     A text has a prompt a line. In JSON, a prompt is an object with the text `prompt`,
     or with `messages`, a list of objects with the texts `role` and `content`; other
-    fields are left alone. Objects stand one a line, or in one array. Names that end in
-    .json, .jsonl or .ndjson are JSON, those in .txt text; of other names and of stdin,
-    the first line that is not blank decides: JSON if it is an object, or the whole is
-    an array of objects. Blank lines are skipped, and so is a byte order mark.
+    fields are left alone. Objects stand one a line, or in one array; a single one may
+    take several lines. Names that end in .json, .jsonl or .ndjson are JSON, those in
+    .txt text; of other names and of stdin, the first line that is not blank decides:
+    JSON if it is an object, or the whole is an object or an array of objects. Blank
+    lines are skipped, and so is a byte order mark. A line may end in CR too.
 
     Args:
       path: of the file; "-" is stdin.
@@ -61,11 +72,19 @@ def read_prompts(path: str | os.PathLike) -> PromptFile:
     """
     is_stdin = os.fspath(path) == STDIN
     name = "prompts_file (stdin)" if is_stdin else f"prompts_file ({path})"
+    if is_stdin and sys.stdin is None:
+        raise InputError(f"{name} cannot be read: it is closed")
     try:
         content = sys.stdin.buffer.read() if is_stdin else _bytes(path)
         text = _decoded(content)
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start].decode(error.encoding, "ignore")
+        line = before.count("\n") + 1
+        raise InputError(f"{name}, line {line} cannot be read: {error}") from None
     except (OSError, ValueError) as error:  # also for a path that none can be
         raise InputError(f"{name} cannot be read: {error}") from None
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
     # Not by splitlines, for which characters inside of a prompt end a line too. Files
     # that were put together have marks inside.
     lines = [
@@ -76,9 +95,13 @@ def read_prompts(path: str | os.PathLike) -> PromptFile:
     if not lines:
         raise InputError(f"{name} holds no prompt")
     suffix = "" if is_stdin else pathlib.Path(path).suffix.casefold()
-    array = None if suffix in _TEXT else _array(text)
-    if array is not None and (array or suffix in _JSON):
-        form = "a JSON array"
+    whole = None if suffix in _TEXT else _whole(text)
+    array = whole if isinstance(whole, list) else None
+    if isinstance(whole, dict) and len(lines) > 1:
+        form = "a JSON object"
+        found = [(lines[0][0], _prompt(f"{name}, line {lines[0][0]}", whole))]
+    elif array is not None and (array or suffix in _JSON):
+        form = _ARRAY
         found = [
             (i, _prompt(f"{name}, element {i}", value))
             for i, value in enumerate(array, start=1)
@@ -92,7 +115,7 @@ def read_prompts(path: str | os.PathLike) -> PromptFile:
     if not found:
         raise InputError(f"{name} holds no prompt")
     numbers, prompts = zip(*found, strict=True)
-    return PromptFile(prompts, numbers, form)
+    return PromptFile(prompts, numbers, form, name)
 
 
 def _bytes(path: str | os.PathLike) -> bytes:
@@ -104,19 +127,27 @@ def _decoded(content: bytes) -> str:
     for mark, encoding in _MARKS:
         if content.startswith(mark):
             return content.decode(encoding)
-    return content.decode("utf-8-sig")
+    text = content.decode("utf-8-sig")
+    if "\0" in text:
+        # Which half of a pair is zero says in which order they are.
+        order = "LE" if 0 in content[1::2] else "BE"
+        raise ValueError(
+            f"it holds characters NUL, as UTF-16-{order} without a byte order mark "
+            "does; it must be in UTF-8, or begin with that mark"
+        )
+    return text
 
 
-def _array(text: str) -> list[Any] | None:
-    """The array of objects that the whole of a text is, if it is one."""
-    if not text.lstrip("\ufeff \t\r\n").startswith("["):
+def _whole(text: str) -> list[Any] | dict[str, Any] | None:
+    """The object or the array of objects that the whole of a text is, if it is one."""
+    if not text.lstrip("\ufeff \t\r\n").startswith(("[", "{")):
         return None
     try:
         value = files.parse_json(text.lstrip("\ufeff"))
     except ValueError:
         return None
-    is_array = isinstance(value, list) and all(isinstance(x, dict) for x in value)
-    return value if is_array else None
+    parts = value if isinstance(value, list) else [value]
+    return value if all(isinstance(x, dict) for x in parts) else None
 
 
 def _is_object(line: str) -> bool:

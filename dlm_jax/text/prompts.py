@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int, Int32
 from dlm_jax.core.canvas import Prompts
 from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.options import Options
-from dlm_jax.errors import InputError
+from dlm_jax.errors import PromptError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def fit_blocks(
       The rows, and options whose gen_length holds their blanks.
 
     Raises:
-      InputError: if a longer row exceeds the model's context.
+      PromptError: if a longer row exceeds the model's context.
     """
     if not denoiser.is_block_causal:
         return list(rows), options
@@ -130,10 +130,12 @@ def fit_blocks(
         is_longer = row.is_blank.any() and not row.is_infill
         missing = -row.tokens.size % size if is_longer else 0
         if row.tokens.size + missing > denoiser.max_length:
-            raise InputError(
+            raise PromptError(
+                index,
                 f"prompt {index}: its last block of {size} ends at column "
                 f"{row.tokens.size + missing}, past the model's context "
-                f"({denoiser.max_length})"
+                f"({denoiser.max_length})",
+                is_too_long=True,
             )
         blanks = np.full(missing, denoiser.mask_id, np.int32)
         longer.append(

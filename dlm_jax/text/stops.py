@@ -7,18 +7,31 @@ from dlm_jax import files
 from dlm_jax.errors import InputError
 from dlm_jax.models.family import ModelConfig
 
+# Files of a checkpoint whose `eos_token_id` is none, one or several.
+_FILES = ("config.json", "generation_config.json")
 
-def generation_eos(directory: pathlib.Path, config: ModelConfig) -> tuple[int, ...]:
-    """The EOS ids of a checkpoint's generation_config.json: none, one or several.
+
+def eos_ids(directory: pathlib.Path, config: ModelConfig) -> tuple[int, ...]:
+    """The EOS ids that a checkpoint's config.json and generation_config.json name.
+
+    Args:
+      directory: of the checkpoint; either file may be missing.
+      config: of its model.
 
     Raises:
-      InputError: if the file is damaged or names what is no token of the model.
+      InputError: if a file is damaged, or names the mask token or what is no token of
+        the model.
     """
-    path = directory / "generation_config.json"
+    return tuple(
+        token for name in _FILES for token in _eos_ids(directory / name, config)
+    )
+
+
+def _eos_ids(path: pathlib.Path, config: ModelConfig) -> list[int]:
     if not path.is_file():
-        return ()
+        return []
     try:
-        read = files.parse_json(path.read_text(encoding="utf-8"))
+        read = files.parse_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         problem = f"{error}{files.nature(path)}"
         raise InputError(f"{path} cannot be read: {problem}") from None
@@ -32,7 +45,13 @@ def generation_eos(directory: pathlib.Path, config: ModelConfig) -> tuple[int, .
                 f"{path}: eos_token_id ({found!r}) must be token ids from 0 to "
                 f"{config.embedding_size - 1}"
             )
-    return tuple(ids)
+        if token == config.mask_token_id:
+            # It would end every text at its first blank.
+            raise InputError(
+                f"{path}: eos_token_id ({found!r}) must not hold the mask token "
+                f"({token})"
+            )
+    return ids
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

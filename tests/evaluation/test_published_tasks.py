@@ -6,9 +6,12 @@ import pytest
 from chat_checkpoint import make_chat_checkpoint
 from published_data import GSM8K, ROWS, write_all, write_lines
 
+from dlm_jax import tasks
+from dlm_jax.errors import InputError
 from dlm_jax.evaluation import run as evaluation
 from dlm_jax.evaluation import tables
 from dlm_jax.evaluation.records import conditions, read_records
+from dlm_jax.tasks.sudoku.task import HARD_PUZZLES
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,48 @@ def test_a_directory_is_of_one_data_style_and_setting(chat, data, tmp_path, run_
     assert cells[8] == "-" and float(cells[7]) > 0
 
 
+@pytest.mark.parametrize(
+    ("script", "seeds"), [("evaluate", ["--seeds=3"]), ("sweep", [])]
+)
+def test_by_default_all_examples_of_a_short_split_are_asked(
+    chat, data, tmp_path, run_script, script, seeds
+):
+    asked = arguments(chat, data, tmp_path, "gsm8k", "zero_shot")
+    asked.remove("--num_examples=2")
+    status, _, error = run_script(script, *asked, *seeds)
+    assert (status, error) == (0, "")
+    assert len(read_records(tmp_path)) == len(GSM8K)
+    [made] = json.loads((tmp_path / "manifest.json").read_text())["runs"]
+    assert made["num_examples"] == len(GSM8K)
+
+
+@pytest.mark.parametrize(
+    ("task", "split", "size"),
+    [
+        ("humaneval", "test", 164),
+        ("sudoku", "test", 1000),
+        ("sudoku", "hard", len(HARD_PUZZLES)),
+        ("program", "unseen", 500),
+        ("countdown", "valid", 1000),
+    ],
+)
+def test_a_task_knows_how_many_examples_a_split_has(task, split, size):
+    chosen = tasks.get(task)
+    assert chosen.size(split) == size
+    assert len(chosen.examples(split, size)) == size
+    with pytest.raises(
+        InputError, match=rf"^num_examples \({size + 1}\) must be at most"
+    ):
+        chosen.examples(split, size + 1)
+    with pytest.raises(InputError, match=r"^split \(exam\) must be one of"):
+        chosen.size("exam")
+
+
+@pytest.mark.parametrize(("task", "split"), [("sudoku", "valid"), ("maze", "test")])
+def test_splits_that_are_drawn_have_no_end(task, split):
+    assert tasks.get(task).size(split) is None
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_what_is_wrong_is_told_before_weights_are_read(
     chat, data, tmp_path, run_script, monkeypatch, name
@@ -115,9 +160,12 @@ def test_what_is_wrong_is_told_before_weights_are_read(
     for flag, message in (
         ("--prompt_style=x", "prompt_style (x) must be one of"),
         (f"--data={tmp_path / 'none'}", "does not exist"),
-        (f"--data={data / name}", "num (1000) must be at most"),
+        (
+            f"--data={data / name} --num_examples={len(ROWS[name]) + 1}",
+            f"num_examples ({len(ROWS[name]) + 1}) must be at most {len(ROWS[name])}",
+        ),
     ):
-        status, out, error = run_script("evaluate", *base, flag)
+        status, out, error = run_script("evaluate", *base, *flag.split())
         assert (status, out) == (1, "")
         assert message in error and error.count("\n") == 1
     if name != "humaneval":

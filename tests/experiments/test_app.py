@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from absl import app, flags
 from dlm_jax import samplers
 from dlm_jax.evaluation import provenance
 from dlm_jax.sandbox import process, sandbox
-from experiments import _app
+from experiments import _app, _programs
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -62,7 +63,7 @@ def run(tmp_path, monkeypatch, capsys):
                 delattr(flags.FLAGS, flag)
         return status, seen, capsys.readouterr().err
 
-    monkeypatch.setattr(_app, "_keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(_programs, "keep", lambda: None)
     return run
 
 
@@ -262,16 +263,17 @@ def capture_descriptor(number):
 def test_a_user_without_a_home_keeps_no_programs(monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr(jax.config, "update", seen.__setitem__)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    _app._keep_compiled_programs()
+    _programs.keep()
     # Nor one whose home is read-only.
     monkeypatch.setattr(os.path, "expanduser", lambda path: "/proc/home/.cache")
-    _app._keep_compiled_programs()
+    _programs.keep()
     assert not seen
     monkeypatch.setattr(os.path, "expanduser", lambda path: str(tmp_path / ".cache"))
-    _app._keep_compiled_programs()
+    _programs.keep()
     assert seen == {
         "jax_compilation_cache_dir": str(tmp_path / ".cache" / "dlm_jax" / "programs"),
         "jax_compilation_cache_max_size": 2**31,

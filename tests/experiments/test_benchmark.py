@@ -343,7 +343,7 @@ def test_weights_that_are_given_up_are_held_once(parallel):
         ("--sampler=sabre", "sampler (sabre) must be one of"),
         ("--sampler=margin", "there is no eager version of Margin"),
         ("--batch_sizes=0", "batch_sizes (0) must be at least 1"),
-        ("--batch_sizes=200", "num (1600) must be at most 1000"),
+        ("--batch_sizes=200", "num_examples (1600) must be at most 1000"),
         ("--config.split=sum", "split (sum) must be one of"),
         ("--num_pairs=0", "num_pairs (0) must be at least 1"),
         ("--rows_per_slot=0", "rows_per_slot (0) must be at least 1"),

@@ -42,8 +42,11 @@ GENERATE = [
     ("--sampler=saber(n=0)", "n "),
     ("--sampler=low_confidence(schedule=quota(tokens=1))", "quota has no field"),
     ("--split=exam", "split (exam) must be one of test, hard, valid"),
-    ("--num_examples=0", "num (0) must be at least 1"),
-    ("--num_examples=99999", "num (99999) must be at most 1000 for test"),
+    ("--num_examples=0", "num_examples (0) must be at least 1"),
+    (
+        "--num_examples=99999",
+        "num_examples (99999) must be at most 1000, those of test",
+    ),
     ("--task=chess", "task (chess)"),
     ("--cache=dual(refresh_every=-1)", "refresh_every"),
     ("--cache=block", "cache (Block) must be"),
@@ -71,7 +74,7 @@ PROMPT = [
 EVALUATE = [
     ("--split=exam", "split (exam) must be one of test, hard, valid"),
     ("--num_examples=0", "num_examples (0) must be at least 1"),
-    ("--num_examples=99999", "num (99999) must be at most"),
+    ("--num_examples=99999", "num_examples (99999) must be at most"),
     ("--batch_size=0", "batch_size (0) must be at least 1"),
     ("--queue_length=3", "queue_length (3) must be at least batch_size (4)"),
     ("--temperature=-1", "temperature (-1.0) must be at least 0 and finite"),

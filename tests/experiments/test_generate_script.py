@@ -17,6 +17,8 @@ from flax import nnx
 
 import dlm_jax as dlm
 from dlm_jax import checkpoints, samplers, zoo
+from dlm_jax.evaluation import growing
+from dlm_jax.evaluation.records import Log
 from dlm_jax.models.llada import LLaDA
 from dlm_jax.tasks import sudoku
 from dlm_jax.text.codec import Codec
@@ -236,6 +238,85 @@ def test_pipes_carry_conversations_and_nothing_else(
     assert run_script("generate", *flags, *files)[0] == 0
     for old, new in zip(records, read(output), strict=True):
         assert old | {"seconds": 0} == new | {"seconds": 0}
+
+
+def test_rows_are_written_to_stdout_as_they_are_done(
+    run_script, chat_model, monkeypatch
+):
+    """And not only at the end, which a run that is stopped does not reach."""
+    append, rows = Log.append, []
+
+    def stop(self, records):
+        if rows:
+            raise SystemExit(143)
+        append(self, records)
+        rows.extend(records)
+
+    monkeypatch.setattr(Log, "append", stop)
+    command = [f"--checkpoint={chat_model}", "--nochat", "--gen_length=4"]
+    command += ["--block_length=4", "--prompt=a", "--prompt=b", "--output=-"]
+    command += ["--sampler=threshold", "--sampler=random"]
+    status, out, _ = run_script("generate", *command)
+    assert status == 143 and 0 < len(rows) < 4
+    written = [json.loads(line) for line in out.splitlines()]
+    assert written == [growing.as_written(row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("start", "flags"),
+    [("x", ["--nochat", "--gen_length=4", "--block_length=4"]), (MASK, ["--infill"])],
+)
+def test_an_error_names_the_line_of_a_prompt(
+    run_script, chat_model, tmp_path, start, flags
+):
+    path = tmp_path / "a.txt"
+    path.write_text(f"{start}\n\n{start}{'b' * 200}\n")
+    command = [f"--checkpoint={chat_model}", f"--prompts_file={path}", *flags]
+    status, _, err = run_script("generate", *command, f"--prompt={start}")
+    assert status == 1 and err.count("\n") == 1
+    # After the one of the flag.
+    message = f"error: prompts_file ({path}), line 3: prompt 2 has 201 tokens"
+    assert err.startswith(message)
+
+
+def test_prompts_that_are_too_long_are_skipped_if_asked(
+    run_script, chat_model, tmp_path
+):
+    path, output = tmp_path / "a.txt", tmp_path / "out.jsonl"
+    path.write_text(f"one\n{'b' * 200}\ntwo\n{'c' * 300}\n")
+    command = [f"--checkpoint={chat_model}", f"--prompts_file={path}", "--nochat"]
+    command += ["--gen_length=4", "--block_length=4", f"--output={output}"]
+    command += ["--sampler=threshold(threshold=0.0)", "--skip_long"]
+    status, _, err = run_script("generate", *command)
+    assert status == 0
+    told = f"2 of 4 prompts are too long and skipped, first prompts_file ({path}), line"
+    assert f"{told} 2: prompt 1 has 200 tokens; with gen_length (4)" in err
+    records = read(output)
+    assert [(r["index"], r["prompt"]) for r in records] == [(0, "one"), (1, "two")]
+    assert {record["num_skipped"] for record in records} == {2}
+    # What else is wrong with a prompt is told, with its line.
+    path.write_text(f"{'b' * 200}\none\nZ\n")
+    command[-3] = f"--output={tmp_path / 'other.jsonl'}"
+    status, _, err = run_script("generate", *command)
+    assert (
+        status == 1 and f"error: prompts_file ({path}), line 3: prompt 1 cannot" in err
+    )
+    path.write_text("b" * 200)
+    status, _, err = run_script("generate", *command)
+    assert status == 1 and "error: skip_long leaves no prompt: prompts_file (" in err
+    assert not (tmp_path / "other.jsonl").exists()
+
+
+def test_an_empty_prompt_is_continued_from_nothing(run_script, chat_model, tmp_path):
+    output = tmp_path / "out.jsonl"
+    command = [f"--checkpoint={chat_model}", "--prompt=", f"--output={output}"]
+    command += ["--gen_length=4", "--block_length=4", "--sampler=threshold"]
+    status, _, err = run_script("generate", *command)
+    assert status == 1 and "a conversation needs a message" in err
+    status, _, err = run_script("generate", *command, "--nochat")
+    assert status == 0, err
+    [record] = read(output)
+    assert record["prompt"] == "" and record["nfe"] > 0 and record["is_complete"]
 
 
 def test_conversations_are_not_infilled(run_script, chat_model, tmp_path):

@@ -130,7 +130,7 @@ def test_recorded_runs_are_replayed(run_script, tmp_path):
     ("arguments", "message"),
     [
         (["--example=-1"], "example (-1) must be at least 0"),
-        (["--example=1000"], "num (1001) must be at most 1000 for test"),
+        (["--example=1000"], "num_examples (1001) must be at most 1000, those"),
         (["--gen_length=8"], "gen_length (8) needs a prompt"),
         (["--prompt=a", "--split=test"], "split (test) must not be given with"),
         (["--prompt=a", "--infill", "--chat"], "chat (True) is for a prompt that"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dlm_jax import checkpoints
 from dlm_jax.errors import InputError
 from dlm_jax.outline import read_outline
-from dlm_jax.text.stops import generation_eos
+from dlm_jax.text.stops import eos_ids
 
 LLADA = CONFIG.to_hf()
 SDAR = json.loads((DATA / "checkpoints" / "sdar_a" / "config.json").read_text())
@@ -121,6 +121,6 @@ def test_load(checkpoint, content):
 @example(content=b"[" * 100_000)
 def test_generation_config(folder, content):
     (folder / "generation_config.json").write_bytes(content)
-    found = read(generation_eos, folder, CONFIG)
+    found = read(eos_ids, folder, CONFIG)
     if not isinstance(found, Exception):
         assert all(0 <= token < CONFIG.embedding_size for token in found)

@@ -304,6 +304,11 @@ def test_fields_that_change_nothing_are_accepted(extra):
     assert SDARConfig.from_hf({**_HF_CONFIG, **extra}) == SDARConfig.from_hf(_HF_CONFIG)
 
 
+def test_the_first_of_several_eos_is_the_model_s():
+    several = {**_HF_CONFIG, "eos_token_id": [7, 8]}
+    assert SDARConfig.from_hf(several).eos_token_id == 7
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -311,7 +316,11 @@ def test_fields_that_change_nothing_are_accepted(extra):
         ({"head_dim": None}, "missing: head_dim"),
         ({"hidden_size": "64"}, r"hidden_size \('64'\) must be of type int"),
         ({"num_hidden_layers": True}, r"num_hidden_layers \(True\) must be of type"),
-        ({"eos_token_id": [1, 2]}, r"eos_token_id \(\[1, 2\]\) must be of type int"),
+        (
+            {"eos_token_id": [1, "2"]},
+            r"eos_token_id \(\[1, '2'\]\) must be of type int",
+        ),
+        ({"eos_token_id": []}, r"eos_token_id \(\[\]\) must be of type int"),
         ({"block_size": "4"}, r"block_size \('4'\) must be of type int"),
         ({"tie_word_embeddings": 0}, r"tie_word_embeddings \(0\) must be of type bool"),
         ({"num_hidden_layers": 0}, r"num_hidden_layers \(0\) must be at least 1"),

@@ -307,7 +307,7 @@ def test_examples_are_distinct_and_more_of_them_begin_the_same(asked, split):
     ("split", "num", "message"),
     [
         ("train", 1, r"^split \(train\) must be one of test, valid, hard$"),
-        ("test", 1001, r"^num \(1001\) must be at most 1000 for test$"),
+        ("test", 1001, r"^num_examples \(1001\) must be at most 1000, those of test$"),
     ],
 )
 def test_bad_input_is_one_line(split, num, message):

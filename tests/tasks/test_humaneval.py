@@ -162,7 +162,7 @@ def test_one_block_is_what_the_released_baselines_do(spec, score):
 
 def test_there_are_164_and_no_more(examples):
     assert len({example.name for example in examples}) == 164
-    with pytest.raises(InputError, match=r"num \(165\) must be at most 164"):
+    with pytest.raises(InputError, match=r"num_examples \(165\) must be at most 164"):
         humaneval.HumanEval().examples("test", 165)
 
 

@@ -214,7 +214,7 @@ def test_prompts_mark_the_blanks_and_answers_are_judged(made):
     [
         (lambda: sudoku.parse("12"), "must be 81 digits"),
         (lambda: puzzles_of("train", 1), "split (train) must be one of"),
-        (lambda: puzzles_of("test", 1001), "num (1001) must be at most 1000"),
+        (lambda: puzzles_of("test", 1001), "num_examples (1001) must be at most 1000"),
     ],
 )
 def test_bad_input_is_one_line(call, message):

@@ -107,6 +107,58 @@ def test_marks_inside_of_joined_files_are_skipped(tmp_path):
     assert read_prompts(path).prompts == ("x", "x")
 
 
+@pytest.mark.parametrize("name", ["a.json", "a"])
+def test_one_object_may_take_several_lines(tmp_path, name):
+    path = written(
+        tmp_path, name, b"\n" + json.dumps({"messages": TURNS}, indent=1).encode()
+    )
+    read = read_prompts(path)
+    assert (read.prompts, read.lines, read.form) == ((TURNS,), (2,), "a JSON object")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_line_may_end_in_a_carriage_return(tmp_path, name):
+    lines = ["one", "two"]
+    if name != "a.txt":
+        lines = [json.dumps({"prompt": line}) for line in lines]
+    path = written(tmp_path, name, "\r".join([*lines, ""]).encode())
+    assert read_prompts(path).prompts == ("one", "two")
+    # Where lines end otherwise, it is a character like others.
+    path = written(tmp_path, "b.txt", b"a\rb\nc")
+    assert read_prompts(path).prompts == ("a\rb", "c")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "places"),
+    [
+        ("a.txt", b"\none\n\ntwo", ["line 2", "line 4"]),
+        ("a.jsonl", b'{"prompt": "x"}\n\n{"prompt": "y"}', ["line 1", "line 3"]),
+        ("a.json", b'[{"prompt": "x"}, {"prompt": "y"}]', ["element 1", "element 2"]),
+    ],
+)
+def test_a_prompt_knows_where_it_was_read(tmp_path, name, content, places):
+    path = written(tmp_path, name, content)
+    expected = [f"prompts_file ({path}), {place}" for place in places]
+    assert read_prompts(path).places == expected
+
+
+def test_a_closed_stdin_is_told(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(
+        InputError, match=r"^prompts_file \(stdin\) cannot be read: it is"
+    ):
+        read_prompts("-")
+
+
+@pytest.mark.parametrize("order", ["LE", "BE"])
+def test_an_encoding_without_its_mark_is_named(tmp_path, order):
+    path = written(tmp_path, "a.txt", "one\ntwo".encode(f"utf-16-{order}"))
+    with pytest.raises(
+        InputError, match=f"as UTF-16-{order} without a byte order mark"
+    ):
+        read_prompts(path)
+
+
 DEEP = b'{"prompt": "x"}\n{"prompt": ' + b"[" * 100_000
 
 
@@ -116,7 +168,9 @@ DEEP = b'{"prompt": "x"}\n{"prompt": ' + b"[" * 100_000
         ("a.txt", b" \n\n", r"a.txt\) holds no prompt"),
         ("a.txt", MARK, "holds no prompt"),
         ("a.json", b"[]", "holds no prompt"),
-        ("a.txt", b"\xff\xff", "cannot be read"),
+        ("a.txt", b"\xff\xff", "line 1 cannot be read"),
+        ("a.txt", b"a\n\nb \xe9", "line 3 cannot be read: 'utf-8' codec can't decode"),
+        ("a.json", b'{\n"prompt": 3}', "line 1: must be a JSON object"),
         ("a.txt", b"\xff\xfea", "cannot be read"),
         ("a.txt", None, "cannot be read"),
         ("a.jsonl", b'{"prompt": "x"}\n\n{"text": "x"}', "line 3: must be a JSON obj"),

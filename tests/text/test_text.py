@@ -24,10 +24,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlm_jax import zoo
-from dlm_jax.errors import InputError
+from dlm_jax.errors import InputError, PromptError
 from dlm_jax.outline import read_outline
 from dlm_jax.tasks import sudoku
 from dlm_jax.tasks.base import BLANK
+from dlm_jax.text import templates
 from dlm_jax.text.characters import character_tokenizer
 from dlm_jax.text.codec import Codec
 from dlm_jax.text.prompts import pad
@@ -109,6 +110,25 @@ def test_generation_config_may_name_several_stops(
     assert new.tolist() == ids[: 0 if expected else 4]
 
 
+def test_config_may_name_several_stops_and_begin_with_a_mark(directory, tmp_path):
+    copy = shutil.copytree(directory, tmp_path / "checkpoint")
+    path = copy / "config.json"
+    values = json.loads(path.read_text()) | {"eos_token_id": [IDS[EOS], IDS["a"]]}
+    path.write_text(json.dumps(values), encoding="utf-8-sig")
+    outline = read_outline(copy)
+    assert outline.config.eos_token_id == outline.denoiser.eos_id == IDS[EOS]
+    assert outline.stop_ids == tuple(sorted({IDS[EOS], IDS[EOT], IDS["a"]}))
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_the_mask_token_is_no_stop(directory, tmp_path, name):
+    copy = shutil.copytree(directory, tmp_path / "checkpoint")
+    (copy / name).write_text(json.dumps({"eos_token_id": [IDS[EOS], IDS[MASK]]}))
+    message = rf"{name}: eos_token_id \(.*\) must not hold the mask token"
+    with pytest.raises(InputError, match=message):
+        Codec.load(copy, CONFIG)
+
+
 @pytest.mark.parametrize("written", ['{"eos_token_id": [1, "x"]}', "[]", "{", '"x"'])
 def test_a_damaged_generation_config_is_named(directory, tmp_path, written):
     copy = shutil.copytree(directory, tmp_path / "checkpoint")
@@ -178,9 +198,8 @@ def test_special_tokens_are_left_out_and_open_masks_shown():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda c: c.encode(["a", ""], 4), "prompt 1 is empty"),
-        (lambda c: c.encode_chat(["a", " \n"], 4), "prompt 1 is empty"),
-        (lambda c: c.encode_infill([""]), "prompt 0 is empty"),
+        (lambda c: c.encode_chat(["a", " \n"], 4), "prompt 1 is empty: .* --nochat"),
+        (lambda c: c.encode_infill([""]), "prompt 0 has no blank to fill"),
         (
             lambda c: c.encode_chat(["a", f"b{MASK}"], 4),
             r"prompt 1 holds the mask token \(<\|mdm_mask\|>\)",
@@ -203,6 +222,63 @@ def test_special_tokens_are_left_out_and_open_masks_shown():
 def test_bad_prompt_is_refused_by_name(chat, call, message):
     with pytest.raises(InputError, match=message):
         call(chat)
+
+
+def test_an_empty_text_is_continued_from_nothing():
+    [encoded] = PLAIN.encode([""], gen_length=3)
+    assert encoded.tokens.tolist() == [IDS[MASK]] * 3 and encoded.is_blank.all()
+
+
+@pytest.mark.parametrize(
+    ("call", "index", "is_too_long"),
+    [
+        (lambda c: c.encode(["a", "b" * 125], 4), 1, True),
+        (lambda c: c.encode_infill([MASK * 129]), 0, True),
+        (lambda c: c.encode(["a", "b", f"b{MASK}"], 4), 2, False),
+        (lambda c: c.encode(["a", "Z"], 4), 1, False),
+        (lambda c: c.encode_chat(["a", " \n"], 4), 1, False),
+        (lambda c: c.encode_infill([MASK, "a"]), 1, False),
+    ],
+)
+def test_an_error_knows_its_prompt(chat, call, index, is_too_long):
+    with pytest.raises(PromptError) as error:
+        call(chat)
+    assert (error.value.index, error.value.is_too_long) == (index, is_too_long)
+
+
+BIG = "{{ 'a' * 10000000000 }}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        BIG,
+        "{{ 'a' * 0x_ff_ff_ff_ff }}",
+        "{{ 'a' * (1e10 | int) }}",
+        f"{{{{ 'a' * {'9' * 5000} }}}}",
+        "{{ '%100000000d' % 3 }}",
+        "{{ '%-*.100000000f' % (3, 2.0) }}",
+        "{{ '{:>100000000}'.format('x') }}",
+        "{% for x in range(10_000_000) %}x{% endfor %}",
+    ],
+)
+def test_templates_of_large_numbers_are_refused(template):
+    with pytest.raises(InputError, match="must not have a number or a format width"):
+        templates.check(None, template)
+
+
+@pytest.mark.parametrize(
+    "template", [TEMPLATE, "20240131 {{ '20240131' }} {{ 9999999 }}", "{{ 1e3 }}", "{{"]
+)
+def test_other_templates_are_let_through(template):
+    templates.check(None, template)
+
+
+def test_a_text_longer_than_any_context_is_refused(chat, monkeypatch):
+    monkeypatch.setattr(templates, "_CHARACTERS", 1000)
+    assert chat.encode_chat(["a"], 4)
+    with pytest.raises(InputError, match=r"prompt 0: .* characters, more than 1000$"):
+        chat.encode_chat(["a" * 1000], 4)
 
 
 def test_longest_prompt_that_fits_is_taken():

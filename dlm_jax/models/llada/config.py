@@ -147,6 +147,7 @@ class LLaDAConfig:
             field.name: config.get(field.name) for field in dataclasses.fields(cls)
         }
         values["rope_theta"] = rope_theta
+        values["eos_token_id"] = hf_options.first_id(values["eos_token_id"])
         # null means as many as there are tokens; left out, it would be GPT-2's number.
         if values["embedding_size"] is None and "embedding_size" in config:
             values["embedding_size"] = values["vocab_size"]

@@ -112,6 +112,7 @@ class SDARConfig:
         found = {**_DEFAULTS, **config}
         values = {field: found.get(_name(field)) for field in fields}
         values["rope_theta"] = rope_theta
+        values["eos_token_id"] = hf_options.first_id(values["eos_token_id"])
         if values["mask_token_id"] is None:
             values["mask_token_id"] = _MASK_TOKEN_ID
         # null means one for each head; left out, it would be another model's number.

@@ -147,6 +147,10 @@ class Program(Trainable):
         "valid": 1000,
     }
 
+    def size(self, split: str) -> int | None:
+        self.check(split, 1)
+        return self.most_examples.get(split)
+
     def examples(self, split: str, num: int, seed: int = 0) -> list[Example]:
         self.check(split, num, seed, self.most_examples.get(split))
         rng = random.Random(f"{split} {seed}")

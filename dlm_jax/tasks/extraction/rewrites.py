@@ -25,7 +25,9 @@ _TICK = re.compile(r"^[ \t]*`{1,2}(?!`)|(?<!`)`{1,2}[ \t]*$", re.MULTILINE)
 
 
 def readings(answer: str) -> Iterator[str]:
-    """The answer as it is (but for HTML's entities outside of strings), then without one more kind of escapes or quotes each time.
+    """The answer as it is, then without one more kind of escapes or quotes each time.
+
+    HTML's entities in lines without strings are no code in any reading.
 
     Args:
       answer: any text.

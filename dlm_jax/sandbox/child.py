@@ -1,11 +1,12 @@
 """The program of the sandbox's child process, which `sandbox` sends as code.
 
-It imports nothing of this package and is imported by nothing. It is one file, a bit
-longer than others, because it is sent as one piece. Everything up to
-`_lock` is trusted; from the first line of a program on, what it writes is a claim that
-the parent judges.
+It imports nothing of this package and is imported by nothing: it and `plain` are sent
+as code, and executed in one space. Everything up to `_lock` is trusted; from the first
+line of a program on, what it writes is a claim that the parent judges.
 """
 
+import _frozen_importlib_external as importer
+import _thread
 import builtins
 import ctypes
 import marshal
@@ -15,11 +16,16 @@ import signal
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # both are sent together
+    from dlm_jax.sandbox.plain import TooLarge, encode
 
 _NOBODY = 65534
-_MAX_DEPTH = 100
 _MAX_MESSAGE = 300
+_STACK_BYTES = 2 << 20
+# Where users begin that nobody is, if a system has so many.
+_FIRST_USER = 0x70000000
 _NEW_NS, _NEW_IPC, _NEW_USER = 0x20000, 0x8000000, 0x10000000
 _NEW_PID, _NEW_NET = 0x20000000, 0x40000000
 _RDONLY, _NOSUID, _NODEV, _REMOUNT = 1, 2, 4, 32
@@ -44,7 +50,12 @@ def main(plan: dict[str, Any], job: dict[str, Any]) -> None:
     os.dup2(2, 0)
     os.dup2(2, 1)
     os.environ.clear()
+    # For libraries, which os.environ does not show: no threads that nobody asked for.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.putenv(name, "1")
+    _thread.stack_size(_STACK_BYTES)
     sys.argv[:] = [""]
+    sys.meta_path.append(_Packages(plan["packages"]))
     channel = _Channel(requests, replies, plan["output_bytes"])
     try:
         _lock(plan)
@@ -83,7 +94,7 @@ def _answer(
 ) -> None:
     try:
         text = encode(function(*arguments, **keywords), channel.limit)
-    except _TooLarge as error:
+    except TooLarge as error:
         channel.send("large", str(error))
     except BaseException as error:
         channel.send("raised", *_describe(error, "<program>"))
@@ -129,8 +140,21 @@ def _check(channel: "_Channel", job: dict[str, Any]) -> None:
         channel.send("passed")
 
 
-class _TooLarge(Exception):
-    """A value has more parts or characters than may be sent."""
+class _Packages:
+    """Finds the packages that may be imported, and nothing beside them."""
+
+    def __init__(self, places: dict[str, str]):
+        self._places = places
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """As of a finder of the import system."""
+        del target
+        place = self._places.get(name)
+        if path is not None or place is None:
+            return None
+        return importer.spec_from_file_location(
+            name, f"{place}/__init__.py", submodule_search_locations=[place]
+        )
 
 
 class _Channel:
@@ -167,75 +191,6 @@ class _Channel:
             data = data[os.write(self._replies, data) :]
 
 
-def encode(value: Any, limit: int) -> str:
-    """Plain data as JSON in which containers are arrays that start with their type.
-
-    A value of a subclass (a Counter, a named tuple) is written as what it derives from.
-
-    Args:
-      value: of None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset
-        and dict.
-      limit: number of characters and of parts that are not exceeded by much.
-
-    Raises:
-      TypeError: for anything else.
-      _TooLarge: beyond the limit, or nested deeper than 100.
-    """
-    parts: list[str] = []
-    _encode(value, parts, limit, 0)
-    return "".join(parts)
-
-
-def _encode(value: Any, parts: list[str], limit: int, depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        raise _TooLarge(f"nested deeper than {_MAX_DEPTH}")
-    if len(parts) > limit:
-        raise _TooLarge(f"more than {limit} parts")
-    kind = _kind(value)
-    if value is None or value is True or value is False:
-        parts.append({None: "null", True: "true", False: "false"}[value])
-    elif kind is int:
-        if value.bit_length() > 14_000:  # Python's own bound on digits is 4,300
-            raise _TooLarge("an integer of more than 4,200 digits")
-        parts.append(int.__repr__(value))
-    elif kind is float:
-        text = float.__repr__(value)
-        names = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-        parts.append(names.get(text, text))
-    elif kind is str:
-        if str.__len__(value) > limit:
-            raise _TooLarge(f"a string of more than {limit} characters")
-        parts.append(_quote(str.__str__(value)))
-    else:
-        if kind is complex:
-            items = (value.real, value.imag)
-        elif kind is dict:
-            items = (item for pair in dict.items(value) for item in pair)
-        else:
-            items = kind.__iter__(value)
-        parts.append(f'["{kind.__name__}"')
-        for item in items:
-            parts.append(",")
-            _encode(item, parts, limit, depth + 1)
-        parts.append("]")
-
-
-def _kind(value: Any) -> type:
-    kinds = (int, float, str, list, tuple, dict, set, frozenset, bytes, complex)
-    for kind in kinds:
-        if isinstance(value, kind):
-            return kind
-    if value is None:
-        return type(None)
-    raise TypeError(f"{type(value).__name__} is not plain data")
-
-
-try:  # without the package json, whose import takes as long as all the rest
-    from _json import encode_basestring_ascii as _quote
-except ImportError:
-    from json.encoder import encode_basestring_ascii as _quote
-
-
 def _describe(error: BaseException, filename: str) -> tuple[str, str, int]:
     """Type, message and the innermost line in a file; 0 if it was not there."""
     line = 0
@@ -270,8 +225,10 @@ def _lock(plan: dict[str, Any]) -> None:
     libc("prctl", 1, signal.SIGKILL, 0, 0, 0)  # die with the parent
     libc("prctl", 38, 1, 0, 0, 0)  # no new privileges
     if "namespaces" in layers:
-        _enter_namespaces(libc, plan)
+        is_counted = _enter_namespaces(libc, plan)
         libc("prctl", 1, signal.SIGKILL, 0, 0, 0)
+        if is_counted and "threads" in plan:
+            plan["limits"]["RLIMIT_NPROC"], plan["filter"] = plan["threads"]
     _set_limits(plan)
     if "landlock" in layers:
         _restrict_files(libc, plan["rules"])
@@ -323,13 +280,18 @@ def _set_limits(plan: dict[str, Any]) -> None:
                 raise
 
 
-def _enter_namespaces(libc: _Libc, plan: dict[str, Any]) -> None:
+def _enter_namespaces(libc: _Libc, plan: dict[str, Any]) -> bool:
     """Goes on in a child that sees no other process, file or network.
 
     The file system is the readable paths, read only, and an empty directory.
+
+    Returns:
+      Whether a limit on processes counts this user's, as the kernel exempts root.
     """
     flags = _NEW_NS | _NEW_IPC | _NEW_PID | _NEW_NET
     uid, gid = os.geteuid(), os.getegid()
+    # A user of its own, if root may choose, so that only its own threads count.
+    user = _FIRST_USER + os.getpid()
     try:
         libc("unshare", flags)
     except OSError:
@@ -354,7 +316,12 @@ def _enter_namespaces(libc: _Libc, plan: dict[str, Any]) -> None:
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        try:
+            os.setresuid(user, user, user)
+        except OSError:  # no such user in this namespace
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        return True
+    return uid != 0
 
 
 def _change_root(libc: _Libc, plan: dict[str, Any]) -> None:
@@ -365,10 +332,11 @@ def _change_root(libc: _Libc, plan: dict[str, Any]) -> None:
     root = os.getcwd()
     mount("none", "/", "", _REC | _PRIVATE)
     mount("tmpfs", root, "tmpfs", _NOSUID | _NODEV, "size=1m,nr_inodes=1k,mode=755")
-    for path in plan["readable"]:
+
+    def bind(path: str) -> None:
         target = root + path
         if os.path.isdir(path):
-            os.makedirs(target)
+            os.makedirs(target, exist_ok=True)
         else:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
@@ -376,8 +344,17 @@ def _change_root(libc: _Libc, plan: dict[str, Any]) -> None:
         present = os.statvfs(target).f_flag
         kept = sum(flag for bit, flag in _STATVFS_TO_MOUNT.items() if present & bit)
         mount("none", target, "", _REMOUNT | _BIND | _RDONLY | kept)
+
+    for path in plan["readable"]:
+        bind(path)
+    options = "size=1m,nr_inodes=1k,mode=755"
     for path in plan["hidden"]:
-        mount("tmpfs", root + path, "tmpfs", _RDONLY | _NOSUID | _NODEV)
+        mount("tmpfs", root + path, "tmpfs", _NOSUID | _NODEV, options)
+    for path in plan["packages"].values():
+        bind(path)
+    for path in plan["hidden"]:
+        flags = _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV
+        mount("none", root + path, "", flags)
     for path, target in plan["links"].items():
         os.symlink(target, root + path)
     os.mkdir(f"{root}/empty")

@@ -1,5 +1,6 @@
 """The layers of a sandbox: system calls to deny, files that may be read."""
 
+import importlib.util
 import os
 import pathlib
 import platform
@@ -10,6 +11,8 @@ from typing import NamedTuple
 
 # To be denied is to get EPERM, 1.
 _KILL, _DENY, _ALLOW = 0x80000000, 0x00050001, 0x7FFF0000
+# To be told that there is no such call, ENOSYS, 38.
+_ABSENT = 0x00050026
 _LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ARCHITECTURE_AT, _NUMBER_AT, _ARGUMENTS_AT = 4, 0, 16
 
@@ -20,7 +23,10 @@ _ARCHITECTURE_AT, _NUMBER_AT, _ARGUMENTS_AT = 4, 0, 16
 # memory that no limit counts, mounts, and parts of the kernel that a program has no use
 # for. Where a call makes a descriptor that others need, only it is here (mq_open).
 _DENIED: dict[str, tuple[int | None, int | None]] = {
+    "accept": (43, 202),
+    "accept4": (288, 242),
     "add_key": (248, 217),
+    "bind": (49, 200),
     "bpf": (321, 280),
     "chmod": (90, None),
     "chown": (92, None),
@@ -50,6 +56,7 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "keyctl": (250, 219),
     "kill": (62, 129),
     "lchown": (94, None),
+    "listen": (50, 201),
     "lremovexattr": (198, 15),
     "lsetxattr": (189, 6),
     "memfd_create": (319, 279),
@@ -96,13 +103,13 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "setpgid": (109, 154),
     "setpriority": (141, 140),
     "setsid": (112, 157),
+    "setsockopt": (54, 208),
     "setxattr": (188, 5),
     "setxattrat": (463, 463),
     "shmat": (30, 196),
     "shmctl": (31, 195),
     "shmget": (29, 194),
     "socket": (41, 198),
-    "socketpair": (53, 199),
     "tgkill": (234, 131),
     "tkill": (200, 130),
     "truncate": (76, 45),
@@ -151,6 +158,16 @@ _RULES = (
     _Rule((2, None), 1, _IF_ANY_BIT, (0o1000,), True),
     _Rule((257, 56), 2, _IF_ANY_BIT, (0o1000,), True),
 )
+# socketpair: asyncio wakes itself through one. A pair of streams (AF_UNIX, SOCK_STREAM,
+# with SOCK_NONBLOCK and SOCK_CLOEXEC) reaches nobody: it has no name and is connected.
+# One of datagrams could send to any name.
+_SOCKETPAIR = (53, 199)
+_STREAMS = (0o1, 0o4001, 0o2000001, 0o2004001)
+# clone: what the C library gives to make a thread of this process, and nothing else;
+# musl adds CLONE_DETACHED. No filter sees what clone3 is asked; where there is no such
+# call, the libraries take clone.
+_CLONE, _CLONE3 = _DENIED["clone"], _DENIED["clone3"]
+_THREADS = (0x3D0F00, 0x7D0F00)
 _PIVOT_ROOT = _DENIED["pivot_root"]
 # AUDIT_ARCH of the little-endian 64-bit systems, in the order of the numbers.
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -162,8 +179,12 @@ def _architecture() -> tuple[int, int] | None:
     return _ARCHITECTURES.get(platform.machine())
 
 
-def seccomp_filter() -> bytes:
-    """The filter's program in classic BPF; empty if this machine has no known one."""
+def seccomp_filter(has_threads: bool = False) -> bytes:
+    """The filter's program in classic BPF; empty if this machine has no known one.
+
+    Args:
+      has_threads: the process may make threads, whose number something else bounds.
+    """
     architecture = _architecture()
     if architecture is None:
         return b""
@@ -172,10 +193,28 @@ def seccomp_filter() -> bytes:
         (_IF_EQUAL, "deny", None, number)
         for numbers in _DENIED.values()
         if (number := numbers[column]) is not None
+        and not (has_threads and numbers in (_CLONE, _CLONE3))
     ]
     if column == 0:  # the 32-bit pointers' second set of numbers
         body.insert(0, (_IF_AT_LEAST, "deny", None, 0x40000000))
-    for rule in _RULES:
+    first = _ARGUMENTS_AT
+    body += [
+        (_IF_EQUAL, None, len(_STREAMS) + 5, _SOCKETPAIR[column]),
+        (_LOAD, None, None, first),
+        (_IF_EQUAL, 1, None, 1),
+        (_RETURN, None, None, _DENY),
+        (_LOAD, None, None, first + 8),
+        *((_IF_EQUAL, "allow", None, kind) for kind in _STREAMS),
+        (_RETURN, None, None, _DENY),
+    ]
+    rules = _RULES
+    if has_threads:
+        body += [
+            (_IF_EQUAL, None, 1, _CLONE3[column]),
+            (_RETURN, None, None, _ABSENT),
+        ]
+        rules += (_Rule(_CLONE, 0, _IF_EQUAL, _THREADS, False),)
+    for rule in rules:
         number = rule.numbers[column]
         if number is None:
             continue
@@ -229,6 +268,19 @@ def hidden_within(paths: Iterable[str]) -> list[str]:
             for name in ("site-packages", "dist-packages"):
                 found.update(path.glob(f"{pattern}{name}"))
     return sorted(str(path) for path in found if path.is_dir())
+
+
+def packages() -> dict[str, str]:
+    """Installed packages that programs may import, by name: where their files are.
+
+    They are those that HumanEval's own environment has, and their shared libraries.
+    """
+    spec = importlib.util.find_spec("numpy")
+    if spec is None or not spec.origin or not spec.origin.endswith("/__init__.py"):
+        return {}
+    path = os.path.realpath(os.path.dirname(spec.origin))
+    found = {"numpy": path, "numpy.libs": f"{path}.libs"}
+    return {name: path for name, path in found.items() if os.path.isdir(path)}
 
 
 def root_links() -> dict[str, str]:

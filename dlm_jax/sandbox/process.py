@@ -27,14 +27,18 @@ LAYERS = ("namespaces", "landlock", "seccomp")
 _START_SECONDS = 30.0
 _MAX_DEPTH = 100
 _CHUNK = 1 << 16
+_CHILD_FILES = ("plain.py", "child.py")
+# Threads of a program, with its processes.
+_MOST_TASKS = 64
 # Reads the code and its arguments from standard input, without a file in between.
 _STUB = (
     "import marshal\n"
     "with open(0, 'rb', closefd=False) as file:\n"
     "    size = int.from_bytes(file.read(8), 'little')\n"
-    "    code, plan, job = marshal.loads(file.read(size))\n"
+    "    codes, plan, job = marshal.loads(file.read(size))\n"
     "space = {'__name__': 'sandbox'}\n"
-    "exec(code, space)\n"
+    "for code in codes:\n"
+    "    exec(code, space)\n"
     "space['main'](plan, job)\n"
 )
 _CONTAINERS = {
@@ -119,7 +123,8 @@ class Child:
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
                 cwd=self._directory,
-                env={"PYTHONHASHSEED": "0"},
+                # An arena of the C library's for each thread would take the memory.
+                env={"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"},
                 start_new_session=True,
             )
         except BaseException:
@@ -290,15 +295,19 @@ def _python() -> str:
 
 
 @functools.cache
-def _child_code() -> Any:
-    path = pathlib.Path(__file__).with_name("child.py")
-    return compile(path.read_text(encoding="utf-8"), path.name, "exec", 0, True)
+def _child_code() -> list[Any]:
+    paths = [pathlib.Path(__file__).with_name(name) for name in _CHILD_FILES]
+    return [
+        compile(path.read_text(encoding="utf-8"), path.name, "exec", 0, True)
+        for path in paths
+    ]
 
 
 def _plan(limits: Limits, layers: Sequence[str]) -> dict[str, Any]:
     """What the child needs to lock itself up."""
     plan: dict[str, Any] = {
         "layers": list(layers),
+        "packages": _packages(),
         "output_bytes": limits.output_bytes,
         "limits": {
             "RLIMIT_CPU": limits.cpu_seconds,
@@ -309,7 +318,14 @@ def _plan(limits: Limits, layers: Sequence[str]) -> dict[str, Any]:
             "RLIMIT_NPROC": 0,
         },
     }
-    return plan | _paths("namespaces" in layers) if layers else plan
+    if layers:
+        plan |= _paths("namespaces" in layers)
+    if {"namespaces", "seccomp"} <= set(layers):
+        plan["threads"] = _MOST_TASKS, sandbox_layers.seccomp_filter(has_threads=True)
+    return plan
+
+
+_packages = functools.cache(sandbox_layers.packages)
 
 
 @functools.cache
@@ -323,7 +339,10 @@ def _paths(has_mounts: bool) -> dict[str, Any]:
         "pivot_root": sandbox_layers.pivot_root_number(),
         "filter": sandbox_layers.seccomp_filter(),
         # What is covered by a mount need not be left out by rules.
-        "rules": sandbox_layers.landlock_rules(readable, () if has_mounts else hidden),
+        "rules": [
+            *sandbox_layers.landlock_rules(readable, () if has_mounts else hidden),
+            *((path, True, True) for path in _packages().values()),
+        ],
     }
 
 

@@ -7,21 +7,22 @@ where the candidate is a stub that asks the first one for plain data. So a progr
 leaves early, patches built-in functions, prints a result or returns objects that equal
 everything is wrong, unless its values are correct.
 
-Each child is a fresh interpreter with Python's own library only, an empty environment,
-an empty working directory and no descriptor but its pipes; strings have the same hashes
-in every run. Around it are as many layers as the system offers. `isolation` names them,
-and so does every outcome:
+Each child is a fresh interpreter with Python's own library and numpy, if that is
+installed, an empty environment, an empty working directory and no descriptor but its
+pipes; strings have the same hashes in every run. Around it are as many layers as the
+system offers. `isolation` names them, and so does every outcome:
 
 - namespaces: an empty root with the library mounted read only; no other process, no
   network.
 - landlock: no file but the library can be read, none opened for writing, made, moved
-  or removed; installed packages are left out, as they may hold answers. By itself it
-  lets owner, mode, times and attributes of the user's files be changed, and before
-  Linux 6.2 lets them be emptied: that is seccomp's.
-- seccomp: no new process or thread, no socket, no signal, no other process's schedule,
-  memory or messages; no file's owner, mode, times or attributes changed, none emptied;
-  none of the other calls of `layers`. By itself it lets a program read, make,
-  change and remove files as its user can.
+  or removed; installed packages but numpy are left out, as they may hold answers. By
+  itself it lets owner, mode, times and attributes of the user's files be changed, and
+  before Linux 6.2 lets them be emptied: that is seccomp's.
+- seccomp: no new process, no socket but a pair of the process's own, no signal, no
+  other process's schedule, memory or messages; no file's owner, mode, times or
+  attributes changed, none emptied; none of the other calls of `layers`. Threads only
+  with namespaces, where the kernel counts them apart: at most 62. By itself it lets a
+  program read, make, change and remove files as its user can.
 - rlimits: CPU time, memory, size of files (none grows), descriptors, processes. With
   these alone a program can do with files what its user can, but fill them, so they stop
   accidents, not attacks. macOS has only these, and does not bound memory.

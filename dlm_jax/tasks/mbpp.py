@@ -20,7 +20,6 @@ it.
 
 import ast
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -42,11 +41,6 @@ _SPLITS = {
 # OpenCompass lets a program run for 10 s.
 _LIMITS = sandbox.Limits(cpu_seconds=10, wall_seconds=60.0)
 _RUN_TEST = "run_the_test"
-# The worked examples have their code in quotes.
-_QUOTED = re.compile(
-    r"(?:^|(?<=\[BEGIN\]))\s*'(?=\s*(?:def|import|from|class|async|@|#))", re.IGNORECASE
-)
-_QUOTE_END = re.compile(r"'\s*(?=\[DONE\])|'\s*\Z")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +134,9 @@ class MBPP(Published):
         return found
 
     def judge(self, problem: Problem, answer: str) -> Verdict:
-        text = unquoted(answer)
         names = tested(problem)
         if len(names) == 1 and not _is_class(problem.code, names[0]):
-            found = extract(text, names[0])
+            found = extract(answer, names[0])
             if not found.program:
                 return Verdict(False, found.reason)
             outcome = sandbox.run_checks(
@@ -155,19 +148,10 @@ class MBPP(Published):
             )
             return Verdict(outcome.is_passed, outcome.reason)
         # Tests that make objects of the program's own classes run beside it.
-        program = statements_of(text)
+        program = statements_of(answer)
         if not program:
             return Verdict(False, "the answer has no Python")
         return _run_beside(program, problem)
-
-
-def unquoted(answer: str) -> str:
-    r"""An answer without the quotes and the `\_` that the worked examples lead to."""
-    text = answer.replace("\\_", "_")
-    if opened := _QUOTED.search(text):
-        text = text[: opened.start()] + "\n" + text[opened.end() :]
-        text = _QUOTE_END.sub("\n", text, count=1)
-    return text
 
 
 def tested(problem: Problem) -> list[str]:

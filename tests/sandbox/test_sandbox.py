@@ -96,7 +96,7 @@ def test_a_right_function_passes_and_a_wrong_one_has_its_first_wrong_value_as_re
         ("def g(x): pass", "NameError: the program does not define f"),
         ("f = 3", "TypeError: 'int' object is not callable"),
         ("def f(x): return input()", "EOFError: EOF when reading a line (line 1)"),
-        ("import numpy", "ModuleNotFoundError: No module named 'numpy' (line 1)"),
+        ("import pytest", "ModuleNotFoundError: No module named 'pytest' (line 1)"),
         (
             "def f(x):\n    assert x == 3, 'a\\n\\x1b[2Jb'",
             "AssertionError: a ?[2Jb (line 2)",

@@ -37,6 +37,11 @@ DENIED = (435, 437, 452, 463, 466, 469)
 X86_DENIED = (
     57,  # fork
     41,  # socket
+    43,  # accept
+    288,  # accept4
+    49,  # bind
+    50,  # listen
+    54,  # setsockopt
     62,  # kill
     59,  # execve
     90,  # chmod
@@ -75,6 +80,11 @@ X86_DENIED = (
 ARM_DENIED = (
     220,  # clone
     198,  # socket
+    202,  # accept
+    242,  # accept4
+    200,  # bind
+    201,  # listen
+    208,  # setsockopt
     129,  # kill
     221,  # execve
     52,  # fchmod
@@ -105,20 +115,20 @@ ARM_DENIED = (
     "machine, audit, denied, allowed, calls",
     [
         # Allowed: read, write, exit_group, mmap, fstat, ftruncate, sched_getaffinity.
-        # Calls: prlimit64, fcntl, ioctl, openat.
+        # Calls: prlimit64, fcntl, ioctl, openat, socketpair.
         (
             "x86_64",
             0xC000003E,
             X86_DENIED,
             (0, 1, 231, 9, 5, 77, 204),
-            (302, 72, 16, 257),
+            (302, 72, 16, 257, 53),
         ),
         (
             "aarch64",
             0xC00000B7,
             ARM_DENIED,
             (63, 64, 94, 222, 80, 46, 123),
-            (261, 25, 29, 56),
+            (261, 25, 29, 56, 199),
         ),
     ],
 )
@@ -143,7 +153,7 @@ def test_the_filter_denies_calls_by_number_on_both_architectures(
     for number in {*range(1024)} - {*calls}:
         expected = error if number in table else allow
         assert run_filter(program, number, audit) == expected, number
-    prlimit, fcntl, ioctl, openat = calls
+    prlimit, fcntl, ioctl, openat, pair = calls
     assert verdicts(prlimit, 0, [0]) == {allow}
     assert verdicts(prlimit, 0, [17, 1]) == {error}
     # F_SETOWN, F_SETSIG, F_SETOWN_EX, also where the unused half is not 0; others.
@@ -157,11 +167,46 @@ def test_the_filter_denies_calls_by_number_on_both_architectures(
     for number, place in opens:
         assert verdicts(number, place, [0o1000, 0o1101, 0o2001000]) == {error}
         assert verdicts(number, place, [0, 0o2000000, 0o300]) == {allow}
+    # Streams of AF_UNIX, with flags or not; other families, and datagrams.
+    for domain, kind, expected in (
+        *((1, kind, allow) for kind in (1, 0o4001, 0o2000001, 0o2004001)),
+        *((1, kind, error) for kind in (0, 2, 3, 5, 0o2000002, 0o10001)),
+        *((domain, 1, error) for domain in (0, 2, 10, 16)),
+    ):
+        assert run_filter(program, pair, audit, domain, kind) == expected
     assert run_filter(program, allowed[0], 0x40000003) == kill
     is_second_set_denied = run_filter(program, 0x40000000, audit) == error
     assert is_second_set_denied == (machine == "x86_64")
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     assert sandbox_layers.seccomp_filter() == b""
+
+
+@pytest.mark.skipif(not IS_LINUX, reason="seccomp is of Linux")
+@pytest.mark.parametrize(
+    "machine, audit, clone", [("x86_64", 0xC000003E, 56), ("aarch64", 0xC00000B7, 220)]
+)
+def test_with_threads_only_what_makes_a_thread_is_allowed(
+    machine, audit, clone, monkeypatch
+):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    without = sandbox_layers.seccomp_filter()
+    program = sandbox_layers.seccomp_filter(has_threads=True)
+    allow, error, absent = 0x7FFF0000, 0x00050001, 0x00050026
+    for number in {*range(1024)} - {clone, 435}:
+        for value in (0, 1, 0o1000, 0x3D0F00):
+            arguments = (value, value, value)
+            assert run_filter(program, number, audit, *arguments) == run_filter(
+                without, number, audit, *arguments
+            )
+    # For clone3 the C library takes clone, whose flags a filter sees.
+    assert run_filter(program, 435, audit, 0x3D0F00) == absent
+    for flags in (0x3D0F00, 0x7D0F00):
+        assert run_filter(program, clone, audit, flags) == allow
+        assert run_filter(without, clone, audit, flags) == error
+    # SIGCHLD (fork), vfork, a thread without CLONE_THREAD, and new namespaces.
+    spaces = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 1 << 30)
+    for flags in (17, 0x1200011, 0x4111, 0x3C0F00, *(0x3D0F00 | x for x in spaces)):
+        assert run_filter(program, clone, audit, flags) == error
 
 
 def test_what_the_interpreter_asks_of_its_own_descriptors_it_still_gets():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sandbox_programs import PATIENT, first, judged
 
-from dlm_jax.sandbox import child, process, sandbox
+from dlm_jax.sandbox import plain, process, sandbox
 from dlm_jax.sandbox.sandbox import Limits
 
 
@@ -86,7 +86,7 @@ PLAIN = st.recursive(
 @settings(max_examples=40)
 @given(PLAIN)
 def test_plain_data_comes_back_as_it_was(value):
-    text = child.encode(value, 10**6)
+    text = plain.encode(value, 10**6)
     assert text.isascii() and "\n" not in text
     found = process._decode(json.loads(text), 0)
     assert sandbox.is_equal(found, value)

@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import html
+import json
 import textwrap
 from collections.abc import Callable
 
@@ -198,4 +200,25 @@ SHAPES: dict[str, Callable[[Parts], str]] = {
     "other languages around it": lambda p: (
         fenced("pip install numpy", "bash") + fenced(p.whole) + fenced("3", "text")
     ),
+    "body, end token": lambda p: f"{p.body.rstrip()}<|eot_id|><|eot_id|>",
+    "body, another end token": lambda p: f"{p.body.rstrip()}</s>",
+    "end token, then the next turn": lambda p: (
+        f"{p.whole.rstrip()}<|endoftext|>Q: Write def {p.name}(x):"
+    ),
+    "masks": lambda p: f"{p.body.rstrip()}\n<|mdm_mask|><|mdm_mask|>",
+    # The code escaped or quoted as a whole.
+    "Markdown escapes": lambda p: fenced(p.whole.replace("_", "\\_")),
+    "HTML entities": lambda p: f"<pre>{html.escape(p.whole)}</pre>",
+    "in quotes": lambda p: f"[BEGIN]\n '{p.function.rstrip()}' \n[DONE] \n\n ",
+    "in three quotes": lambda p: f"'''\n{p.whole}'''\nDone.",
+    "JSON": lambda p: json.dumps({"language": "python", "code": p.whole}),
+    "numbered lines": lambda p: fenced(
+        "\n".join(
+            f"{i:3d} | {line}" for i, line in enumerate(p.whole.rstrip().split("\n"), 1)
+        )
+    ),
+    "a difference": lambda p: fenced(marked(p.function, "+", "+"), "diff"),
+    "em spaces": lambda p: fenced(p.whole.replace("\n    ", "\n\N{EM SPACE}   ")),
+    "vertical tabs": lambda p: fenced(p.whole.replace("\n\n", "\n\v\n")),
+    "single backticks": lambda p: f"`{p.function.rstrip()}`",
 }

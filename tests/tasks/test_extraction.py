@@ -202,6 +202,82 @@ def test_unusual_definitions(answer, value):
     assert area_of_two(answer) == value
 
 
+@pytest.mark.parametrize(
+    "binding",
+    [
+        "area = circle",
+        "area = other = circle",
+        "from typing import Callable\narea: Callable = circle",
+        "from functools import partial\narea = partial(circle)",
+        "import functools\narea = functools.lru_cache(maxsize=None)(circle)",
+        "area = lambda r: circle(r)",
+        "area: 'Callable' = lambda r: circle(r)",
+        "def same(f):\n    return f\narea = same(circle)",
+        "class A:\n    def of(self, r):\n        return 5\na = A()\narea = a.of",
+        "class A:\n    def of(self, r):\n        return circle(r)\narea = A().of",
+        "old = circle\narea = old",
+        "def make():\n    return circle\narea = make()",
+    ],
+)
+def test_a_function_may_be_bound_otherwise(binding):
+    circle = "def circle(r):\n    return 5\n"
+    # What a call returns may be no function, so that a whole definition is preferred.
+    ending = "pass" if "make" in binding else "return 'draft'"
+    draft = f"def area(r):\n    {ending}\n"
+    assert area_of_two(fenced(f"{circle}\n{binding}")) == 5
+    assert area_of_two(fenced(draft) + fenced(f"{circle}\n{binding}")) == 5
+
+
+@pytest.mark.parametrize(
+    "binding",
+    ["import operator\narea = operator.abs", "from operator import abs as area"],
+)
+def test_a_function_may_be_one_of_the_library(binding):
+    assert area_of_two(f"def area(r):\n    return 'draft'\n\n{binding}") == 2
+    assert area_of_two(binding, "") == 2
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        "area = 3",
+        "area = area(2)",
+        "total = 2\narea = total",
+        "area = max(['a', 'bb'], key=len)",
+        "from functools import reduce\narea = reduce(lambda a, b: a * b, [1, 2])",
+        "area = sum(map(area, [1, 2]))",
+        "from solution import area",
+        "from code import area\nprint(area(1))",
+    ],
+)
+def test_a_variable_of_the_same_name_is_not_the_function(usage):
+    assert area_of_two(f"{fenced(WHOLE)}Usage:\n{fenced(usage)}") == 12
+    assert area_of_two(f"{WHOLE}\n\n{usage}\n") == 12
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "_area = area\ndef area(*a):\n    return _area(*a) + 1",
+        "def more(f):\n    return lambda r: f(r) + 1\narea = more(area)",
+        "_area = area\n_other = _area\narea = lambda r: _other(r) + 1",
+    ],
+)
+def test_a_wrapper_keeps_the_function_that_it_wraps(after):
+    assert area_of_two(f"{WHOLE}\n{after}") == 13
+    assert area_of_two(f"{fenced(WHOLE)}With a wrapper:\n{fenced(after)}") == 13
+
+
+def test_an_answer_is_read_as_it_is_first():
+    text = "def area(r):\n    return '&lt;\\\\_</s>'\n"
+    assert area_of_two(text) == "&lt;\\_</s>"
+    escaped = "def area(r):\n    return r &lt; 1\n"
+    assert area_of_two(f"{fenced(escaped)}Or rather:\n{fenced(WHOLE)}") == 12
+    # Escapes hide no mistake.
+    for wrong in ("[BEGIN]\n'def area(r):\n    return 3'\n[DONE]", escaped):
+        assert area_of_two(wrong) in (3, False)
+
+
 def test_text_without_the_function_says_so():
     for answer, reason in (
         (" \n", "the answer is empty"),

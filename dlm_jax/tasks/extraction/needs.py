@@ -1,19 +1,20 @@
 """What else of an answer a function needs: imports, constants, helpers."""
 
 import ast
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from dlm_jax.tasks.extraction import statements
 from dlm_jax.tasks.extraction.statements import Chunk
 
 _CHANGES = ast.For | ast.While | ast.With | ast.If | ast.Assign | ast.AugAssign
 
 
 def needed(
-    names: Iterable[str],
+    chosen: Chunk,
     own: Sequence[Chunk],
     others: Sequence[Sequence[Chunk]],
     entry_point: str,
-    is_left_out: Callable[[Chunk], bool],
+    defines: Callable[[Chunk], bool],
 ) -> list[Chunk]:
     """The statements that a function needs, directly or through others of them.
 
@@ -21,22 +22,30 @@ def needed(
     left out.
 
     Args:
-      names: globals that the function reads.
+      chosen: the function.
       own: statements around the function.
       others: other parts of the answer, in its order.
       entry_point: the function's name.
-      is_left_out: the function itself, and other definitions of it.
+      defines: whether a statement is a definition of the function. It is left out,
+        unless a statement before the chosen one reads the function by then.
 
     Returns:
       The statements, in the order of the answer.
     """
-    order = [(i, c) for i, c in _nearest(own, others) if not is_left_out(c)]
+    order, definitions = [], [chosen]
+    for rank, chunk in _nearest(own, others):
+        if chunk.first == chosen.first:
+            continue
+        if defines(chunk):
+            definitions.append(chunk)
+        else:
+            order.append((rank, chunk))
     binding: dict[str, list[tuple[int, Chunk]]] = {}
     for rank, chunk in order:
         for name in chunk.names.bound if chunk.names else ():
             binding.setdefault(name, []).append((rank, chunk))
     kept: dict[int, Chunk] = {}
-    todo, seen = list(names), set()
+    todo, seen = list(chosen.names.used if chosen.names else ()), set()
 
     def keep(chunk: Chunk) -> None:
         if id(chunk) not in kept:
@@ -68,6 +77,18 @@ def needed(
             if used & known and not used & {entry_point, "print", "input"}:
                 keep(chunk)
     close()
+    # What reads the function at once, as `_old = f` before another f, needs one there.
+    readers = [chosen, *kept.values()]
+    while readers:
+        reader = readers.pop()
+        if not statements.reads_at_once(reader.nodes, entry_point):
+            continue
+        before = [chunk for chunk in definitions if chunk.first < reader.first]
+        if before and (last := max(before, key=lambda c: c.first)) is not chosen:
+            known = set(kept)
+            keep(last)
+            close()
+            readers += [chunk for key, chunk in kept.items() if key not in known]
     return sorted(kept.values(), key=lambda chunk: chunk.first)
 
 

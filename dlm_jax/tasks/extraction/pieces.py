@@ -10,7 +10,10 @@ _TAG = re.compile(
     r"|^[ \t]*</?(?:code|python|answer|solution|pre)>"
     r"|</?(?:code|python|answer|solution|pre)>[ \t]*$"
     r"|^[ \t]*\\(?:begin|end)\{\w+\}"
-    r"|<\|(?:im_end|eot_id|endoftext|end_of_text|end)\|>",
+    # What ends a turn or fills it up; in a string there is a quote behind it.
+    r"|<[|\uff5c][\w\u2581-]+[|\uff5c]>"
+    r"|(?:</?s>|<(?:eos|bos|pad|unk|end_of_turn|start_of_turn)>)+"
+    r"(?![^\n\"']{0,200}[\"'])",
     re.MULTILINE | re.IGNORECASE,
 )
 _TICKS = re.compile(r"(`{3,})")
@@ -19,7 +22,8 @@ _TILDES = re.compile(r"[ \t]*~{3,}[^~]*")
 _INFO = re.compile(r"[ \t]*(?:\{[^}]*\}|[\w+.#-]*)(?:[ \t:]+[\w-]+=\S+)*[ \t]*")
 _LANGUAGE = re.compile(r"[ \t]*(?:python|py)[\w.]*[ \t]+", re.IGNORECASE)
 # What a session, a quotation, a difference or numbered lines have before each line.
-MARK = re.compile(r"[ \t]*(?:>>>|\.\.\.|>|\||\+|\d+[.:|)]?)(?:[ \t]|$)")
+MARK = re.compile(r"[ \t]*(?:>>>|\.\.\.|>|\||\+|\d+(?:[ \t]*[.:|)])?)(?:[ \t]|$)")
+ADDED = re.compile(r"\+")
 
 
 def read(answer: str) -> list[str | None]:

@@ -3,17 +3,19 @@
 import ast
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from dlm_jax.tasks.extraction import needs, pieces, statements
-from dlm_jax.tasks.extraction.pieces import MARK
+from dlm_jax.tasks.extraction import needs, pieces, rewrites, statements
+from dlm_jax.tasks.extraction.bindings import SURELY, Bindings
+from dlm_jax.tasks.extraction.bodies import bodies
+from dlm_jax.tasks.extraction.pieces import ADDED, MARK
 from dlm_jax.tasks.extraction.statements import Chunk
 
 # Quality of a candidate. WHOLE, unless it ends where the answer does and might go on.
 _WHOLE, _OPEN, _EMPTY = 3, 2, 0
-_INDENT = "    "
 # Pieces that are tried as continuations, and broken or indented definitions.
 _MOST_PIECES, _MOST_BROKEN = 32, 4
+_FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,45 @@ def extract(answer: str, entry_point: str, prompt: str = "") -> Extracted:
     """
     if not answer.strip():
         return Extracted("", "the answer is empty")
-    return _Search(answer, entry_point, prompt).result()
+    made: list[_Search] = []
+    texts = rewrites.readings(answer)
+
+    def searches() -> Iterator[_Search]:
+        """Of each reading; most answers need one."""
+        yield from made
+        for text in texts:
+            made.append(_Search(text, entry_point, prompt))
+            yield made[-1]
+
+    chosen = _choice(searches)
+    if chosen is None:
+        return Extracted("", made[0].reason())
+    search, candidate = chosen
+    return Extracted(search.program(candidate), "")
+
+
+def _choice(
+    searches: Callable[[], Iterator["_Search"]],
+) -> "tuple[_Search, _Candidate] | None":
+    """The best candidate, and the reading of the answer that has it.
+
+    A way to look for candidates is tried on every reading before the next way. What
+    continues the prompt yields to a definition, in whichever reading.
+    """
+    continued = None
+    for look in (_Search.plain, _Search.methods, _Search.indented, _Search.prefixes):
+        for search in searches():
+            best = search.best(look(search))
+            if best and best.quality >= _OPEN:
+                if best.is_own:
+                    return search, best
+                continued = continued or (search, best)
+        if continued:
+            return continued
+    for search in searches():
+        if empty := search.best():
+            return search, empty
+    return None
 
 
 class _Search:
@@ -97,27 +137,29 @@ class _Search:
         # Definitions that are not Python, with their regions.
         self._broken: list[tuple[str, int]] = []
         self._body_error = ""
+        self._found: list[_Candidate] = []
+        tree = statements.parse(self._prelude)
+        nodes = [n for region in self._regions for c in region for n in c.nodes]
+        self._bindings = Bindings([*(tree.body if tree else ()), *nodes])
 
-    def result(self) -> Extracted:
-        found = [c for i in range(len(self._regions)) for c in self._own(i)]
-        if self._begun:
-            found += self._continuations()
-        found = _without_parts(found, _plain(self._begun))
-        whole = [c for c in found if c.quality >= _OPEN]
-        # Methods and definitions amid a line count if there is nothing better.
-        for more in (self._methods, self._indented, self._prefixes):
-            if not whole:
-                found += more()
-                whole = [c for c in found if c.quality >= _OPEN]
-        if not found:
-            return Extracted("", self._reason())
-        chosen = max(whole or found, key=lambda c: (c.quality, c.is_own, c.first))
-        return Extracted(self._program(chosen), "")
+    def best(self, more: Iterable[_Candidate] = ()) -> _Candidate | None:
+        """The best of all candidates until now, and more of them."""
+        self._found += more
+        return max(
+            self._found, key=lambda c: (c.quality, c.is_own, c.first), default=None
+        )
 
     def _plain_lines(self) -> list[str]:
         return ["```" if line is None else line for line in self._lines]
 
     # Candidates
+
+    def plain(self) -> list[_Candidate]:
+        """Definitions at the left margin, and bodies for the prompt's."""
+        found = [c for i in range(len(self._regions)) for c in self._own(i)]
+        if self._begun:
+            found += self._continuations()
+        return _without_parts(found, _plain(self._begun))
 
     def _own(self, place: int) -> Iterator[_Candidate]:
         """Definitions at the left margin of a region."""
@@ -147,20 +189,17 @@ class _Search:
                     return _EMPTY
                 is_open = last >= self._end and not statements.ends(node.body)
                 return _OPEN if is_open else _WHOLE
-            case ast.Assign(targets=[ast.Name(id=self._name)], value=ast.Lambda()):
-                return _WHOLE
-            case ast.Assign(
-                targets=[ast.Name(id=self._name)], value=ast.Name(id=other)
-            ) if other != self._name:
-                return _WHOLE
-        return None
+        bound = self._bindings.binds(node, self._name)
+        if bound is None:
+            return None
+        return _WHOLE if bound == SURELY else _OPEN
 
     def _continuations(self) -> Iterator[_Candidate]:
         """The prompt's function with a body that a piece begins with."""
         tried = list(enumerate(self._pieces))
         tried = tried[:1] + tried[1:][1 - _MOST_PIECES :]
         for place, (first, lines) in tried:
-            for start, body in _bodies(lines):
+            for start, body in bodies(lines):
                 source = f"{self._begun}\n{body}"
                 source, tree = statements.tidied(source)
                 if tree is None:
@@ -174,7 +213,7 @@ class _Search:
                     yield self._candidate(quality, False, chunk, place)
                     break
 
-    def _methods(self) -> Iterator[_Candidate]:
+    def methods(self) -> Iterator[_Candidate]:
         """Methods with the function's name."""
         for place, region in enumerate(self._regions):
             for chunk in region:
@@ -183,13 +222,13 @@ class _Search:
                         continue
                     for part in node.body:
                         quality = self._quality(part, chunk.last)
-                        if quality is None or isinstance(part, ast.Assign):
+                        if quality is None or not isinstance(part, _FUNCTIONS):
                             continue
                         owner = f"{node.name}()" if _has_self(part) else node.name
                         alias = f"{self._name} = {owner}.{self._name}"
                         yield self._candidate(quality, True, chunk, place, alias)
 
-    def _indented(self) -> Iterator[_Candidate]:
+    def indented(self) -> Iterator[_Candidate]:
         """Definitions that do not begin at the left margin of anything."""
         lines = self._plain_lines()
         heads = [i for i, line in enumerate(lines) if self._head.search(line)]
@@ -198,10 +237,12 @@ class _Search:
             assert found
             before = lines[number][: found.start()]
             if MARK.fullmatch(before):
+                # In a difference a plus has no space behind it.
+                mark = ADDED if before == "+" else MARK
                 first, end = pieces.run(
-                    lines, number, lambda x: MARK.match(x) is not None
+                    lines, number, lambda x, mark=mark: mark.match(x) is not None
                 )
-                own = [MARK.sub("", line, count=1) for line in lines[first:end]]
+                own = [mark.sub("", line, count=1) for line in lines[first:end]]
                 number = first
             elif before.strip():
                 own = [lines[number][found.start() :], *lines[number + 1 :]]
@@ -216,7 +257,7 @@ class _Search:
             self._regions.append(statements.split(own, number))
             yield from self._own(len(self._regions) - 1)
 
-    def _prefixes(self) -> Iterator[_Candidate]:
+    def prefixes(self) -> Iterator[_Candidate]:
         """The longest prefixes that are Python of definitions that are not."""
         for source, place in self._broken[-_MOST_BROKEN:]:
             found = self._head.search(source)
@@ -230,11 +271,12 @@ class _Search:
 
     # The program
 
-    def _program(self, chosen: _Candidate) -> str:
+    def program(self, chosen: _Candidate) -> str:
         """A definition with what it needs, in the order of the answer."""
-        known = statements.names_of(chosen.source)
+        tree = statements.parse(chosen.source)
+        nodes = tuple(tree.body) if tree else ()
         kept = needs.needed(
-            names=known.used if known else (),
+            chosen=Chunk(chosen.first, chosen.first, chosen.source, nodes),
             own=self._regions[chosen.place],
             others=[
                 region
@@ -242,7 +284,7 @@ class _Search:
                 if i != chosen.place
             ],
             entry_point=self._name,
-            is_left_out=lambda c: c.first == chosen.first or self._defines(c),
+            defines=self._defines,
         )
         futures = [c for c in kept if needs.is_future(c)]
         before = [c for c in kept if c.first < chosen.first and c not in futures]
@@ -258,10 +300,12 @@ class _Search:
         return "\n\n\n".join(part for part in parts if part.strip()) + "\n"
 
     def _defines(self, chunk: Chunk) -> bool:
-        """Whether it is a definition of the function."""
-        return any(self._quality(node, -1) is not None for node in chunk.nodes)
+        """Whether it defines or binds the function, and nothing else."""
+        return any(self._quality(node, -1) is not None for node in chunk.nodes) and (
+            chunk.names is None or chunk.names.bound <= {self._name}
+        )
 
-    def _reason(self) -> str:
+    def reason(self) -> str:
         """Why there is no candidate."""
         own = [source for source, _ in self._broken if not self._is_continued(source)]
         if own:
@@ -284,55 +328,6 @@ class _Search:
 
     def _is_continued(self, source: str) -> bool:
         return bool(self._begun) and source.startswith(self._begun)
-
-
-def _bodies(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """What a piece might hold of a function's body, indented; the likeliest first.
-
-    Yields:
-      The number of lines before it, and the body.
-    """
-    start = next((i for i, line in enumerate(lines) if line.strip()), 0)
-    chunks = statements.split(lines[start:], start)
-    if not chunks:  # comments only
-        return
-    first = chunks[0]
-    if lines[start][0].isspace():
-        # As it is; with another indentation; with the first line's cut.
-        yield start, first.source
-        own = "\n".join(_INDENT + x for x in pieces.dedented(first.source.split("\n")))
-        if own != first.source:
-            yield start, own
-    else:
-        # Statements at the margin that end in a return are a body without its
-        # indentation.
-        size = 0
-        for i, chunk in enumerate(chunks):
-            if not chunk.nodes:
-                break
-            if any(map(_returns, chunk.nodes)):
-                size = i + 1
-        if size:
-            run = "\n".join(lines[start : chunks[size - 1].last + 1])
-            yield start, "\n".join(_INDENT + line for line in run.split("\n"))
-    yield start, _INDENT + first.source.lstrip()
-    # Words at the margin, then a body.
-    for chunk in chunks[:4]:
-        _, _, rest = chunk.source.partition("\n")
-        if not chunk.nodes and "return" in rest and rest.strip("\n")[:1] in (" ", "\t"):
-            yield chunk.first + 1, rest
-
-
-def _returns(node: ast.stmt) -> bool:
-    """Whether a statement holds a return that belongs to no function in it."""
-    todo: list[ast.AST] = [node]
-    while todo:
-        node_ = todo.pop()
-        if isinstance(node_, ast.Return):
-            return True
-        if not isinstance(node_, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            todo += ast.iter_child_nodes(node_)
-    return False
 
 
 def _without_parts(found: Sequence[_Candidate], head: str) -> list[_Candidate]:
@@ -385,11 +380,17 @@ def statements_of(answer: str) -> str:
     Returns:
       Python source; empty if there is none.
     """
+    read = [_statements_of(text) for text in rewrites.readings(answer)]
+    parts = max(read, key=len)
+    return "\n\n\n".join(parts) + "\n" if parts else ""
+
+
+def _statements_of(text: str) -> list[str]:
     parts = []
-    for first, lines in pieces.pieces(pieces.read(answer)):
+    for first, lines in pieces.pieces(pieces.read(text)):
         chunks = statements.split(pieces.dedented(lines), first)
         parts += [chunk.source for chunk in chunks if _is_code(chunk)]
-    return "\n\n\n".join(parts) + "\n" if parts else ""
+    return parts
 
 
 def _is_code(chunk: Chunk) -> bool:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import re
 import symtable
+import unicodedata
 import warnings
 from collections.abc import Sequence
 
@@ -26,10 +27,11 @@ _CLAUSE = re.compile(r"(?:else|finally)[ \t]*:|(?:elif|except)\b[^\n]*:")
 # Begins a statement even if a bracket of the text above was never closed.
 _BEGINS = re.compile(r"(?:async[ \t]+def|def|class|import|from)[ \t]+\w")
 _DECORATED = re.compile(r"@|(?:async[ \t]+def|def|class)[ \t]")
+_SPACES = [chr(i) for i in range(0x80, 0x3001) if unicodedata.category(chr(i)) == "Zs"]
 # Characters that text has where Python needs plain ones.
 _PLAIN = str.maketrans(
     {
-        "\N{NO-BREAK SPACE}": " ",
+        **dict.fromkeys(("\v", *_SPACES), " "),
         "\N{ZERO WIDTH SPACE}": "",
         "\N{ZERO WIDTH NO-BREAK SPACE}": "",
         "\N{LEFT DOUBLE QUOTATION MARK}": '"',
@@ -245,6 +247,26 @@ def names_of(source: str) -> Names | None:
                 if symbol.is_declared_global() and symbol.is_assigned():
                     bound.add(symbol.get_name())
     return Names(frozenset(bound), frozenset(used))
+
+
+def reads_at_once(nodes: Sequence[ast.stmt], name: str) -> bool:
+    """Whether statements read a name when they run, and not only when they are called.
+
+    Args:
+      nodes: the statements.
+      name: a global name.
+    """
+    todo: list[ast.AST | None] = list(nodes)
+    while todo:
+        match todo.pop():
+            case ast.Name(id=other, ctx=ast.Load()) if other == name:
+                return True
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda() as node:
+                todo += [*node.args.defaults, *node.args.kw_defaults]
+                todo += getattr(node, "decorator_list", [])
+            case ast.AST() as node:
+                todo += ast.iter_child_nodes(node)
+    return False
 
 
 def has_result(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

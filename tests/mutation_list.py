@@ -25,6 +25,7 @@ class Mutation:
 
 
 LOOP, ROW = "dlm_jax/core/loop.py", "dlm_jax/core/row.py"
+DECIDE = "dlm_jax/core/decide.py"
 SLOTS, NOISE = "dlm_jax/core/slots.py", "dlm_jax/core/noise.py"
 PREDICT, SUMMARY = "dlm_jax/core/predict.py", "dlm_jax/core/summary.py"
 SELECT, SCHEDULES = "dlm_jax/samplers/select.py", "dlm_jax/samplers/schedules.py"
@@ -166,35 +167,35 @@ MUTATIONS = (
     ),
     Mutation(
         "the mask token is written",
-        ROW,
-        "commit &= written != denoiser.mask_id",
+        DECIDE,
+        "commit &= written != canvas.mask_id",
         "commit &= written == written",
         ("tests/core/test_decisions.py",),
     ),
     Mutation(
         "undecided positions are taken back",
-        ROW,
-        "remask = decision.remask & is_free & (commit | ~row.is_mask)",
+        DECIDE,
+        "remask = decision.remask & is_free & (commit | ~canvas.is_mask)",
         "remask = decision.remask & is_free",
         ("tests/core/test_decisions.py",),
     ),
     Mutation(
         "deferred candidates do not wait",
-        ROW,
+        DECIDE,
         "is_eligible = jnp.where(jnp.any(is_ready), is_ready, is_eligible)",
         "is_eligible = jnp.where(jnp.any(is_ready), is_eligible, is_eligible)",
         ("tests/core/test_decisions.py",),
     ),
     Mutation(
         "deferred candidates wait for ever",
-        ROW,
+        DECIDE,
         "is_eligible = jnp.where(jnp.any(is_ready), is_ready, is_eligible)",
         "is_eligible = is_ready",
         ("tests/core/test_decisions.py",),
     ),
     Mutation(
         "unpredicted positions are eligible",
-        ROW,
+        DECIDE,
         "is_eligible = canvas.is_eligible & prediction.is_known",
         "is_eligible = canvas.is_eligible",
         ("tests/core/test_decisions.py",),

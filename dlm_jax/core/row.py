@@ -8,25 +8,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dlm_jax.core.cache import Kind
 from dlm_jax.core.canvas import (
     Canvas,
-    Decision,
     Missing,
     Prediction,
     Prompts,
     Trajectory,
     View,
 )
+from dlm_jax.core.decide import allowed, decide, let_deferred_wait
 from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
-from dlm_jax.errors import InputError
 
 
 @flax.struct.dataclass
@@ -192,75 +189,6 @@ def spread(
     return Prediction(**fields)
 
 
-def _let_deferred_wait(
-    options: Options, canvas: Canvas, prediction: Prediction
-) -> Canvas:
-    """The canvas whose eligible positions can be committed now.
-
-    Positions without a prediction cannot. Those with a deferred candidate wait while
-    another position is eligible.
-    """
-    is_eligible = canvas.is_eligible & prediction.is_known
-    if options.deferred_ids:
-        deferred_ids = jnp.array(options.deferred_ids, jnp.int32)
-        is_ready = is_eligible & ~jnp.isin(prediction.token, deferred_ids)
-        is_eligible = jnp.where(jnp.any(is_ready), is_ready, is_eligible)
-    return dataclasses.replace(canvas, is_eligible=is_eligible)
-
-
-def _decide(
-    sampler: Sampler,
-    key: Key[Array, ""],
-    row: Row,
-    canvas: Canvas,
-    prediction: Prediction,
-    decides: Bool[Array, ""],
-) -> tuple[PyTree, Decision]:
-    """The sampler's next state and its decision; the old state unless it decides.
-
-    Raises:
-      InputError: if its step returns something else, or arrays of a wrong form.
-    """
-    returned = sampler.step(key, row.state, canvas, prediction)
-    is_pair = isinstance(returned, tuple) and len(returned) == 2
-    if not is_pair or not isinstance(returned[1], Decision):
-        raise InputError(
-            f"{type(sampler).__name__}.step must return its state and a Decision"
-        )
-    state, decision = returned
-    _check_decision(sampler, decision, row.tokens.shape)
-    # Keeps the carry's dtypes, whether the sampler's arithmetic was float32 or wider.
-    state = jax.tree.map(lambda new, old: new.astype(old.dtype), state, row.state)
-    state = jax.tree.map(lambda x, y: jnp.where(decides, x, y), state, row.state)
-    return state, decision
-
-
-def _check_decision(
-    sampler: Sampler, decision: Decision, shape: tuple[int, ...]
-) -> None:
-    """Refuses arrays that would be broadcast: a scalar would be for all positions.
-
-    Raises:
-      InputError: for a field that is not an array with one entry per position.
-    """
-    for name, kind, dtype in (
-        ("commit", "bool", jnp.bool_),
-        ("remask", "bool", jnp.bool_),
-        ("tokens", "int32", jnp.integer),
-    ):
-        value = getattr(decision, name)
-        if value is None and name != "commit":
-            continue
-        is_array = isinstance(value, jax.Array | np.ndarray)
-        if is_array and value.shape == shape and jnp.issubdtype(value.dtype, dtype):
-            continue
-        got = f"{value.dtype} {list(value.shape)}" if is_array else repr(value)
-        raise InputError(
-            f"{type(sampler).__name__}.step: decision.{name} ({got}) must be {kind} "
-            f"{list(shape)}, one entry for each position of the row"
-        )
-
-
 def advance(
     denoiser: Denoiser,
     options: Options,
@@ -281,13 +209,13 @@ def advance(
     # The sampler's decision.
     decides = Kind.decides(kind)
     has_nan = decides & jnp.any(canvas.is_eligible & jnp.isnan(prediction.log_prob))
-    canvas = _let_deferred_wait(options, canvas, prediction)
-    state, decision = _decide(sampler, key, row, canvas, prediction, decides)
+    canvas = let_deferred_wait(options, canvas, prediction)
+    state, decision = decide(sampler, key, row.state, canvas, prediction, decides)
 
     # Write the commits that are allowed, then remasks.
     is_free = canvas.is_open & prediction.is_known & ~has_nan & decides
     written = prediction.token if decision.tokens is None else decision.tokens
-    commit, remask = _allowed(denoiser, row, canvas, decision, written, is_free)
+    commit, remask = allowed(canvas, decision, written, is_free)
     tokens = jnp.where(commit, written, row.tokens)
     tokens = jnp.where(remask, denoiser.mask_id, tokens)
     is_mask = (row.is_mask & ~commit) | remask
@@ -341,26 +269,6 @@ def advance(
     recorded |= {"log_prob": prediction.log_prob, "staleness": staleness}
     new = _record_forward(new, row.num_forwards, recorded)
     return _record_canvas(new, new.is_done)
-
-
-def _allowed(
-    denoiser: Denoiser,
-    row: Row,
-    canvas: Canvas,
-    decision: Decision,
-    written: Int[Array, "l"],
-    is_free: Bool[Array, "l"],
-) -> tuple[Bool[Array, "l"], Bool[Array, "l"]]:
-    """The commits and remasks of a decision that are allowed.
-
-    Commits may rewrite decided positions.
-    """
-    commit = decision.commit & is_free & (canvas.is_eligible | ~row.is_mask)
-    commit &= written != denoiser.mask_id
-    remask = jnp.zeros_like(commit)
-    if decision.remask is not None:
-        remask = decision.remask & is_free & (commit | ~row.is_mask)
-    return commit, remask
 
 
 def _is_block_over(

@@ -563,7 +563,7 @@ MUTATIONS = (
         FORWARD,
         "is_known = jnp.any(is_source, axis=1)\n",
         "is_known = jnp.any(is_source, axis=2)[:, : columns.shape[1]]\n",
-        T_CONTRACT,
+        T_CACHE,
     ),
     Mutation(
         "finished blocks may be revised beside a cache that holds them",

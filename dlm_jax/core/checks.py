@@ -131,8 +131,8 @@ def _check_region(
         return
 
     def region(sampler: Sampler, prompts: Prompts) -> Array:
-        frame, first = row.start(denoiser, options, sampler, prompts)
-        return sampler.region(row.observe(denoiser, options, frame, first))
+        canvas = row.first_canvas(denoiser, options, sampler, prompts)
+        return sampler.region(canvas)
 
     size = jax.eval_shape(jax.vmap(region), sampler, prompts).shape[1]
     if size > options.block_length:

@@ -124,6 +124,13 @@ def start(
     return frame, _record_canvas(row, row.is_done)
 
 
+def first_canvas(
+    denoiser: Denoiser, options: Options, sampler: Sampler, prompts: Prompts
+) -> Canvas:
+    """What a sampler sees of one row before its first forward."""
+    return observe(denoiser, options, *start(denoiser, options, sampler, prompts))
+
+
 def observe(denoiser: Denoiser, options: Options, frame: Frame, row: Row) -> Canvas:
     """What a sampler sees of one row."""
     is_open = frame.block_of <= row.block

@@ -168,8 +168,7 @@ def cached_timer(
     tokens = jnp.asarray(distinct_tokens(b, length, head.shape[0]))
 
     def start(prompts: Prompts, options: Options, tokens: Array) -> tuple:
-        frame, first = row.start(denoiser, options, rule, prompts)
-        canvas = row.observe(denoiser, options, frame, first)
+        canvas = row.first_canvas(denoiser, options, rule, prompts)
         view = dataclasses.replace(rule.view(canvas), tokens=tokens)
         view = dataclasses.replace(view, block_length=options.block_length)
         return canvas, view, rule.region(canvas)
@@ -273,8 +272,7 @@ def sizes(
     sampler, prompts, options = prepare(denoiser, sampler, prompts, options)
 
     def of_row(sampler: Sampler, prompts: Prompts) -> tuple[Array, Array | None]:
-        frame, first = row.start(denoiser, options, sampler, prompts)
-        canvas = row.observe(denoiser, options, frame, first)
+        canvas = row.first_canvas(denoiser, options, sampler, prompts)
         cache = options.cache
         window = cache.window(canvas) if cache.has_window else None
         return sampler.region(canvas), window

@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dlm_jax.errors import InputError
@@ -216,6 +216,35 @@ def _flock(descriptor: int) -> bool:
             return False
         raise
     return True
+
+
+def parse_line(
+    path: pathlib.Path,
+    number: int,
+    line: bytes,
+    is_wanted: Callable[[Any], bool],
+    wanted: str,
+) -> Any:
+    """Reads a line of a file of JSON lines.
+
+    Args:
+      path: of the file, for the error.
+      number: of the line, from 1.
+      line: without its end.
+      is_wanted: whether a value is what the file holds; may raise what wrong types do.
+      wanted: what that is, and what to do about another one.
+
+    Raises:
+      InputError: if it is no JSON, or not what is wanted.
+    """
+    try:
+        value = parse_json(line)
+        if is_wanted(value):
+            return value
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass
+    shown = line.decode(errors="replace")
+    raise InputError(f"{path}, line {number} ({shown!r:.60}) must be {wanted}")
 
 
 def is_abandoned(path: str | os.PathLike) -> bool:

@@ -332,16 +332,12 @@ def _whole_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _record(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        record = files.parse_json(line)
-        if all(map(isinstance, key(record), (str, str, int, int))):
-            return record
-    except (ValueError, TypeError, KeyError, AttributeError):
-        pass
-    shown = line.decode(errors="replace")
-    raise InputError(
-        f"{path}, line {number} ({shown!r:.60}) must be a record; delete the line, and "
-        "the same command makes it again"
+    return files.parse_line(
+        path,
+        number,
+        line,
+        lambda record: all(map(isinstance, key(record), (str, str, int, int))),
+        "a record; delete the line, and the same command makes it again",
     )
 
 

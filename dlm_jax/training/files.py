@@ -166,14 +166,10 @@ class Curve:
 
 def _step(path: pathlib.Path, number: int, line: bytes) -> int:
     """The step of a curve's line, by the line's number."""
-    try:
-        point = files.parse_json(line)
-    except ValueError:
-        point = None
-    if isinstance(point, dict) and isinstance(point.get("step"), int):
-        return point["step"]
-    shown = line.decode(errors="replace")
-    raise InputError(
-        f'{path}, line {number} ({shown!r:.60}) must be an object with a "step"; '
-        "delete the line, and the same command continues"
-    )
+    return files.parse_line(
+        path,
+        number,
+        line,
+        lambda point: isinstance(point["step"], int),
+        'an object with a "step"; delete the line, and the same command continues',
+    )["step"]

@@ -28,6 +28,25 @@ class Stopped(SystemExit):
     """
 
 
+@contextlib.contextmanager
+def limited(seconds: float, error: BaseException) -> Iterator[None]:
+    """Raises an error in a block that takes too long.
+
+    When control is back in Python: not while a compiled call runs.
+    """
+
+    def end(*_: object) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def end_at_once() -> None:
     """From now on, signals end the process without clean-up.
 

@@ -32,11 +32,10 @@ import contextlib
 import gc
 import json
 import pathlib
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,7 +44,7 @@ from absl import flags
 from dlm_jax import files
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import provenance
-from experiments import _app
+from experiments import _app, _signals
 from experiments.timing import aims, parts, torch_loops
 
 _PRESET = flags.DEFINE_enum(
@@ -116,7 +115,7 @@ def _measure(output: pathlib.Path, wanted: Sequence[str]) -> None:
             )
             continue
         try:
-            with _limited(60 * part.minutes):
+            with _signals.limited(60 * part.minutes, _OutOfTime()):
                 records = part.run(bench)
             _write(output, name, records, common)
             print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
@@ -132,22 +131,6 @@ def _measure(output: pathlib.Path, wanted: Sequence[str]) -> None:
 
 class _OutOfTime(BaseException):
     """A part took too long. No Exception: nothing on the way takes it for its own."""
-
-
-@contextlib.contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Ends a block that takes too long, when control is back from a compiled call."""
-
-    def end(*_: object) -> None:
-        raise _OutOfTime
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _identity() -> dict[str, Any]:

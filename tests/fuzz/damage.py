@@ -3,17 +3,16 @@
 `read` runs what reads one, and holds it to what all of them promise.
 """
 
-import contextlib
 import copy
 import json
 import os
 import resource
-import signal
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from dlm_jax.errors import InputError
+from experiments import _signals
 
 # Inputs of each test; the default suite has no time for as many.
 NUMBER = os.environ.get("DLM_JAX_FUZZ")
@@ -37,20 +36,9 @@ class Hung(BaseException):
     """An input that was not read in time; no `except Exception` stops it."""
 
 
-@contextlib.contextmanager
 def deadline(seconds=DEADLINE):
     """Ends a block that takes too long."""
-
-    def stop(*_):
-        raise Hung(f"not read in {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    return _signals.limited(seconds, Hung(f"not read in {seconds} s"))
 
 
 def read(reader, *arguments, **keywords):

@@ -6,9 +6,6 @@ n / k times the sum of the log-probabilities of the masked tokens is, on average
 lower bound of log p(answer | prompt) (arXiv:2502.09992, equation 6 of appendix A), and
 equal to it if the model's conditionals belong to one joint distribution.
 
-It is a little past 400 lines: all of them are one public module, half of them
-docstrings.
-
 Attributes:
   MASKS: the ways to draw masks by name.
 """
@@ -34,6 +31,7 @@ from dlm_jax.core.masks import (
     Stratified,
     StratifiedReleased,
     parse,
+    rule_of,
     to_spec,
 )
 from dlm_jax.core.options import Options
@@ -295,7 +293,7 @@ def draw(
     if num_samples < 1:
         raise InputError(f"num_samples ({num_samples}) must be at least 1")
     check_seed(seed)
-    rule = _rule(masks)
+    rule = None if masks is None else rule_of(masks)
     drawn = []
     for index, row in enumerate(rows):
         length = int(row.is_blank.sum())
@@ -315,20 +313,6 @@ def _drawn(rows: Sequence[Encoded], settings: Settings) -> list[Drawn]:
     """The masks that settings mean."""
     num_samples, seed = settings.get("num_samples", 128), settings.get("seed", 0)
     return draw(rows, num_samples, seed, settings.get("masks"))
-
-
-def _rule(masks: Any) -> Masks | None:
-    """A way to draw masks as an object; None leaves the choice open.
-
-    Raises:
-      InputError: if it is neither one nor a spec.
-    """
-    if masks is None:
-        return None
-    rule = parse(masks) if isinstance(masks, str) else masks
-    if not isinstance(rule, Masks):
-        raise InputError(f"masks ({masks!r}) must be one of {', '.join(MASKS)}")
-    return canonical(rule)
 
 
 def _estimate(

@@ -7,12 +7,12 @@ those of its size. Samples need not be independent to be fair.
 import abc
 import itertools
 import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dlm_jax.core.sampler import Rule, number
+from dlm_jax.core.sampler import Rule, canonical, number
 from dlm_jax.core.spec import Specs
 from dlm_jax.errors import InputError
 
@@ -259,3 +259,15 @@ def to_spec(masks: Masks) -> str:
       The spec, which `parse` reads back.
     """
     return _SPECS.write(masks)
+
+
+def rule_of(masks: Any) -> Masks:
+    """A way to draw masks as an object, with fields of their dtypes.
+
+    Raises:
+      InputError: if it is neither one nor a spec.
+    """
+    rule = parse(masks) if isinstance(masks, str) else masks
+    if not isinstance(rule, Masks):
+        raise InputError(f"masks ({masks!r}) must be one of {', '.join(MASKS)}")
+    return canonical(rule)

@@ -1,7 +1,4 @@
-"""A model of dlm_jax as lm_eval wants one: requests in, answers and scores out.
-
-It is past 400 lines, because lm_eval wants all of it in one class.
-"""
+"""A model of dlm_jax as lm_eval wants one: requests in, answers and scores out."""
 
 import collections
 import json
@@ -20,17 +17,20 @@ from dlm_jax.evaluation import provenance
 from dlm_jax.harness import answers
 from dlm_jax.harness import arguments as arguments_
 from dlm_jax.harness.arguments import OF_SPEED, log
-from dlm_jax.harness.contexts import fit
+from dlm_jax.harness.contexts import conversation, fit
 from dlm_jax.likelihood import Likelihood
 from dlm_jax.model import load_weights
 from dlm_jax.outline import read_outline
-from dlm_jax.text import templates
 from dlm_jax.text.output import Output
 from dlm_jax.text.settings import Settings
 from dlm_jax.text.tokens import encode_text
 
 # Answers that are scored in one call; then they are in the cache.
 _PER_CALL = 64
+
+
+def _progress(kind: str, total: int, is_quiet: bool) -> tqdm:
+    return tqdm(total=total, disable=is_quiet, desc=f"dlm_jax {kind}")
 
 
 class DlmJax(TemplateLM):
@@ -137,16 +137,9 @@ class DlmJax(TemplateLM):
         Raises:
           InputError: if the template refuses it.
         """
-        templates.check(self.tokenizer, self._template)
-        try:
-            return templates.write(
-                self.tokenizer, chat_history, self._template, add_generation_prompt
-            )
-        except Exception as error:  # whatever the checkpoint's template raises
-            roles = ", ".join(message["role"] for message in chat_history)
-            raise InputError(
-                f"the chat template refuses a conversation ({roles}): {error}"
-            ) from None
+        return conversation(
+            self.tokenizer, chat_history, self._template, add_generation_prompt
+        )
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
@@ -244,10 +237,7 @@ class DlmJax(TemplateLM):
         ids = answers.draw_ids(requests)
         texts = [""] * len(requests)
         before = self._counts["incomplete"]
-        progress = tqdm(
-            total=len(requests), disable=disable_tqdm, desc="dlm_jax generate_until"
-        )
-        with progress:
+        with _progress("generate_until", len(requests), disable_tqdm) as progress:
             for (length, temperature, stops), members in groups.items():
                 handed_over = self._generate(
                     [known[i] for i in members],
@@ -392,10 +382,7 @@ class DlmJax(TemplateLM):
             [c.size + a.size for c, a in zip(contexts, continuations, strict=True)],
             kind="stable",
         )
-        progress = tqdm(
-            total=len(contexts), disable=disable_tqdm, desc=f"dlm_jax {kind}"
-        )
-        with progress:
+        with _progress(kind, len(contexts), disable_tqdm) as progress:
             for start in range(0, len(order), _PER_CALL):
                 chosen = order[start : start + _PER_CALL].tolist()
                 found = self.model.log_likelihood(

@@ -1,11 +1,34 @@
-"""Contexts of requests: whether they leave room for what is asked behind them."""
+"""Contexts of requests: conversations as text, and whether a context leaves room."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from dlm_jax.errors import InputError
+from dlm_jax.text import templates
 from dlm_jax.text.codec import Codec
+
+
+def conversation(
+    tokenizer: Any,
+    messages: templates.Messages,
+    template: str | None,
+    opens_answer: bool,
+) -> str:
+    """A conversation in a chat template; arguments as of `templates.write`.
+
+    Raises:
+      InputError: if the template refuses it.
+    """
+    templates.check(tokenizer, template)
+    try:
+        return templates.write(tokenizer, messages, template, opens_answer)
+    except Exception as error:  # whatever the checkpoint's template raises
+        roles = ", ".join(message["role"] for message in messages)
+        raise InputError(
+            f"the chat template refuses a conversation ({roles}): {error}"
+        ) from None
 
 
 def fit(

@@ -173,7 +173,7 @@ def _generations(batch_size: int, bench: Bench) -> list[dict[str, Any]]:
     eager = {x: y for x, y in bench.loops.items() if x == torch_loops.EAGER}
     plans = {spec: caches.parse(spec) for spec in ("none", "dual")}
     # Without a cache PyTorch's loop would not fit at batch 32, so it has none anywhere.
-    pairs = [({**plans}, {}), ({"dual": plans["dual"]}, eager)]
+    pairs = [(plans, {}), ({"dual": plans["dual"]}, eager)]
     found = []
     for own, references in pairs if eager else pairs[:1]:
         results = races.race(

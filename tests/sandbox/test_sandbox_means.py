@@ -38,9 +38,8 @@ def f(x):
 """
     made, result = first(source, 2, layers=layers)
     assert result and result.has_returned, made
-    assert result.value == (
-        *([2, 2.5, 0.5, True], 2.0, [[0.5, 0.0], [0.0, 0.5]], (200, 200), "a"),
-    )
+    numbers, inverse = [2, 2.5, 0.5, True], [[0.5, 0.0], [0.0, 0.5]]
+    assert result.value == (numbers, 2.0, inverse, (200, 200), "a")
     assert [type(x) for x in result.value[0]] == [int, float, float, bool]
     made, result = first("import numpy\ndef f(x): return numpy.zeros(2)", 2)
     assert result.reason.startswith("TypeError: ndarray is not plain data")

@@ -7,14 +7,16 @@ from collections.abc import Iterable
 
 # Modules whose functions are an answer by themselves. Another one may be the answer's
 # own file, from which its tests import.
+# fmt: off
 _MODULES = {
-    *("bisect", "collections", "copy", "functools", "heapq", "itertools", "math"),
-    *("operator", "random", "re", "statistics", "string", "textwrap"),
+    "bisect", "collections", "copy", "functools", "heapq", "itertools", "math",
+    "operator", "random", "re", "statistics", "string", "textwrap",
 }
 # What makes a function of a function.
 _WRAPPERS = {
-    *("cache", "jit", "lru_cache", "njit", "partial", "singledispatch", "vectorize"),
+    "cache", "jit", "lru_cache", "njit", "partial", "singledispatch", "vectorize",
 }
+# fmt: on
 _MOST_STEPS = 4
 
 SURELY, MAYBE = 2, 1

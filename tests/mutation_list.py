@@ -37,6 +37,7 @@ T_SLOTS = ("tests/core/test_decisions.py", "tests/core/test_queue.py")
 T_PREDICT = ("tests/core/test_predict.py", "tests/core/test_predict_rounding.py")
 T_SELECT = ("tests/samplers/test_select.py",)
 T_CACHE = ("tests/core/test_cache.py", "tests/core/test_cache_contract.py")
+T_EDITS = ("tests/core/test_edits.py",)
 T_CONTRACT = ("tests/core/test_cache_contract.py",)
 T_SABER = ("tests/samplers/test_saber.py",)
 
@@ -663,6 +664,55 @@ MUTATIONS = (
         "is_over &= kind == Kind.STORE",
         "is_over &= kind >= 0",
         T_CACHE,
+    ),
+    Mutation(
+        "a full block ends though its rule goes on",
+        ROW,
+        "is_final &= jnp.where(decides, decision.is_finished, row.is_final)",
+        "is_final &= True",
+        T_EDITS,
+    ),
+    Mutation(
+        "a store asks the rule whether the block may end",
+        ROW,
+        "is_final &= jnp.where(decides, decision.is_finished, row.is_final)",
+        "is_final &= decision.is_finished",
+        T_EDITS,
+    ),
+    Mutation(
+        "a new block is as final as the one before",
+        ROW,
+        "is_final=jnp.where(is_over, ~jnp.any(is_mask & is_open), is_final)",
+        "is_final=is_final",
+        T_EDITS,
+    ),
+    Mutation(
+        "a full block that is edited counts as stuck",
+        FORWARD,
+        "(kind == Kind.STEP) & has_eligible & ~is_useful",
+        "(kind == Kind.STEP) & ~is_useful",
+        T_EDITS,
+    ),
+    Mutation(
+        "a full block is stored though its rule goes on",
+        BLOCK,
+        "jnp.where(canvas.is_final,",
+        "jnp.where(~jnp.any(canvas.is_mask & canvas.is_open),",
+        T_EDITS,
+    ),
+    Mutation(
+        "edits have no steps of their own",
+        "dlm_jax/core/checks.py",
+        "max_steps += sampler.extra_steps(num_blocks)",
+        "max_steps += 0",
+        T_EDITS,
+    ),
+    Mutation(
+        "blocks of columns are counted as blocks of blanks",
+        "dlm_jax/core/checks.py",
+        "if denoiser.is_block_causal:",
+        "if False:",
+        T_EDITS,
     ),
     Mutation(
         "a prefill counts as a step of the sampler",

@@ -30,8 +30,7 @@ class Block(CachePlan):
 
     def kind(self, canvas: Canvas) -> Int[Array, ""]:
         is_new = (canvas.num_forwards == 0) & (canvas.block_column > 0)
-        has_mask = jnp.any(canvas.is_mask & canvas.is_open)
-        kind = jnp.where(has_mask, jnp.int32(Kind.STEP), jnp.int32(Kind.STORE))
+        kind = jnp.where(canvas.is_final, jnp.int32(Kind.STORE), jnp.int32(Kind.STEP))
         return jnp.where(is_new, jnp.int32(Kind.PREFILL), kind)
 
     def window(self, canvas: Canvas) -> Int[Array, "w"]:

@@ -70,6 +70,9 @@ class Canvas:
       block_column: int32 []; first column of the active block.
       block_step: int32 []; steps since the active block began.
       block_masks: int32 []; blanks of the active block when it began.
+      is_final: bool []; the tokens of the active block stay as they are: nothing in it
+        is undecided, and the sampler did not say that it would go on. Only an exact
+        cache, which has to store such a block, needs another forward of it.
       num_blocks: int32 []; blocks of this row.
       step: int32 []; steps of the sampler before this one.
       num_forwards: int32 []; forwards of this row so far: its steps, and those after
@@ -90,6 +93,7 @@ class Canvas:
     block_column: Int[Array, ""]
     block_step: Int[Array, ""]
     block_masks: Int[Array, ""]
+    is_final: Bool[Array, ""]
     num_blocks: Int[Array, ""]
     step: Int[Array, ""]
     num_forwards: Int[Array, ""]
@@ -221,11 +225,15 @@ class Decision:
       commit: bool [l]; positions to write: eligible or already decided.
       remask: bool [l] or None; decided positions to take back, after the commits.
       tokens: int32 [l] or None; what to write; the prediction's candidates if None.
+      is_finished: bool [] or None; whether the active block may end when nothing in it
+        is undecided. None is True. A rule that edits decided tokens returns False until
+        it is through with a block, and bounds these steps with `Sampler.extra_steps`.
     """
 
     commit: Bool[Array, "l"]
     remask: Bool[Array, "l"] | None = None
     tokens: Int[Array, "l"] | None = None
+    is_finished: Bool[Array, ""] | None = None
 
 
 @flax.struct.dataclass

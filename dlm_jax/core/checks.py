@@ -82,6 +82,11 @@ def prepare(
         if options.deferred_ids:
             # A schedule may have ended when the deferred positions are left.
             max_steps += options.gen_length
+        num_blocks = options.gen_length // block_length
+        if denoiser.is_block_causal:
+            # Blocks count columns: the blanks may begin and end within one.
+            num_blocks = min(options.gen_length, -(-length // block_length))
+        max_steps += sampler.extra_steps(num_blocks)
         max_steps += options.cache.extra_forwards(length, block_length)
     options = dataclasses.replace(
         options,

@@ -62,23 +62,26 @@ def _check_decision(
     """Refuses arrays that would be broadcast: a scalar would be for all positions.
 
     Raises:
-      InputError: for a field that is not an array with one entry per position.
+      InputError: for a field that is not an array with one entry per position, or one
+        entry where it is of the row.
     """
-    for name, kind, dtype in (
-        ("commit", "bool", jnp.bool_),
-        ("remask", "bool", jnp.bool_),
-        ("tokens", "int32", jnp.integer),
+    for name, kind, dtype, size in (
+        ("commit", "bool", jnp.bool_, shape),
+        ("remask", "bool", jnp.bool_, shape),
+        ("tokens", "int32", jnp.integer, shape),
+        ("is_finished", "bool", jnp.bool_, ()),
     ):
         value = getattr(decision, name)
         if value is None and name != "commit":
             continue
         is_array = isinstance(value, jax.Array | np.ndarray)
-        if is_array and value.shape == shape and jnp.issubdtype(value.dtype, dtype):
+        if is_array and value.shape == size and jnp.issubdtype(value.dtype, dtype):
             continue
         got = f"{value.dtype} {list(value.shape)}" if is_array else repr(value)
+        entries = "one entry for each position of the row" if size else "of the row"
         raise InputError(
             f"{type(sampler).__name__}.step: decision.{name} ({got}) must be {kind} "
-            f"{list(shape)}, one entry for each position of the row"
+            f"{list(size)}, {entries}"
         )
 
 

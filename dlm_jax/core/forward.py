@@ -211,11 +211,13 @@ def _is_stuck(
     """Rows whose next STEP would predict no position that may be committed.
 
     A sampler took back a token outside the window, or the column that predicts a
-    position lies outside.
+    position lies outside. A row in which nothing is undecided is not stuck: its sampler
+    edits.
     """
     may_commit = jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=False))
-    is_useful = may_commit(canvas.is_eligible, seen) & is_seen
-    return (kind == Kind.STEP) & ~jnp.any(is_useful, axis=1)
+    is_useful = jnp.any(may_commit(canvas.is_eligible, seen) & is_seen, axis=1)
+    has_eligible = jnp.any(canvas.is_eligible, axis=1)
+    return (kind == Kind.STEP) & has_eligible & ~is_useful
 
 
 def _first(

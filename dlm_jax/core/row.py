@@ -53,6 +53,7 @@ class Row:
     block: Int[Array, ""]
     block_step: Int[Array, ""]
     block_masks: Int[Array, ""]
+    is_final: Bool[Array, ""]  # see Canvas
     step: Int[Array, ""]
     num_forwards: Int[Array, ""]
     num_whole: Int[Array, ""]
@@ -108,6 +109,7 @@ def start(
         block=zero,
         block_step=zero,
         block_masks=jnp.sum(frame.block_of == 0, dtype=jnp.int32),
+        is_final=jnp.bool_(False),
         step=zero,
         num_forwards=zero,
         num_whole=zero,
@@ -149,6 +151,7 @@ def observe(denoiser: Denoiser, options: Options, frame: Frame, row: Row) -> Can
         block_column=block_column,
         block_step=row.block_step,
         block_masks=row.block_masks,
+        is_final=row.is_final,
         num_blocks=frame.num_blocks,
         step=row.step,
         num_forwards=row.num_forwards,
@@ -231,7 +234,12 @@ def advance(
 
     # Whether the block is over. A stop with nothing undecided before it ends the row,
     # at once or with its block.
-    is_over = _is_block_over(options, canvas, is_mask, kind)
+    is_final = ~jnp.any(is_mask & canvas.is_open)
+    if decision.is_finished is not None:
+        is_final &= jnp.where(decides, decision.is_finished, row.is_final)
+    is_over = is_final
+    if options.cache.has_store:
+        is_over &= kind == Kind.STORE
     if options.stop_ids:
         is_tail = _tail(options, frame, tokens, is_mask)
         if not options.early_stop:
@@ -258,6 +266,7 @@ def advance(
         block_masks=jnp.where(
             is_over, jnp.sum(is_mask & is_open, dtype=jnp.int32), row.block_masks
         ),
+        is_final=jnp.where(is_over, ~jnp.any(is_mask & is_open), is_final),
         step=row.step + decides,
         num_forwards=num_forwards,
         num_whole=row.num_whole + Kind.is_whole(kind),
@@ -276,16 +285,6 @@ def advance(
     recorded |= {"log_prob": prediction.log_prob, "staleness": staleness}
     new = _record_forward(new, row.num_forwards, recorded)
     return _record_canvas(new, new.is_done)
-
-
-def _is_block_over(
-    options: Options, canvas: Canvas, is_mask: Bool[Array, "l"], kind: Int[Array, ""]
-) -> Bool[Array, ""]:
-    """Whether nothing is undecided in the block, and an exact cache has stored it."""
-    is_over = ~jnp.any(is_mask & canvas.is_open)
-    if options.cache.has_store:
-        is_over &= kind == Kind.STORE
-    return is_over
 
 
 def _next_block(

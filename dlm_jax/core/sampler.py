@@ -104,7 +104,8 @@ class Sampler(Rule):
     A subclass writes `step`; the other methods have defaults. All are written for one
     row of l positions, padding included. The loop maps them over the rows with
     `jax.vmap` and compiles them, so that arrays and numeric fields are traced: write
-    `jnp.where`, not `if`. `max_steps` and `check` alone run in Python, on the host.
+    `jnp.where`, not `if`. `max_steps`, `extra_steps` and `check` alone run in Python,
+    on the host.
 
     Attributes:
       needs: optional fields of `Prediction` that `step` reads.
@@ -236,6 +237,19 @@ class Sampler(Rule):
           one more position than it takes back.
         """
         return num_blanks
+
+    def extra_steps(self, num_blocks: int) -> int:
+        """Bounds the steps of a row that find nothing undecided in their block.
+
+        Only rules that return `Decision.is_finished` take such steps.
+
+        Args:
+          num_blocks: the most blocks of a row.
+
+        Returns:
+          The bound; 0 by default.
+        """
+        return 0
 
     def check(self, gen_length: int, block_length: int) -> None:
         """Checks that the hyper-parameters fit the lengths; accepts all by default.

@@ -97,3 +97,6 @@ class Perturbed(Sampler):
 
     def max_steps(self, num_blanks: int) -> int:
         return self.inner.max_steps(num_blanks)
+
+    def extra_steps(self, num_blocks: int) -> int:
+        return self.inner.extra_steps(num_blocks)

@@ -11,8 +11,13 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers import infilling_of, prompts_of, stack
 
+from dlm_jax import samplers
+from dlm_jax.core import loop
 from dlm_jax.core.cache import Kind
+from dlm_jax.core.keys import row_keys
+from dlm_jax.core.options import Options
 
 MASK, EOS, VOCAB, BLOCK, GEN = 11, 10, 12, 4, 12
 CODES = 17
@@ -100,6 +105,7 @@ class Eager:
         self.first = np.full(len(is_blank), 7)
         self.second = np.full(len(is_blank), 5)
         self.kinds = []
+        self.num_edits = 0
 
     def seen_by(self, i):
         """The columns that one may see."""
@@ -148,6 +154,56 @@ class Eager:
                 self.tokens[i] = token
 
 
+def llada21(eager, plan, threshold, editing_threshold, max_post_steps):
+    """LLaDA2.1's loop: decided tokens are edited, and full blocks revised.
+
+    With a `plan`, blocks count columns where the model's do, and blanks elsewhere.
+    """
+    size, is_causal = eager.block_length, eager.model.is_block_causal
+    count = eager.blanks if is_causal else np.arange(len(eager.blanks))
+    if plan == "block" and count[0] >= size:
+        eager.compute(Kind.PREFILL, range(eager.length))
+    for index in np.unique(count // size):
+        block = eager.blanks[count // size == index]
+        columns = range(index * size, min(index * size + size, eager.length))
+        num_forwards = num_full = 0
+        while True:
+            was_mask = {i for i in block if eager.tokens[i] == MASK}
+            num_full += not was_mask
+            if num_full > max_post_steps:
+                break
+            # The window of a cached step, once the block has begun.
+            if plan == "block":
+                eager.compute(Kind.STEP, columns)
+            elif plan == "dual" and num_forwards > 0:
+                eager.compute(Kind.STEP, block)
+            else:
+                eager.compute(Kind.REFRESH, range(eager.length))
+            num_forwards += 1
+            found = eager.confidences(block)
+            masked = {i: found[i] for i in was_mask}
+            best = max(masked, key=lambda i: (masked[i][1], -i), default=None)
+            written = {
+                i: token
+                for i, (token, probability) in masked.items()
+                if i == best or probability > threshold
+            }
+            edited = {
+                i: token
+                for i, (token, probability) in found.items()
+                if i not in was_mask
+                and token != eager.tokens[i]
+                and probability > editing_threshold
+            }
+            for i, token in (written | edited).items():
+                eager.tokens[i] = token
+            eager.num_edits += len(edited)
+            if not was_mask and not edited:
+                break
+        if plan == "block":
+            eager.compute(Kind.STORE, columns)
+
+
 def fast_dllm(eager, plan, threshold, refresh_every):
     """Fast-dLLM's loops (arXiv:2505.22618), with refreshes added."""
     everything = range(eager.length)
@@ -183,3 +239,41 @@ def block_diffusion(eager, threshold):
             eager.compute(Kind.STEP, block)
             eager.commit(list(block), threshold)
         eager.compute(Kind.STORE, block)
+
+
+def batch(width=26):
+    """Continuations, short ones, an infilling, and a row with nothing to do."""
+    return stack(
+        [
+            prompts_of([1, 9, 6], GEN, width=width, vocab_size=9),
+            prompts_of([5], 7, width=width, vocab_size=9),
+            infilling_of(9, 17, width=width, vocab_size=9),
+            prompts_of([8], 0, width=width, vocab_size=9),
+        ]
+    )
+
+
+def generate(model, params, prompts, sampler="threshold(threshold=0.4)", **options):
+    return loop.generate(
+        model,
+        params,
+        samplers.parse(sampler) if isinstance(sampler, str) else sampler,
+        prompts,
+        row_keys(0, np.arange(len(prompts.tokens))),
+        Options(GEN, BLOCK, has_trajectory=True, **options),
+    )
+
+
+def assert_is(result, row, eager):
+    """A row of a result is what the plain loop did."""
+    length = len(eager.kinds)
+    assert result.num_steps[row] == length
+    kinds = result.trajectory.kind[row]
+    assert kinds[:length].tolist() == eager.kinds
+    assert (kinds[length:] == -1).all()
+    whole = [kind in (Kind.REFRESH, Kind.PREFILL) for kind in eager.kinds]
+    assert result.num_whole[row] == sum(whole)
+    assert result.num_stores[row] == eager.kinds.count(Kind.STORE)
+    np.testing.assert_array_equal(
+        result.tokens[row, : eager.length], eager.tokens[: eager.length]
+    )

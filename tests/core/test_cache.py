@@ -15,8 +15,11 @@ from cache_model import (
     VOCAB,
     Eager,
     Memory,
+    assert_is,
+    batch,
     block_diffusion,
     fast_dllm,
+    generate,
     params_of,
 )
 from helpers import infilling_of, prompts_of, stack
@@ -30,48 +33,10 @@ from dlm_jax.errors import InputError
 from dlm_jax.models import registry, sdar
 
 
-def batch(width=26):
-    """Continuations, short ones, an infilling, and a row with nothing to do."""
-    return stack(
-        [
-            prompts_of([1, 9, 6], GEN, width=width, vocab_size=9),
-            prompts_of([5], 7, width=width, vocab_size=9),
-            infilling_of(9, 17, width=width, vocab_size=9),
-            prompts_of([8], 0, width=width, vocab_size=9),
-        ]
-    )
-
-
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-def generate(model, params, prompts, sampler="threshold(threshold=0.4)", **options):
-    return loop.generate(
-        model,
-        params,
-        samplers.parse(sampler) if isinstance(sampler, str) else sampler,
-        prompts,
-        row_keys(0, np.arange(len(prompts.tokens))),
-        Options(GEN, BLOCK, has_trajectory=True, **options),
-    )
-
-
-def assert_is(result, row, eager):
-    """A row of a result is what the plain loop did."""
-    length = len(eager.kinds)
-    assert result.num_steps[row] == length
-    kinds = result.trajectory.kind[row]
-    assert kinds[:length].tolist() == eager.kinds
-    assert (kinds[length:] == -1).all()
-    whole = [kind in (Kind.REFRESH, Kind.PREFILL) for kind in eager.kinds]
-    assert result.num_whole[row] == sum(whole)
-    assert result.num_stores[row] == eager.kinds.count(Kind.STORE)
-    np.testing.assert_array_equal(
-        result.tokens[row, : eager.length], eager.tokens[: eager.length]
-    )
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,14 @@ WRONG_DECISIONS = {
         lambda canvas: Decision(canvas.is_eligible, tokens=jnp.int32(3)),
         r"decision.tokens \(int32 \[\]\) must be int32 \[6\]",
     ),
+    "an end for each position": (
+        lambda canvas: Decision(canvas.is_eligible, is_finished=canvas.is_mask),
+        r"decision.is_finished \(bool \[6\]\) must be bool \[\], of the row",
+    ),
+    "an end that is no array": (
+        lambda canvas: Decision(canvas.is_eligible, is_finished=True),
+        r"decision.is_finished \(True\) must be bool \[\], of the row",
+    ),
     "tokens that are no integers": (
         lambda canvas: Decision(canvas.is_eligible, tokens=jnp.ones(6)),
         r"decision.tokens \(float32 \[6\]\) must be int32 \[6\]",

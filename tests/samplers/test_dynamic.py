@@ -39,6 +39,7 @@ def commits(sampler, probability=PROBABILITY, block_step=0, log_prob=None):
         block_column=jnp.int32(0),
         block_step=jnp.int32(block_step),
         block_masks=jnp.int32(6),
+        is_final=jnp.bool_(False),
         num_blocks=jnp.int32(2),
         step=jnp.int32(block_step),
         num_forwards=jnp.int32(block_step),

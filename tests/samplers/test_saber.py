@@ -41,6 +41,7 @@ def canvas_of(is_mask=IS_MASK):
         block_column=jnp.int32(0),
         block_step=jnp.int32(1),
         block_masks=jnp.int32(6),
+        is_final=jnp.bool_(False),
         num_blocks=jnp.int32(2),
         step=jnp.int32(1),
         num_forwards=jnp.int32(1),

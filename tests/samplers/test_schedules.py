@@ -41,6 +41,7 @@ def _count(schedule, num_masks, block_masks, block_step, step, num_blocks):
             block_column=jnp.int32(0),
             block_step=block_step,
             block_masks=block_masks,
+            is_final=jnp.bool_(False),
             num_blocks=num_blocks,
             step=step,
             num_forwards=step,

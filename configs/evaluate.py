@@ -16,6 +16,8 @@ def get_config() -> ConfigDict:
             # Of a published task: where its problems are, and how they are written.
             "data": config_dict.placeholder(str),
             "prompt_style": config_dict.placeholder(str),
+            # With or without the chat template, where the task does not decide.
+            "chat": config_dict.placeholder(bool),
             "sampler": ("low_confidence", "threshold", "entropy_bound", "saber"),
             # Each sampler runs with each cache: none, prefix, dual(refresh_every=8).
             "cache": ("none",),

@@ -48,6 +48,8 @@ def get_config() -> ConfigDict:
             # Of a published task: where its problems are, and how they are written.
             "data": config_dict.placeholder(str),
             "prompt_style": config_dict.placeholder(str),
+            # With or without the chat template, where the task does not decide.
+            "chat": config_dict.placeholder(bool),
             # Each is one program, as its specs differ in traced numbers only; but for
             # saber_released, whose n is static.
             "curves": curves,

@@ -125,6 +125,12 @@ def define_evaluation(
             None,
             "Prompt style of a published task, such as opencompass.",
         ),
+        flags.DEFINE_bool(
+            "chat",
+            None,
+            "Put prompts into the chat template; default: as the prompt style says, or "
+            "if the tokenizer has one.",
+        ),
         flags.DEFINE_string("split", None, "Split that the examples are taken from."),
         flags.DEFINE_integer(
             "num_examples",
@@ -160,6 +166,8 @@ def define_evaluation(
         chosen = tasks.get(asked.get("task") or "sudoku")
         if asked.get("prompt_style"):
             chosen = chosen.with_style(asked.prompt_style)
+        if asked.get("chat") is not None:
+            chosen = chosen.with_chat(asked.chat)
         if asked.get("data"):
             chosen = chosen.with_data(asked.data)
         chosen = chosen.with_lengths(asked.get("gen_length"), asked.get("block_length"))

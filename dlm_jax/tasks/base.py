@@ -75,6 +75,8 @@ class Task(abc.ABC):
         answer ends at EOS.
       gen_length: most blanks that an example has; of a continuation, their number.
       block_length: tokens per semi-autoregressive block; one block if ABSENT.
+      chat: whether prompts are put into the chat template, see `with_chat`; None if the
+        task and the tokenizer decide.
       grid: how a page lays its text out; None for running text.
 
     Both lengths are defaults, see `with_lengths`.
@@ -85,6 +87,7 @@ class Task(abc.ABC):
     is_infill: ClassVar[bool]
     gen_length: int
     block_length: int = ABSENT
+    chat: bool | None = None
     grid: ClassVar[Grid | None] = None
 
     @abc.abstractmethod
@@ -138,8 +141,12 @@ class Task(abc.ABC):
             )
         prompts = [example.prompt for example in examples]
         return codec.encode_prompts(
-            prompts, self.gen_length, is_chat=codec.has_chat_template
+            prompts, self.gen_length, is_chat=self.is_chat(codec)
         )
+
+    def is_chat(self, codec: Codec) -> bool:
+        """Whether a prompt is a user's message: `chat`, or if there is a template."""
+        return codec.has_chat_template if self.chat is None else self.chat
 
     def with_data(self, source: str) -> "Task":
         """The same task with data of a user's.
@@ -173,8 +180,30 @@ class Task(abc.ABC):
             f"prompt_style ({name}) must not be given for {self.name}, which has one"
         )
 
+    def with_chat(self, chat: bool) -> "Task":
+        """The same task with or without the chat template.
+
+        Args:
+          chat: put prompts into the chat template; if not, they are continued as they
+            are.
+
+        Returns:
+          A copy; the task itself does not change.
+
+        Raises:
+          InputError: if the task's blanks are inside its texts.
+        """
+        if self.is_infill:
+            raise InputError(
+                f"chat ({chat}) must not be set for {self.name}, whose blanks are "
+                "inside the text"
+            )
+        found = copy.copy(self)
+        found.chat = chat
+        return found
+
     def identity(self, split: str) -> dict[str, Any]:
-        """What a manifest says of the task's data and prompts; empty by default.
+        """What a manifest says of the task's data and prompts; `chat` if it is set.
 
         Args:
           split: of the examples.
@@ -183,7 +212,7 @@ class Task(abc.ABC):
           InputError: for data that cannot be read.
         """
         del split
-        return {}
+        return {} if self.chat is None else {"chat": self.chat}
 
     def with_lengths(
         self, gen_length: int | None = None, block_length: int | None = None

@@ -171,18 +171,24 @@ class Published(Task):
 
     def encode(self, codec: Codec, examples: Sequence[Example]) -> list[Encoded]:
         style = self.style
-        if style.plain is not None and not codec.has_chat_template:
+        if style.plain is not None and not self.is_chat(codec):
             prompts: list[str | Messages] = [style.plain(x.truth) for x in examples]
             return codec.encode_prompts(prompts, self.gen_length, is_chat=False)
+        is_text = all(isinstance(example.prompt, str) for example in examples)
+        if self.chat is False and not is_text:
+            raise InputError(
+                f"chat (False) must not be set for prompt_style ({style.name}) of "
+                f"{self.name}, which writes conversations"
+            )
         return codec.encode_prompts(
             [example.prompt for example in examples],
             self.gen_length,
-            is_chat=style.is_chat,
+            is_chat=style.is_chat if self.chat is None else self.chat,
             opening=style.opening,
         )
 
     def identity(self, split: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        found = super().identity(split)
         # The default's absence keeps directories that older versions began. It comes
         # first, for the data of another style may be others too.
         if self.style.name != next(iter(self.styles)):

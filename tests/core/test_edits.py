@@ -20,6 +20,7 @@ from cache_model import (
 from helpers import prompts_of
 
 from dlm_jax import caches
+from dlm_jax.core.cache import Kind
 from dlm_jax.core.canvas import Decision
 from dlm_jax.core.checks import prepare
 from dlm_jax.core.options import Options
@@ -101,11 +102,22 @@ class Waits(Sampler):
     """Fills a block at once and keeps it for two more steps."""
 
     def step(self, key, state, canvas, prediction):
-        is_finished = canvas.block_step >= 2
+        is_finished = canvas.block_step == 2
         return state, Decision(canvas.is_eligible, is_finished=is_finished)
 
     def extra_steps(self, num_blocks):
         return 2 * num_blocks
+
+
+def test_a_block_that_was_finished_is_stored():
+    """The rule is not asked again: its answer to a store would be no."""
+    params, prompts = params_of(26), prompts_of([3], GEN, width=26, vocab_size=9)
+    model = Memory(is_block_causal=True)
+    result = generate(model, params, prompts, Waits(), cache=caches.Block())
+    # The first block has three given columns; columns up to 14 are blank.
+    kinds = [Kind.STEP] * 3 + [Kind.STORE]
+    assert result.num_steps[0] == 16 and result.is_complete[0]
+    assert result.trajectory.kind[0, :16].tolist() == kinds * 4
 
 
 @pytest.mark.parametrize("plan", ["none", "dual", "prefix"])

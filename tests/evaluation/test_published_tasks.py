@@ -2,16 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 from chat_checkpoint import make_chat_checkpoint
 from published_data import GSM8K, ROWS, write_all, write_lines
 
-from dlm_jax import tasks
+from dlm_jax import checkpoints, tasks
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import run as evaluation
 from dlm_jax.evaluation import tables
 from dlm_jax.evaluation.records import conditions, read_records
 from dlm_jax.tasks.sudoku.task import HARD_PUZZLES
+from dlm_jax.text.codec import Codec
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +170,10 @@ def test_what_is_wrong_is_told_before_weights_are_read(
         status, out, error = run_script("evaluate", *base, *flag.split())
         assert (status, out) == (1, "")
         assert message in error and error.count("\n") == 1
+    if name in ("gsm8k", "mbpp"):
+        asked = (f"--data={data / name}", "--num_examples=1", "--nochat")
+        status, _, error = run_script("evaluate", *base, *asked)
+        assert status == 1 and "chat (False) must not be set for prompt_style" in error
     if name != "humaneval":
         status, _, error = run_script("evaluate", *base, "--num_examples=1")
         assert status == 1 and f"task ({name}) needs data (--data=PATH" in error
@@ -188,6 +194,51 @@ def record(index, nfe, num_tokens, seconds, run=0, **other):
         "run": run,
         **other,
     }
+
+
+@pytest.mark.parametrize("style", ["zero_shot", "harness"])
+def test_texts_go_into_the_template_as_asked(chat, data, style):
+    codec = Codec.load(chat, checkpoints.read_config(chat))
+    task = tasks.get("gsm8k").with_style(style).with_data(str(data / "gsm8k"))
+    examples = task.examples("test", 2)
+    texts = [example.prompt for example in examples]
+    in_chat = codec.encode_prompts(texts, task.gen_length, is_chat=True)
+    as_text = codec.encode_prompts(texts, task.gen_length, is_chat=False)
+    for chosen, expected in (
+        (task, as_text if style == "harness" else in_chat),
+        (task.with_chat(True), in_chat),
+        (task.with_chat(False), as_text),
+    ):
+        for row, wanted in zip(chosen.encode(codec, examples), expected, strict=True):
+            np.testing.assert_array_equal(row.tokens, wanted.tokens)
+    assert len(in_chat[0].tokens) != len(as_text[0].tokens)
+    assert "chat" not in task.identity("test")
+    assert task.with_chat(False).identity("test")["chat"] is False
+
+
+def test_without_the_template_a_request_becomes_text(chat):
+    """As for a checkpoint that has none."""
+    codec = Codec.load(chat, checkpoints.read_config(chat))
+    task = tasks.get("humaneval")
+    examples = task.examples("test", 1)
+    (row,) = task.with_chat(False).encode(codec, examples)
+    (plain,) = codec.encode([examples[0].truth.prompt], task.gen_length)
+    np.testing.assert_array_equal(row.tokens, plain.tokens)
+    (row,) = task.encode(codec, examples)
+    assert row.tokens.size > plain.tokens.size
+
+
+def test_the_template_is_a_flag_that_the_manifest_has(chat, data, tmp_path, run_script):
+    asked = arguments(chat, data, tmp_path, "math", "opencompass")
+    status, _, error = run_script("evaluate", *asked, "--nochat")
+    assert (status, error) == (0, "")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["identity"]["chat"] is False
+    status, _, error = run_script("evaluate", *asked)
+    assert status == 1 and "chat (None) must be False" in error
+    status, _, error = run_script("evaluate", "--task=sudoku", "--chat")
+    message = "chat (True) must not be set for sudoku, whose blanks are inside the text"
+    assert status == 1 and message in error and error.count("\n") == 1
 
 
 def test_speeds_are_ratios_of_sums():

@@ -24,6 +24,7 @@ FILE = pathlib.Path(board.__file__).with_name("leaderboard.csv")
 BASELINE = "low_confidence"
 HEADINGS = (
     *("task", "sampler", "correct", "accuracy", "95 % interval", "mean forwards"),
+    "tokens per forward",
 )
 
 
@@ -54,6 +55,7 @@ def cells(specs: list[str]) -> list[tuple[str, ...]]:
                     f"{entry.correct / num:.1%}",
                     f"{low:.1%} to {high:.1%}",
                     f"{entry.nfe:.2f}",
+                    f"{board.tokens_per_forward(entry):.2f}",
                 )
             )
     return rows

@@ -36,7 +36,7 @@ OTHERS = {
 
 def entry(spec="saber", correct=3, nfe=5.0, task="sudoku", setting=SETTING):
     spec = samplers.canonical_spec(spec)
-    return Entry(task, spec, correct, nfe, "abcdef0123+", setting)
+    return Entry(task, spec, correct, nfe, 60, "abcdef0123+", setting)
 
 
 @settings(max_examples=20)
@@ -152,9 +152,10 @@ def test_table_has_the_best_first_and_marks_the_front():
         "`threshold`",
         "`random`",
     ]
-    assert [row[5] for row in cells[2:]] == ["yes", "", "yes", ""]
-    assert cells[2][1:5] == ["3 of 4", "75.0%", "30.1% to 95.4%", "4.00"]
-    assert cells[2][6] == "abcdef0+"
+    assert [row[6] for row in cells[2:]] == ["yes", "", "yes", ""]
+    # 60 tokens in 4 rows of 4 forwards.
+    assert cells[2][1:6] == ["3 of 4", "75.0%", "30.1% to 95.4%", "4.00", "3.75"]
+    assert cells[2][7] == "abcdef0+"
 
 
 CONFIG = """
@@ -191,6 +192,7 @@ def test_a_sampler_joins_with_one_command(tmp_path, monkeypatch, run_script):
     log = tmp_path / "runs" / "sudoku"
     records = read_records(log)
     assert first.nfe == pytest.approx(sum(r["nfe"] for r in records) / 3, abs=1e-4)
+    assert first.num_tokens == sum(r["num_tokens"] for r in records) > 0
     assert out == (tmp_path / "out" / "leaderboard.md").read_text()
 
     added = "--sampler=threshold(threshold=0.5)"

@@ -60,11 +60,17 @@ def tables(draw):
     return file.getvalue().encode("utf-8", "surrogatepass")
 
 
-LINE = "maze,margin,{correct},{nfe},0,0f,{num},test,0,0,{temperature}\n"
+LINE = "maze,margin,{correct},{nfe},{num_tokens},0,0f,{num},test,0,0,{temperature}\n"
 
 
 def _line(**values):
-    values = {"correct": 1, "nfe": 2.0, "num": 3, "temperature": 0} | values
+    values = {
+        "correct": 1,
+        "nfe": 2.0,
+        "num_tokens": 4,
+        "num": 3,
+        "temperature": 0,
+    } | values
     return (COLUMNS + "\n" + LINE.format(**values)).encode()
 
 
@@ -99,6 +105,8 @@ def test_board(path, content):
         {"num": 10**12},
         {"nfe": "nan"},
         {"nfe": "inf"},
+        {"num_tokens": "-1"},
+        {"num_tokens": "1.5"},
         {"temperature": "nan"},
         {"temperature": "-1"},
         {"temperature": "0,0"},
@@ -112,6 +120,6 @@ def test_numbers_that_are_none(path, values):
 
 def test_many_lines(path):
     # Looking for a sampler that is there twice once took the square of their number.
-    rows = "".join(f"maze,s{i},1,2,0,0f,3,test,0,0,0\n" for i in range(20_000))
+    rows = "".join(f"maze,s{i},1,2,9,0,0f,3,test,0,0,0\n" for i in range(20_000))
     path.write_text(f"{COLUMNS}\n{rows}")
     assert len(read(board.read, path)) == 20_000

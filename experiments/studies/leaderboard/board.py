@@ -51,6 +51,8 @@ class Entry:
       sampler: the canonical spec.
       correct: the number of correct examples.
       nfe: mean forwards of an example.
+      num_tokens: of all examples, written at blanks before the first stop; 0 of rows
+        that are not complete.
       commit: of the code; '+' if files differed, empty if unknown.
       setting: in which it was asked; in the file, a column for each of its fields.
     """
@@ -59,6 +61,7 @@ class Entry:
     sampler: str
     correct: int
     nfe: float
+    num_tokens: int
     commit: str
     setting: Setting
 
@@ -66,7 +69,7 @@ class Entry:
 _SETTING = tuple(field.name for field in dataclasses.fields(Setting))
 # A table makes an array of them.
 _MOST_EXAMPLES = 10**7
-_COLUMNS = ("task", "sampler", "correct", "nfe", "commit", *_SETTING)
+_COLUMNS = ("task", "sampler", "correct", "nfe", "num_tokens", "commit", *_SETTING)
 
 
 def read(path: str | os.PathLike) -> list[Entry]:
@@ -110,6 +113,7 @@ def _entry(path: pathlib.Path, number: int, row: Mapping[str, str]) -> Entry:
             sampler=row["sampler"],
             correct=int(row["correct"]),
             nfe=float(row["nfe"]),
+            num_tokens=int(row["num_tokens"]),
             commit=row["commit"],
             setting=Setting(
                 checkpoint=row["checkpoint"],
@@ -128,6 +132,7 @@ def _entry(path: pathlib.Path, number: int, row: Mapping[str, str]) -> Entry:
             )
         for name, value in (
             ("nfe", entry.nfe),
+            ("num_tokens", entry.num_tokens),
             ("temperature", entry.setting.temperature),
         ):
             if not (math.isfinite(value) and value >= 0):
@@ -199,6 +204,7 @@ def entries_of(
             sampler=result.sampler,
             correct=int(result.is_correct.sum()),
             nfe=round(float(result.nfe.mean()), 4),
+            num_tokens=int(result.num_tokens.sum()),
             commit=commit or "",
             setting=setting,
         )
@@ -221,6 +227,7 @@ def table(entries: Sequence[Entry]) -> str:
         "accuracy",
         "95 % interval",
         "NFE",
+        "TPF",
         "Pareto front",
         "commit",
     ]
@@ -235,11 +242,17 @@ def table(entries: Sequence[Entry]) -> str:
                 f"{_accuracy(entry):.1%}",
                 f"{low:.1%} to {high:.1%}",
                 f"{entry.nfe:.2f}",
+                f"{tokens_per_forward(entry):.2f}",
                 "yes" if i in front else "",
                 provenance.short_commit(entry.commit),
             ]
         )
     return markdown(rows)
+
+
+def tokens_per_forward(entry: Entry) -> float:
+    """TPF: tokens of all examples over their forwards, see `Summary`."""
+    return entry.num_tokens / max(entry.nfe * entry.setting.num_examples, 1)
 
 
 def _accuracy(entry: Entry) -> float:
@@ -265,7 +278,8 @@ def page(entries: Sequence[Entry], command: str) -> str:
     lines = ["# Samplers on the shipped models", "", f"    {command}", ""]
     lines += [
         "adds a sampler. All samplers of a task ran on the same examples in the same "
-        "setting. NFE is the mean number of forwards per example. Intervals are "
+        "setting. NFE is the mean number of forwards per example, TPF the tokens per "
+        "forward: those written at blanks before the first stop. Intervals are "
         "Wilson's. A sampler is on the Pareto front if no other is at least as good in "
         "both accuracy and NFE."
     ]

@@ -63,7 +63,14 @@ from dlm_jax.tasks.base import load
 from dlm_jax.text import prompts as text_prompts
 from dlm_jax.text.prompts import pad
 from experiments import _app
-from experiments.timing import ceilings, costs, races, steps, torch_loops
+from experiments.timing import (
+    ceilings,
+    costs,
+    race_tables,
+    races,
+    steps,
+    torch_loops,
+)
 
 _CONFIG = _app.define_config(_app.CONFIGS / "benchmark.py", "Defaults.")
 _CHECKPOINT = _app.define_path("checkpoint", None, "Hugging Face or Orbax directory.")
@@ -265,8 +272,10 @@ def _print(
       handing: seconds until PyTorch had them, too.
       reached: by the device.
     """
-    own = races.one_each(records)
-    print(races.tables(records), races.table(own, steps.COLUMNS), sep="\n\n")
+    own = race_tables.one_each(records)
+    print(
+        race_tables.tables(records), race_tables.table(own, steps.COLUMNS), sep="\n\n"
+    )
     print(f"\nThe weights were loaded in {loading:.1f} s", end="")
     if handing is not None:
         print(f", and handed to PyTorch in {handing:.1f} s", end="")

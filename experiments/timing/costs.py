@@ -14,7 +14,7 @@ from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices.runner import DataParallel
-from experiments.timing import races, roofline, steps
+from experiments.timing import race_tables, races, roofline, steps
 from experiments.timing.ceilings import Ceilings
 
 
@@ -93,5 +93,5 @@ def measure(
         memory=memory,
         itemsize=itemsize,
     )
-    raced = races.records(results, **common)
+    raced = race_tables.records(results, **common)
     return [{**r, **c} for r, c in zip(raced, costs, strict=True)]

@@ -25,6 +25,7 @@ from experiments.timing import (
     ceilings,
     costs,
     heads,
+    race_tables,
     races,
     roofline,
     steps,
@@ -187,7 +188,7 @@ def _generations(batch_size: int, bench: Bench) -> list[dict[str, Any]]:
             plans=own,
             references=references,
         )
-        found += races.records(results)
+        found += race_tables.records(results)
     return found
 
 

@@ -298,7 +298,7 @@ def records(
     memory: Mapping[Method, int],
     itemsize: int = 4,
 ) -> list[dict[str, Any]]:
-    """What a step of each sampler costs, beside what `races.records` says of it.
+    """What a step of each sampler costs, beside what `race_tables.records` says of it.
 
     Of a step with a cache, which is of windows, whole rows or both, there is no single
     forward to compare it with: `beyond_forward` and `of_peak` are None.
@@ -340,7 +340,7 @@ def records(
     return found
 
 
-# Heading, key of a record, format; see `races.table`.
+# Heading, key of a record, format; see `race_tables.table`.
 COLUMNS = (
     ("sampler", "sampler", "s"),
     ("cache", "cache", "s"),

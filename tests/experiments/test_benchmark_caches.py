@@ -12,7 +12,7 @@ from dlm_jax.core.options import Options
 from dlm_jax.devices.runner import DataParallel
 from dlm_jax.models import as_denoiser
 from dlm_jax.models.llada import tiny
-from experiments.timing import ceilings, races, roofline, steps
+from experiments.timing import ceilings, race_tables, races, roofline, steps
 
 K3 = "low_confidence(schedule=fixed(k=3))"
 
@@ -61,13 +61,13 @@ def test_every_sampler_runs_with_every_cache(parallel, specs):
         is_cached = x.cache == "dual"
         assert x.cached_seconds == ({"window": 3.0} if is_cached else {})
         assert ((x.num_whole < x.num_steps) == is_cached).all()
-    records = list(races.records(results))
+    records = list(race_tables.records(results))
     for record in records:
         parts = record["whole_forwards"], record["window_forwards"]
         assert sum(parts) == pytest.approx(record["nfe"])
         assert (parts[1] > 0) == (record["cache"] == "dual")
-    assert "of windows" in races.tables(records)
-    assert "of windows" not in races.tables(records[:1])
+    assert "of windows" in race_tables.tables(records)
+    assert "of windows" not in race_tables.tables(records[:1])
 
 
 class Shaped:
@@ -139,7 +139,7 @@ def test_a_window_is_compared_with_reading_the_weights():
     # Of steps that are of both kinds, there is no one forward to compare with.
     assert record["beyond_forward"] is record["of_peak"] is None
     # ... as there is in the records of other caches.
-    table = races.table([record, {**record, "of_peak": 0.5}], steps.COLUMNS[9:])
+    table = race_tables.table([record, {**record, "of_peak": 0.5}], steps.COLUMNS[9:])
     assert "step beyond the forward" not in table
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [
         "-",

@@ -10,7 +10,7 @@ from race_helpers import prompts_of, race
 
 from dlm_jax import samplers
 from dlm_jax.core.options import Options
-from experiments.timing import races, steps
+from experiments.timing import race_tables, races, steps
 
 
 def test_rows_that_differ_are_not_counted_equal(parallel):
@@ -81,11 +81,11 @@ def test_references_run_in_turn_and_have_a_result_each(parallel):
     one, other = results[:2]
     np.testing.assert_array_equal(one.seconds, other.seconds)
     assert (one.reference_seconds != other.reference_seconds).all()
-    records = list(races.records(results))
+    records = list(race_tables.records(results))
     assert [x["gain"] for x in records[:2]] == [1, 1]
     assert records[2]["gain"] == records[3]["gain"] != 1
     # What is of dlm_jax alone is printed once.
-    speed, gains = races.tables(records).split("\n\n")
+    speed, gains = race_tables.tables(records).split("\n\n")
     assert (speed.count("gamma"), gains.count("gamma")) == (4, 2)
     assert speed.count(" second ") == 2
 
@@ -138,7 +138,7 @@ def test_records_are_medians_of_neighbours():
 
     one = result("one", [1.0, 4.0, 2.0], [2.0, 12.0, 2.0], [10, 20], 20)
     two = result("two", [0.5, 1.0, 1.0], [1.0, 1.0, 1.0], [2, 4], 5)
-    first, second = races.records([one, two], num_cores=2)
+    first, second = race_tables.records([one, two], num_cores=2)
     assert first["ratios"] == [2.0, 3.0, 1.0]
     assert first["ratio"] == 2.0
     assert first["rows_per_second"] == 1.0
@@ -149,7 +149,7 @@ def test_records_are_medians_of_neighbours():
     assert second["gain_per_nfe_gain"] == pytest.approx(0.4)
     assert second["num_cores"] == 2
     assert (first["tokens_per_second"], second["tokens_per_second"]) == (15.0, 30.0)
-    speed, gains = races.tables([first, second]).split("\n\n")
+    speed, gains = race_tables.tables([first, second]).split("\n\n")
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in speed.splitlines()]
     assert cells[2] == [
         "one",
@@ -177,7 +177,7 @@ def test_headings_are_those_of_the_documentation():
     own |= {"loop memory, MB", "cache", "of whole rows", "of windows"}
     own |= {"window alone, ms", "refresh alone, ms"}
     own.add("window / reading the block weights")
-    for columns in (races._SPEED, races._GAINS, steps.COLUMNS):
+    for columns in (race_tables._SPEED, race_tables._GAINS, steps.COLUMNS):
         for title, _, _ in columns:
             assert title in own or f"| {title} |" in page, title
 

@@ -132,8 +132,9 @@ def test_by_default_all_examples_of_a_short_split_are_asked(
         ("humaneval", "test", 164),
         ("sudoku", "test", 1000),
         ("sudoku", "hard", len(HARD_PUZZLES)),
-        ("program", "unseen", 500),
         ("countdown", "valid", 1000),
+        # Programs are drawn and run under checks of every call: minutes.
+        pytest.param("program", "unseen", 500, marks=pytest.mark.slow),
     ],
 )
 def test_a_task_knows_how_many_examples_a_split_has(task, split, size):

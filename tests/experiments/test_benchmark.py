@@ -68,7 +68,7 @@ def test_eager_loop_fills_as_ours_does(spec, block_length, checkpoint, parallel)
 @pytest.mark.parametrize(
     ("dtype", "num", "least"),
     [
-        ("float64", 8, 8),
+        ("float64", 4, 4),
         pytest.param("float64", 16, 16, marks=pytest.mark.slow),
         pytest.param("float32", 16, 15, marks=pytest.mark.slow),
     ],

@@ -163,11 +163,12 @@ def llada21(eager, plan, threshold, editing_threshold, max_post_steps):
     count = eager.blanks if is_causal else np.arange(len(eager.blanks))
     if plan == "block" and count[0] >= size:
         eager.compute(Kind.PREFILL, range(eager.length))
-    for index in np.unique(count // size):
+    for index in range(count[0] // size, count[-1] // size + 1):
         block = eager.blanks[count // size == index]
         columns = range(index * size, min(index * size + size, eager.length))
         num_forwards = num_full = 0
-        while True:
+        # A block that is given between others has nothing to edit.
+        while len(block):
             was_mask = {i for i in block if eager.tokens[i] == MASK}
             num_full += not was_mask
             if num_full > max_post_steps:

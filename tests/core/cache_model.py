@@ -154,6 +154,25 @@ class Eager:
                 self.tokens[i] = token
 
 
+class Guided(Eager):
+    """The same under guidance: a second view of the row has its prompt masked."""
+
+    def __init__(self, model, params, prompts, row, scale):
+        super().__init__(model, params, prompts, row)
+        self.scale = scale
+        self.other = Eager(model, params, prompts, row)
+
+    def compute(self, kind, columns):
+        super().compute(kind, columns)
+        is_blank = np.isin(np.arange(len(self.tokens)), self.blanks)
+        self.other.tokens = np.where(is_blank, self.tokens, MASK)
+        self.other.compute(kind, columns)
+
+    def logits(self, i):
+        other = self.other.logits(i)
+        return other + (self.scale + 1) * (super().logits(i) - other)
+
+
 def llada21(eager, plan, threshold, editing_threshold, max_post_steps):
     """LLaDA2.1's loop: decided tokens are edited, and full blocks revised.
 

@@ -14,6 +14,7 @@ from cache_model import (
     MASK,
     VOCAB,
     Eager,
+    Guided,
     Memory,
     assert_is,
     batch,
@@ -190,6 +191,23 @@ def test_a_stop_ends_a_row_at_once_or_with_its_block():
         assert at_once.tokens[0, 4:].tolist() == [3, 8, *[EOS] * 6]
         assert later.tokens[0, 4:].tolist() == [3, 8, 3, 3, *[EOS] * 4]
         assert later.is_complete[0]
+
+
+@pytest.mark.parametrize("spec", ["prefix", "dual(refresh_every=2)", "block"])
+def test_under_guidance_each_view_has_its_own_cache(spec):
+    """Against a plain loop with two caches; rows share slots, refreshes are few."""
+    params, prompts = params_of(26, seed=1), batch()
+    model = Memory(is_block_causal=spec == "block")
+    plan = {"cache": caches.parse(spec), "num_slots": 3, "num_refreshed": 2}
+    result = generate(model, params, prompts, guidance=0.8, **plan)
+    assert (result.tokens != generate(model, params, prompts, **plan).tokens).any()
+    for row in range(5):
+        eager = Guided(model, params, prompts, row, scale=0.8)
+        if spec == "block":
+            block_diffusion(eager, 0.4)
+        else:
+            fast_dllm(eager, spec.partition("(")[0], 0.4, 2 * ("(" in spec))
+        assert_is(result, row, eager)
 
 
 class TakesBack(samplers.LowConfidence):

@@ -134,6 +134,12 @@ def _check_region(
     """Raises InputError if a sampler asks for blocks that a cache holds as final."""
     if not options.cache.has_store:
         return
+    # As if the row had one more block: with a single one, the region of all blanks is
+    # no larger than that of a block. But the blanks may begin within a block of
+    # columns, and then lie in two.
+    options = dataclasses.replace(
+        options, gen_length=options.gen_length + options.block_length
+    )
 
     def region(sampler: Sampler, prompts: Prompts) -> Array:
         canvas = row.first_canvas(denoiser, options, sampler, prompts)

@@ -63,7 +63,7 @@ def _check_decision(
 
     Raises:
       InputError: for a field that is not an array with one entry per position, or one
-        entry where it is of the row.
+        entry where it is of the row; for an `is_finished` whose steps have no bound.
     """
     for name, kind, dtype, size in (
         ("commit", "bool", jnp.bool_, shape),
@@ -82,6 +82,13 @@ def _check_decision(
         raise InputError(
             f"{type(sampler).__name__}.step: decision.{name} ({got}) must be {kind} "
             f"{list(size)}, {entries}"
+        )
+    has_bound = type(sampler).extra_steps is not Sampler.extra_steps
+    if decision.is_finished is not None and not has_bound:
+        # Or its last blocks would be cut off by the bound of other rules.
+        raise InputError(
+            f"{type(sampler).__name__}.step: decision.is_finished must be None without "
+            "a method extra_steps, which bounds the steps that it adds"
         )
 
 

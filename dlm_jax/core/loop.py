@@ -149,12 +149,6 @@ def proceed(
             carry.cache,
             carry.iteration,
         )
-        # A row that is new in its slot writes what it reads of the cache, or sees it
-        # with weight 0. But 0 * NaN is NaN.
-        is_broken = slots.has_nan & ~carry.slots.has_nan
-        cache = jax.lax.cond(
-            jnp.any(is_broken), lambda c: _wiped(c, is_broken), lambda c: c, cache
-        )
         # The cache stays out of the next condition, which might copy it.
         carry = dataclasses.replace(
             carry, slots=slots, cache=(), iteration=carry.iteration + 1
@@ -267,7 +261,16 @@ def iteration(
         outputs.kind,
         staleness,
     )
-    return queue.where(outputs.is_served, advanced, rows), outputs.cache
+    rows = queue.where(outputs.is_served, advanced, rows)
+
+    # A row that is new in its slot writes what it reads of the cache, or sees it with
+    # weight 0. But 0 * NaN is NaN, and what a store wrote nobody has looked at.
+    is_nan = jnp.any(jnp.isnan(outputs.prediction.log_prob), axis=1)
+    is_broken = rows.is_done & outputs.is_served & is_nan
+    cache = jax.lax.cond(
+        jnp.any(is_broken), lambda c: _wiped(c, is_broken), lambda c: c, outputs.cache
+    )
+    return rows, cache
 
 
 # What a step's random numbers are for.

@@ -204,7 +204,7 @@ class Sampler(Rule):
             return state, Decision(commit)
 
         A step that commits nothing costs its forward all the same. A row that is not
-        full after `max_steps` forwards stays incomplete.
+        full after the steps that `max_steps` and `extra_steps` allow stays incomplete.
 
         Args:
           key: a random key, of this row and this step alone; candidates are drawn with
@@ -241,13 +241,15 @@ class Sampler(Rule):
     def extra_steps(self, num_blocks: int) -> int:
         """Bounds the steps of a row that find nothing undecided in their block.
 
-        Only rules that return `Decision.is_finished` take such steps.
+        Only rules that return `Decision.is_finished` take such steps, and have to write
+        this method. A numeric field may be an array with a value per row: the largest
+        counts.
 
         Args:
           num_blocks: the most blocks of a row.
 
         Returns:
-          The bound; 0 by default.
+          The bound, an int; 0 by default.
         """
         return 0
 

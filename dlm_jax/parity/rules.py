@@ -38,8 +38,9 @@ class Rule:
 
 # Given a threshold, Fast-dLLM's loop never reads its steps.
 _FAST_DLLM = {"steps": (), "remasking": ("low_confidence",), "factor": (None,)}
-# SDAR's two loops: what they are called with beside what a rule takes.
-_SDAR = {"strategy": ()}
+# SDAR's two loops: what they are called with beside what a rule takes. The static and
+# the sequential rule have no use for a threshold.
+_SDAR = {"strategy": (), "threshold": ()}
 
 RULES = {
     "low_confidence": Rule(
@@ -86,7 +87,7 @@ RULES = {
     # All confidences are 1 there: every position is above the threshold.
     "sdar_low_confidence_dynamic_topk1": Rule(
         "dynamic(threshold=0.0, schedule=quota(steps={denoising_steps}))",
-        {**_SDAR, "threshold": ()},
+        _SDAR,
         cache="block",
         early_stop=False,
     ),

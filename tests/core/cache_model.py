@@ -154,6 +154,25 @@ class Eager:
                 self.tokens[i] = token
 
 
+class Guided(Eager):
+    """The same under guidance: a second view of the row has its prompt masked."""
+
+    def __init__(self, model, params, prompts, row, scale):
+        super().__init__(model, params, prompts, row)
+        self.scale = scale
+        self.other = Eager(model, params, prompts, row)
+
+    def compute(self, kind, columns):
+        super().compute(kind, columns)
+        is_blank = np.isin(np.arange(len(self.tokens)), self.blanks)
+        self.other.tokens = np.where(is_blank, self.tokens, MASK)
+        self.other.compute(kind, columns)
+
+    def logits(self, i):
+        other = self.other.logits(i)
+        return other + (self.scale + 1) * (super().logits(i) - other)
+
+
 def llada21(eager, plan, threshold, editing_threshold, max_post_steps):
     """LLaDA2.1's loop: decided tokens are edited, and full blocks revised.
 
@@ -163,11 +182,12 @@ def llada21(eager, plan, threshold, editing_threshold, max_post_steps):
     count = eager.blanks if is_causal else np.arange(len(eager.blanks))
     if plan == "block" and count[0] >= size:
         eager.compute(Kind.PREFILL, range(eager.length))
-    for index in np.unique(count // size):
+    for index in range(count[0] // size, count[-1] // size + 1):
         block = eager.blanks[count // size == index]
         columns = range(index * size, min(index * size + size, eager.length))
         num_forwards = num_full = 0
-        while True:
+        # A block that is given between others has nothing to edit.
+        while len(block):
             was_mask = {i for i in block if eager.tokens[i] == MASK}
             num_full += not was_mask
             if num_full > max_post_steps:

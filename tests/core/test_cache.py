@@ -14,6 +14,7 @@ from cache_model import (
     MASK,
     VOCAB,
     Eager,
+    Guided,
     Memory,
     assert_is,
     batch,
@@ -192,6 +193,23 @@ def test_a_stop_ends_a_row_at_once_or_with_its_block():
         assert later.is_complete[0]
 
 
+@pytest.mark.parametrize("spec", ["prefix", "dual(refresh_every=2)", "block"])
+def test_under_guidance_each_view_has_its_own_cache(spec):
+    """Against a plain loop with two caches; rows share slots, refreshes are few."""
+    params, prompts = params_of(26, seed=1), batch()
+    model = Memory(is_block_causal=spec == "block")
+    plan = {"cache": caches.parse(spec), "num_slots": 3, "num_refreshed": 2}
+    result = generate(model, params, prompts, guidance=0.8, **plan)
+    assert (result.tokens != generate(model, params, prompts, **plan).tokens).any()
+    for row in range(5):
+        eager = Guided(model, params, prompts, row, scale=0.8)
+        if spec == "block":
+            block_diffusion(eager, 0.4)
+        else:
+            fast_dllm(eager, spec.partition("(")[0], 0.4, 2 * ("(" in spec))
+        assert_is(result, row, eager)
+
+
 class TakesBack(samplers.LowConfidence):
     """In the first step of the second block, takes back the first blank."""
 
@@ -296,6 +314,44 @@ def test_a_row_of_nans_does_not_reach_the_next_in_its_slot():
     assert queued.has_nan.tolist() == [True, False]
     np.testing.assert_array_equal(queued.tokens[1], alone.tokens[0])
     assert queued.is_complete[1]
+
+
+class WritesFiveLast(samplers.LeftToRight):
+    """Writes token 5 at the row's last blank."""
+
+    def step(self, key, state, canvas, prediction):
+        state, decision = super().step(key, state, canvas, prediction)
+        is_last = jnp.arange(canvas.length) == canvas.blanks[-1]
+        tokens = jnp.where(is_last, 5, prediction.token)
+        return state, dataclasses.replace(decision, tokens=tokens)
+
+
+def test_nans_of_the_last_store_do_not_reach_the_next_in_its_slot():
+    """The row is complete, and no forward that decides has seen them."""
+    model = registry.init(sdar.sdar_tiny(), seed=1)
+    model.embed_tokens[...] = model.embed_tokens[...].at[5].set(jnp.nan)
+    denoiser, params = models.as_denoiser(model)
+    first = prompts_of([2], GEN, width=24, vocab_size=9)
+    first.tokens[0, :2] = [7, 8]
+    second = prompts_of([2], GEN - 1, width=24, vocab_size=9)
+    second.tokens[0, :2] = [6, 7]
+
+    def run(rule, prompts, ids):
+        return loop.generate(
+            denoiser,
+            params,
+            rule,
+            prompts,
+            row_keys(0, np.asarray(ids)),
+            Options(GEN, BLOCK, cache=caches.Block(), num_slots=1),
+        )
+
+    rule = WritesFiveLast()
+    alone, queued = run(rule, second, [1]), run(rule, stack([first, second]), [0, 1])
+    assert queued.tokens[0, 13] == 5
+    assert queued.is_complete.tolist() == [True, True]
+    assert queued.has_nan.tolist() == [False, False]
+    np.testing.assert_array_equal(queued.tokens[1], alone.tokens[0])
 
 
 def test_what_a_model_cannot_have_is_refused():

@@ -131,12 +131,21 @@ def test_the_exact_cache_writes_what_full_forwards_do(subjects, spec, plan):
 
 
 @pytest.mark.parametrize("spec", ["saber", "saber_released"])
-def test_a_rule_that_returns_to_finished_blocks_is_refused(subjects, spec):
-    """Without a cache it would take back tokens that `block` holds as final."""
-    subject, prompts = subjects["sdar"], take_rows(rows_of(), [0])
+@pytest.mark.parametrize("block_length", [BLOCK, GEN])
+def test_a_rule_that_returns_to_finished_blocks_is_refused(
+    subjects, spec, block_length
+):
+    """Without a cache it would take back tokens that `block` holds as final.
+
+    Also where a block is as long as all blanks: behind one column of prompt they lie in
+    two blocks.
+    """
+    denoiser, params = subjects["sdar"]
+    prompts, keys = take_rows(rows_of(), [0]), row_keys(3, np.arange(1))
+    options = Options(GEN, block_length, cache=caches.Block())
     message = r"cache \(Block\) must be used with a sampler that decides in the active"
     with pytest.raises(InputError, match=message):
-        generate(subject, spec, prompts, [0], "block")
+        loop.generate(denoiser, params, samplers.parse(spec), prompts, keys, options)
 
 
 def products_with_the_head(jaxpr, vocab_size):

@@ -280,6 +280,10 @@ WRONG_DECISIONS = {
         lambda canvas: Decision(canvas.is_eligible, is_finished=True),
         r"decision.is_finished \(True\) must be bool \[\], of the row",
     ),
+    "an end without a bound on steps": (
+        lambda canvas: Decision(canvas.is_eligible, is_finished=jnp.bool_(True)),
+        r"decision.is_finished must be None without a method extra_steps",
+    ),
     "tokens that are no integers": (
         lambda canvas: Decision(canvas.is_eligible, tokens=jnp.ones(6)),
         r"decision.tokens \(float32 \[6\]\) must be int32 \[6\]",

@@ -1,5 +1,6 @@
 """Rules that edit decided tokens, and go on in a block that is full."""
 
+import dataclasses
 from typing import ClassVar
 
 import jax
@@ -17,7 +18,7 @@ from cache_model import (
     llada21,
     params_of,
 )
-from helpers import prompts_of
+from helpers import infilling_of, prompts_of, stack
 
 from dlm_jax import caches
 from dlm_jax.core.cache import Kind
@@ -62,11 +63,18 @@ class Edits(Sampler):
         return int(np.max(self.max_post_steps)) * num_blocks
 
 
+def between_given_blocks():
+    """Blanks in the second and in the last of five blocks of columns."""
+    prompts = infilling_of(4, 20, width=26, vocab_size=9)
+    is_blank = np.isin(np.arange(26), [5, 6, 17, 19])[None]
+    return dataclasses.replace(prompts, is_blank=is_blank)
+
+
 @pytest.mark.parametrize("max_post_steps", [0, 1, 3])
 @pytest.mark.parametrize("plan", ["none", "dual", "block", "none of blocks"])
 def test_a_block_ends_when_its_rule_is_through_with_it(plan, max_post_steps):
-    """Edits of decided tokens, six rows in three slots, against a plain loop."""
-    params, prompts = params_of(26, seed=3), batch()
+    """Edits of decided tokens, seven rows in three slots, against a plain loop."""
+    params, prompts = params_of(26, seed=3), stack([batch(), between_given_blocks()])
     model = Memory(is_block_causal="block" in plan)
     plan = plan.partition(" ")[0]
     result = generate(
@@ -78,7 +86,7 @@ def test_a_block_ends_when_its_rule_is_through_with_it(plan, max_post_steps):
         num_slots=3,
     )
     num_edits = 0
-    for row in range(5):
+    for row in (0, 1, 2, 3, 4, 6):
         eager = Eager(model, params, prompts, row)
         llada21(eager, plan, 0.4, 0.3, max_post_steps)
         assert_is(result, row, eager)

@@ -185,6 +185,13 @@ def test_final_only_compares_output_and_nfe():
     assert found.label == "unlocated"
 
 
+def test_sdar_s_static_rule_ignores_a_threshold():
+    """Its evaluation program takes the static rule by a threshold of 1."""
+    trace = TRACES[BLOCKS]
+    params = {**trace.params, "threshold": 1.0}
+    assert replayed(dataclasses.replace(trace, params=params)).is_match
+
+
 def test_an_additional_forward_does_not_match():
     trace = TRACES[SABER]
     canvas = np.concatenate([trace.canvas, trace.canvas[-1:]])

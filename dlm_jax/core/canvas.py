@@ -278,7 +278,8 @@ class Generation:
       confidence: float [b, l]; probability of the prediction's candidate at that
         commit (of another token only for samplers that write their own,
         `Decision.tokens`); 0 where commit_step is -1.
-      is_complete: bool [b]; False where the bound on steps or a NaN ended the row.
+      is_complete: bool [b]; False where the bound on steps or a NaN ended the row: with
+        masks left, or before a rule that edits was through with it.
       has_nan: bool [b]; a position that could be committed had no finite prediction.
       trajectory: every step, if asked for.
     """

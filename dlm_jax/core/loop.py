@@ -187,7 +187,7 @@ def finish(rows: Row, ends: Int[HostArray, "... n"]) -> Generation:
         last_iteration=ends,
         commit_step=rows.commit_step,
         confidence=rows.confidence,
-        is_complete=~rows.is_mask.any(axis=-1),
+        is_complete=~rows.is_mask.any(axis=-1) & rows.is_final,
         has_nan=rows.has_nan,
         trajectory=rows.trajectory,
     )

@@ -109,7 +109,7 @@ def start(
         block=zero,
         block_step=zero,
         block_masks=jnp.sum(frame.block_of == 0, dtype=jnp.int32),
-        is_final=jnp.bool_(False),
+        is_final=num_blanks == 0,
         step=zero,
         num_forwards=zero,
         num_whole=zero,
@@ -241,11 +241,12 @@ def advance(
     if options.cache.has_store:
         is_over &= kind == Kind.STORE
     if options.stop_ids:
-        is_tail = _tail(options, frame, tokens, is_mask)
+        is_tail, has_stopped = _tail(options, frame, tokens, is_mask)
         if not options.early_stop:
             is_tail &= is_over & (frame.block_of > row.block)
+            has_stopped = jnp.any(is_tail)
         # The rest of the row needs no forward, and no store.
-        is_over |= jnp.any(is_tail)
+        is_over |= has_stopped
         tokens = jnp.where(is_tail, denoiser.eos_id, tokens)
         is_mask &= ~is_tail
         commit_step = jnp.where(is_tail, -1, commit_step)
@@ -303,13 +304,17 @@ def _next_block(
 
 def _tail(
     options: Options, frame: Frame, tokens: Int[Array, "l"], is_mask: Bool[Array, "l"]
-) -> Bool[Array, "l"]:
-    """Positions after the first stop, if nothing before it is undecided."""
+) -> tuple[Bool[Array, "l"], Bool[Array, ""]]:
+    """Positions after the first stop, if nothing before it is undecided.
+
+    And whether there is such a stop; it may be the last position.
+    """
     is_stop = jnp.isin(tokens, jnp.array(options.stop_ids, jnp.int32))
     is_stop &= frame.is_editable & ~is_mask & frame.can_stop
     stop = jnp.min(jnp.where(is_stop, frame.rank, options.gen_length))
     is_clear = ~jnp.any(is_mask & (frame.rank < stop))
-    return frame.is_editable & (frame.rank > stop) & is_clear
+    has_stopped = jnp.any(is_stop) & is_clear
+    return frame.is_editable & (frame.rank > stop) & is_clear, has_stopped
 
 
 def _record_forward(

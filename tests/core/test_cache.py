@@ -210,6 +210,25 @@ def test_under_guidance_each_view_has_its_own_cache(spec):
         assert_is(result, row, eager)
 
 
+@pytest.mark.parametrize(("early_stop", "num_steps"), [(True, 10), (False, 11)])
+def test_a_stop_at_the_last_blank_ends_the_row_at_once(early_stop, num_steps):
+    """A prefill, four steps, a store, four steps; and a store if that is waited for."""
+    own = np.full((12, VOCAB), -9.0)
+    own[:, 3] = 0
+    own[11, 8] = 5
+    result = generate(
+        Memory(is_block_causal=True),
+        (own, np.zeros((12, CODES, VOCAB))),
+        prompts_of([4], 8, vocab_size=9),
+        "left_to_right",
+        cache=caches.Block(),
+        stop_ids=(8,),
+        early_stop=early_stop,
+    )
+    assert result.tokens[0, 4:].tolist() == [3] * 7 + [8]
+    assert result.num_steps[0] == num_steps and result.is_complete[0]
+
+
 class TakesBack(samplers.LowConfidence):
     """In the first step of the second block, takes back the first blank."""
 

@@ -10,6 +10,7 @@ import pytest
 from cache_model import (
     BLOCK,
     GEN,
+    MASK,
     Eager,
     Memory,
     assert_is,
@@ -115,6 +116,14 @@ class Waits(Sampler):
 
     def extra_steps(self, num_blocks):
         return 2 * num_blocks
+
+
+def test_a_row_whose_edits_are_cut_off_is_not_complete():
+    params, prompts = params_of(26), prompts_of([3], GEN, width=26, vocab_size=9)
+    for max_steps, is_complete in ((8, False), (9, True)):
+        found = generate(Memory(), params, prompts, Waits(), max_steps=max_steps)
+        assert (found.tokens[0, 3:15] != MASK).all()
+        assert found.is_complete[0] == is_complete
 
 
 def test_a_block_that_was_finished_is_stored():

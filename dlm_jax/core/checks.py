@@ -76,6 +76,7 @@ def prepare(
         can_stop=np.asarray(can_stop, bool),
     )
     num_slots = min(options.num_slots or b, b)
+    refreshed = num_refreshed(num_slots, jax.default_backend())
     max_steps = options.max_steps
     if max_steps is None:
         max_steps = sampler.max_steps(options.gen_length)
@@ -95,7 +96,7 @@ def prepare(
         temperature=options.temperature or None,
         guidance=options.guidance or None,
         max_steps=max_steps,
-        num_refreshed=options.num_refreshed or num_refreshed(num_slots),
+        num_refreshed=options.num_refreshed or refreshed,
     )
     sampler = canonical(sampler, (b,))
     sampler.check(options.gen_length, block_length)
@@ -107,10 +108,9 @@ def prepare(
 _SLOTS_PER_REFRESH = {"cpu": 4}
 
 
-def num_refreshed(num_slots: int) -> int:
-    """The backend's own `Options.num_refreshed`."""
-    share = _SLOTS_PER_REFRESH.get(jax.default_backend(), 8)
-    return max(1, num_slots // share)
+def num_refreshed(num_slots: int, backend: str) -> int:
+    """A backend's own `Options.num_refreshed`; backend is "cpu", "gpu" or "tpu"."""
+    return max(1, num_slots // _SLOTS_PER_REFRESH.get(backend, 8))
 
 
 def _check_cache(denoiser: Denoiser, options: Options) -> None:

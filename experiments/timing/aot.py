@@ -19,7 +19,7 @@ from jax.experimental import topologies
 
 from dlm_jax.checkpoints import common
 from dlm_jax.core.canvas import Prompts
-from dlm_jax.core.checks import prepare
+from dlm_jax.core.checks import num_refreshed
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
@@ -91,6 +91,17 @@ def abstract(
         return DataParallel(denoiser, params, devices)
     specs = registry.partition(config, num_sharing, "model")
     return ModelParallel(denoiser, params, specs, make_mesh(num_sharing, devices))
+
+
+def chosen_for(backend: str, options: Options) -> Options:
+    """Options with what a backend that is not JAX's default would choose itself.
+
+    Args:
+      backend: "cpu", "gpu" or "tpu".
+      options: num_slots must be given.
+    """
+    chosen = options.num_refreshed or num_refreshed(options.num_slots, backend)
+    return dataclasses.replace(options, num_refreshed=chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +180,7 @@ def compile_loop(
       InputError: if the program takes more memory than a device has, or naming the
         argument that does not fit.
     """
+    options = chosen_for(devices[0].platform, options)
     keys = row_keys(0, np.arange(len(prompts.tokens)))
     start = time.perf_counter()
     try:
@@ -229,11 +241,10 @@ def _costs(
 
     if sizes.window is None:
         return {"a step": cost(num_rows, None)}
-    _, _, prepared = prepare(denoiser, sampler, prompts, options)
-    num_refreshed = min(prepared.num_refreshed, num_rows)
+    at_once = min(options.num_refreshed, num_rows)
     return {
         "a step of all rows": cost(num_rows, sizes.window),
-        f"a refresh of {num_refreshed}": cost(num_refreshed, None),
+        f"a refresh of {at_once}": cost(at_once, None),
     }
 
 

@@ -168,6 +168,14 @@ def test_a_window_costs_its_own_tokens_and_the_cache():
     assert step.cache_bytes == 2 * 2 * 32 * 8 * 512 * 4096
 
 
+def test_rows_refreshed_at_once_are_those_of_the_chip_not_of_this_machine():
+    options = Options(8, 4, num_slots=8)
+    chosen = [aot.chosen_for(name, options).num_refreshed for name in ("cpu", "tpu")]
+    assert chosen == [2, 1]
+    asked = Options(8, 4, num_slots=8, num_refreshed=3)
+    assert aot.chosen_for("tpu", asked).num_refreshed == 3
+
+
 def test_a_program_for_this_machine_is_compiled_and_described(run_script, tmp_path):
     text = tmp_path / "program.txt"
     status, out, err = run_script("aot", "--topology=cpu", *SMALL, f"--text={text}")

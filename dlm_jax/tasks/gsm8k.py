@@ -1,4 +1,4 @@
-"""GSM8K (arXiv:2110.14168): word problems of school mathematics, 1,319 for tests.
+r"""GSM8K (arXiv:2110.14168): word problems of school mathematics, 1,319 for tests.
 
 The data: `question` and `answer`, which ends in `#### n`, as openai/gsm8k on the hub
 has them. The styles:
@@ -11,7 +11,7 @@ has them. The styles:
   problems; here it is that of one.
 
 An answer is correct if its number equals the published one: the number behind the first
-`####` that is no numbered heading, else the one in the last `\\boxed{}`, else the last
+`####` that is no numbered heading, else the one in the last `\boxed{}`, else the last
 one. OpenCompass takes the last one and reads 1,234 as 234; lm-evaluation-harness has
 the first rule and the last, as strict-match and flexible-extract.
 """

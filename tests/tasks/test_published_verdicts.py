@@ -311,7 +311,15 @@ def test_tests_that_need_a_class_run_beside_the_program():
     own, code = problem(MBPP[1]), MBPP[1]["code"]
     assert mbpp.tested(own) == ["Pair", "total"]
     task = tasks.get("mbpp")
-    for answer in (code, f"[BEGIN]\n'{code}'\n[DONE]", f"Yes.\n```\n{code}\n```\nBye"):
+    for answer in (
+        code,
+        f"[BEGIN]\n'{code}'\n[DONE]",
+        f"Yes.\n```\n{code}\n```\nBye",
+        # Another question, and a test of its own that is wrong.
+        f"{code}\n[DONE]\n\nYou are an expert.\n[BEGIN]\ndef total(pairs):\n    ret",
+        f"```python\n{code}\n```\n```python\nassert total([]) == 9\n```",
+        f"[DONE]\n{code}",
+    ):
         verdict = task.judge(own, answer)
         assert verdict.is_correct, verdict.reason
     for answer, reason in (

@@ -371,9 +371,8 @@ def _has_self(method: ast.AST) -> bool:
 def statements_of(answer: str) -> str:
     """All Python at the left margin of an answer's parts, in its order.
 
-    For tests that need more of a program than one function. Definitions that come again
-    replace earlier ones, as they do in Python. What follows the first [DONE] belongs to
-    another question, and counts only if there is no Python before it.
+    For tests that need more of a program than one function. Of equal names the last
+    counts. What follows the first [DONE] only does if there is no Python before it.
 
     Args:
       answer: any text.

@@ -41,7 +41,7 @@ def check_output(path: str | os.PathLike, num_bytes: int = 0) -> None:
     path = pathlib.Path(path)
     if os.path.lexists(path):
         raise InputError(f"output ({path}) already exists")
-    _check_writable(path, num_bytes)
+    check_writable(path, num_bytes)
 
 
 def partial_of(output: str | os.PathLike) -> pathlib.Path:
@@ -50,16 +50,29 @@ def partial_of(output: str | os.PathLike) -> pathlib.Path:
     return output.with_name(f"{output.name}.partial")
 
 
-def _check_writable(path: pathlib.Path, num_bytes: int) -> None:
+def check_writable(
+    path: str | os.PathLike, num_bytes: int = 0, name: str = "output"
+) -> None:
+    """Checks that a file or directory could be created, or replaced.
+
+    Args:
+      path: of it; its parents may be missing too.
+      num_bytes: that are going to be written to it.
+      name: what errors call the path.
+
+    Raises:
+      InputError: if it lies where nothing can be written, or no room is.
+    """
+    path = pathlib.Path(path)
     parent = next(p for p in path.absolute().parents if os.path.lexists(p))
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
         raise InputError(
-            f"output ({path}) cannot be written: {parent} is not a writable directory"
+            f"{name} ({path}) cannot be written: {parent} is not a writable directory"
         )
     disk = shutil.disk_usage(parent)
     if disk.total and disk.free < num_bytes:  # Some file systems report nothing.
         raise InputError(
-            f"output ({path}) takes {num_bytes} bytes, {disk.free} are free"
+            f"{name} ({path}) takes {num_bytes} bytes, {disk.free} are free"
         )
 
 
@@ -314,7 +327,7 @@ def staged(
       InputError: as `check_output`, or if another process is writing the path.
     """
     path = pathlib.Path(path)
-    check = _check_writable if may_exist else check_output
+    check = check_writable if may_exist else check_output
     check(path, num_bytes)
     with locked(path):
         # Another process may just have ended.

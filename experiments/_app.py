@@ -235,6 +235,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
                 raise InputError(f"unexpected arguments: {' '.join(argv[1:])}")
             main(argv)
             _flush()
+            if remark := _programs.remark():
+                print(remark, file=sys.stderr)
         except Exception as error:
             if (line := _told(error)) is None:
                 raise

@@ -109,6 +109,7 @@ def share(
         )
     chosen = options.precision
     num_skipped = len(asked.prompts) - len(prompts) if asked.prompts else 0
+    is_plain = asked.chat is False and outline.codec.has_chat_template
     common = {
         "checkpoint": str(outline.checkpoint),
         "gen_length": options.gen_length,
@@ -118,6 +119,7 @@ def share(
         # Left out where it is as it was before there was a choice.
         **({"precision": chosen} if chosen != "highest" else {}),
         **({"num_skipped": num_skipped} if num_skipped else {}),
+        **({"chat": False} if is_plain else {}),
         # Of all processes, for `experiments.merge` to see whether something is missing
         # or answers other prompts.
         "num_prompts": len(prompts),

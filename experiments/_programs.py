@@ -2,7 +2,8 @@
 
 JAX writes a program straight into its place. What a full disk or a kill cuts off is
 never written again: its time of use is missing, which makes every later write fail, and
-reading it fails at each run. Such entries are removed here.
+reading it fails at each run. Such entries are removed here. What cannot be kept is no
+failure: it is told once, when a script ends well.
 """
 
 import contextlib
@@ -24,7 +25,9 @@ _PROGRAM, _USED = "-cache", "-atime"
 _LOCK = ".lockfile"
 # How JAX tells that an entry cannot be read, and that one was not written.
 _UNREAD = re.compile(r"Error reading persistent compilation cache entry for '([^']*)'")
-_UNWRITTEN = "Error writing persistent compilation cache entry"
+_UNWRITTEN = re.compile(r"Error writing persistent compilation cache entry [^:]*: (.*)")
+# Why programs could not be kept.
+_unkept: list[str] = []
 
 
 def keep() -> None:
@@ -45,6 +48,11 @@ def keep() -> None:
             shown = warnings.showwarning
             if not isinstance(shown, functools.partial):  # Or it is done already.
                 warnings.showwarning = functools.partial(_repair, directory, shown)
+
+
+def remark() -> str:
+    """One line on why programs were not kept; empty if they were."""
+    return _unkept[0] if _unkept else ""
 
 
 def remove_cut(directory: pathlib.Path, module: str | None = None) -> None:
@@ -82,8 +90,10 @@ def _repair(
         # compiles now, and writes the program anew: there is nothing to tell.
         remove_cut(directory, unread[1])
         return
-    if str(message).startswith(_UNWRITTEN):
+    if unwritten := _UNWRITTEN.match(str(message)):
         remove_cut(directory)
+        _unkept.append(f"compiled programs are not kept in {directory}: {unwritten[1]}")
+        return
     shown(message, *details, **more)
 
 

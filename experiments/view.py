@@ -17,15 +17,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
-import dlm_jax as dlm
 from dlm_jax import caches, checkpoints, files, samplers, tasks, zoo
 from dlm_jax.core.keys import check_seed
+from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
+from dlm_jax.model import load_weights
+from dlm_jax.outline import Outline, read_outline
 from dlm_jax.parity import traces
-from dlm_jax.tasks.base import check_codec
+from dlm_jax.tasks.base import Example, check_codec
 from dlm_jax.text import page
 from dlm_jax.text.codec import Codec
+from dlm_jax.text.prompts import Encoded
 from dlm_jax.text.settings import Settings
 from experiments import _app
 
@@ -118,7 +122,7 @@ def _of_traces() -> str:
     for name in _TRACE.value:
         path = pathlib.Path(name).expanduser()
         trace = traces.load(path)
-        own = path.absolute().parents[1] / trace.checkpoint
+        own = path.absolute().parent.parent / trace.checkpoint
         directory = pathlib.Path(_CHECKPOINT.value or own)
         model = checkpoints.read_config(directory)
         # Checkpoints of tests have no tokenizer; the page then shows ids.
@@ -153,30 +157,25 @@ def _of_samplers() -> str:
         example = task.examples(config.split, _EXAMPLE.value + 1)[-1]
 
     checkpoint = pathlib.Path(_CHECKPOINT.value or zoo.path(config.task))
-    model = dlm.load(checkpoint, _DTYPE.value)
-    runs, remarks = {}, {}
+    outline = read_outline(checkpoint)
+    if example:
+        check_codec(task, outline.codec)
     own = Settings(seed=config.seed, batch_size=1)
+    asked = {}
     for cache, plan in plans.items():
         settings = _app.drawing(config) | Settings(
             cache=plan,
             trajectory=True,
             staleness=_STALENESS.value and plan.has_window,
-            block_length=_BLOCK.value,
         )
-        if example:
-            check_codec(task, model.codec)
-            rows = task.encode(model.codec, [example])
-            settings["block_length"] = task.block_length
-            options = model.options(task.gen_length, settings)
-        elif _INFILL.value:
-            rows, options = model.infilled([prompt or ""], settings)
-        else:
-            settings["block_length"] = _app.block_length(
-                _BLOCK, config, model.denoiser.is_block_causal
-            )
-            rows, options = model.continued(
-                [prompt or ""], config.gen_length, _CHAT.value, settings
-            )
+        rows, options = _rows(outline, config, settings, task, example)
+        for rule in rules.values():
+            outline.check(rows, rule, options, own)
+        asked[cache] = rows, options
+
+    model = load_weights(outline, _DTYPE.value)
+    runs, remarks = {}, {}
+    for cache, (rows, options) in asked.items():
         for spec, rule in rules.items():
             ((_, out),) = model.stream_rows(rows, rule, options, own)
             name = spec if len(plans) == 1 else f"{spec}, cache {cache}"
@@ -192,6 +191,29 @@ def _of_samplers() -> str:
         note=f"{checkpoint.name}, {model.dtype}",
         remarks=remarks,
         grid=task.grid if example or _TASK.present else None,
+    )
+
+
+def _rows(
+    outline: Outline,
+    config: ConfigDict,
+    settings: Settings,
+    task: tasks.Task,
+    example: Example | None,
+) -> tuple[list[Encoded], Options]:
+    """The example or the prompt as a row with blanks, and how to fill it."""
+    if example:
+        settings["block_length"] = task.block_length
+        rows = task.encode(outline.codec, [example])
+        return rows, outline.options(task.gen_length, settings)
+    if _INFILL.value:
+        settings["block_length"] = _BLOCK.value
+        return outline.infilled([_PROMPT.value or ""], settings)
+    settings["block_length"] = _app.block_length(
+        _BLOCK, config, outline.denoiser.is_block_causal
+    )
+    return outline.continued(
+        [_PROMPT.value or ""], config.gen_length, _CHAT.value, settings
     )
 
 

@@ -405,7 +405,7 @@ MASK_TEXT = "<|mdm_mask|>"
         ((["a", "b"], ["c"]), {}, r"answers \(1\) must be as many as prompts \(2\)"),
         (("a", MASK_TEXT), {}, r"answer 0 holds the mask token"),
         (("a", [len(VOCABULARY) + 999]), {}, "row 0: token .* must be an id from 0 to"),
-        (("a", "b" * 5000), {}, "more than the model's context"),
+        (("a", "b" * 5000), {}, r"with the answer's tokens \(5000\) that is 5024"),
         (("a", "b"), {"num_samples": 0}, r"num_samples \(0\) must be at least 1"),
         (("a", "b"), {"seed": -1}, r"seed \(-1\) must be an integer"),
         (("a", "b"), {"batch_size": 0}, r"batch_size \(0\) must be at least 1"),

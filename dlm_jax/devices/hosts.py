@@ -12,6 +12,7 @@ import dataclasses
 import glob
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -32,7 +33,8 @@ _LONGEST_WAIT = 7 * 24 * 3600
 # Seconds, as long as JAX waits.
 _LONGEST_START = 300.0
 _ALONE = "xla_gpu_shard_autotuning"
-# What must be the same in all shards of an output.
+# What must be the same in all shards of an output. The last ones are in a record only
+# where they are not as by default.
 _COMMON = (
     "num_prompts",
     "prompts_digest",
@@ -42,7 +44,15 @@ _COMMON = (
     "block_length",
     "temperature",
     "seed",
+    "cache",
+    "guidance",
+    "suppress_eos",
+    "defer_stops",
+    "early_stop",
+    *(_WITH_DEFAULTS := ("precision", "chat", "num_skipped")),
 )
+# Missing prompts that an error names.
+_MOST_NAMED = 20
 # What `merge` needs of a record, and the type that it must have.
 _FIELDS = {"index": int, "num_prompts": int, "sampler": str}
 
@@ -265,26 +275,35 @@ def merge(output: str | pathlib.Path) -> list[Mapping[str, Any]]:
             setting = {key: record[key] for key in _COMMON if key in record}
             first = first or setting
             if setting != first:
-                raise InputError(f"{path} is of another run: {setting}, not {first}")
+                names = [x for x in _COMMON if setting.get(x) != first.get(x)]
+                own, others = (
+                    {x: known[x] for x in names if x in known}
+                    for known in (setting, first)
+                )
+                raise InputError(f"{path} is of another run: {own}, not {others}")
             index, num_prompts = record["index"], record["num_prompts"]
             if not 0 <= index < num_prompts:
                 raise InputError(
                     f"{path}: index ({index}) must be from 0 to num_prompts - 1 "
                     f"(num_prompts is {num_prompts})"
                 )
-            own = by_sampler.setdefault(record["sampler"], {})
-            if index % count != number or index in own:
+            rows = by_sampler.setdefault(record["sampler"], {})
+            if index % count != number or index in rows:
                 raise InputError(
                     f"{path}: prompt {index} is repeated or of another shard"
                 )
-            own[index] = record
+            rows[index] = record
     if not by_sampler:
         raise InputError(f"the shards of {output} have no records")
     num_prompts = first["num_prompts"]
     for sampler, own in by_sampler.items():
-        absent = sorted(set(range(num_prompts)) - set(own))
-        if absent:
+        if num_absent := num_prompts - len(own):
+            absent = itertools.islice(
+                (i for i in range(num_prompts) if i not in own), _MOST_NAMED
+            )
             numbers = ", ".join(map(str, absent))
+            if num_absent > _MOST_NAMED:
+                numbers += f" and {num_absent - _MOST_NAMED} more"
             raise InputError(f"{output} lacks prompts of {sampler}: {numbers}")
     records = [own[i] for own in by_sampler.values() for i in range(num_prompts)]
     files.write_jsonl(output, records)
@@ -309,10 +328,11 @@ def is_whole(
     records = _read(shard)
     for record in records:
         for name in _COMMON:
-            if name in common and record.get(name) != common[name]:
+            is_known = name in common or name in _WITH_DEFAULTS
+            if is_known and record.get(name) != common.get(name):
                 raise InputError(
-                    f"output ({shard}) already exists, and {name} ({common[name]}) is "
-                    f"{record.get(name)} in it"
+                    f"output ({shard}) already exists, and {name} ({common.get(name)}) "
+                    f"is {record.get(name)} in it"
                 )
     if sorted((record["sampler"], record["index"]) for record in records) != sorted(
         keys

@@ -50,15 +50,23 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The commit that is checked out, with '+' if files differ; None if unknown."""
-    here = pathlib.Path(__file__).parent
+    own = pathlib.Path(__file__)
 
     def git(*arguments: str) -> str:
+        # Without the lock, with which it would refresh the index: a commit that a user
+        # makes meanwhile would fail, and a process that is killed leave it behind.
         done = subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+            ["git", "--no-optional-locks", *arguments],
+            cwd=own.parent,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return done.stdout.strip()
 
     try:
+        # Installed into a folder of another repository, it is of no commit of that.
+        git("ls-files", "--error-unmatch", own.name)
         is_changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+" if is_changed else "")
     except (OSError, subprocess.CalledProcessError):

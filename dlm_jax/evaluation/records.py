@@ -19,6 +19,24 @@ _MANIFEST, _RECORDS = "manifest.json", "records.jsonl"
 # Version 0.1 had them in the identity.
 SIZES = ("batch_size", "queue_length")
 
+# What is read of a record, and the types that it may have.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "nfe": (int, float),
+    "num_whole": (int, float),
+    "num_tokens": (int, float),
+    "seconds": (int, float),
+    "compile_seconds": (int, float),
+    "run": (int,),
+    "is_correct": (bool,),
+    "is_complete": (bool,),
+    "has_nan": (bool,),
+    "text": (str,),
+    "tokens": (list,),
+}
+_NEEDED = {"nfe", "seconds", "compile_seconds"}
+# An evaluation's record has the first, one of an unfinished output the second.
+_NEEDED_OF_KIND = ({"is_correct", "num_tokens"}, {"text", "tokens", "is_complete"})
+
 
 class Purpose(NamedTuple):
     """What a directory is for, as errors say it.
@@ -336,8 +354,21 @@ def _record(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
         path,
         number,
         line,
-        lambda record: all(map(isinstance, key(record), (str, str, int, int))),
+        _is_record,
         "a record; delete the line, and the same command makes it again",
+    )
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    """Whether it has all that is read of one. Somebody may have changed it by hand."""
+    return (
+        all(map(isinstance, key(record), (str, str, int, int)))
+        and any(_NEEDED | own <= record.keys() for own in _NEEDED_OF_KIND)
+        and all(
+            type(record[name]) in kinds
+            for name, kinds in _TYPES.items()
+            if name in record
+        )
     )
 
 

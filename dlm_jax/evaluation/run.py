@@ -380,6 +380,6 @@ def _conditions(
     if not conditions:
         return ()
     # Records of earlier versions may not say of which run they are.
-    own = [record for record in records if record["nfe"] and "run" in record]
-    found = [conditions[record["run"]] for record in own]
+    runs = [record.get("run", -1) for record in records if record["nfe"]]
+    found = [conditions[run] for run in runs if 0 <= run < len(conditions)]
     return tuple(dict.fromkeys(found))

@@ -36,7 +36,11 @@ _MOST_CHARACTERS = 1000
 # A worker is replaced after as many comparisons: sympy's caches grow.
 _MOST_COMPARISONS = 500
 # Commands that change how a formula looks, and what is left out.
-_SETTING = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[!,;: ]|[\s$]")
+_SETTING = re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[!,;: ]|[\s$~]")
+# A text of words.
+_WORDS = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}"
+)
 _CHILD = pathlib.Path(__file__).with_name("equality_child.py")
 
 
@@ -91,9 +95,10 @@ def compare(gold: str, answer: str) -> Comparison:
 
 
 def plain(latex: str) -> str:
-    """LaTeX without spaces, dollars, sizes of brackets and a last dot."""
+    """LaTeX without spaces, dollars, fonts, sizes of brackets and a last dot."""
     text = latex.strip().removesuffix(".")
-    text = _SETTING.sub("", text)
+    text = _SETTING.sub("", _WORDS.sub(r"\1", text))
+    text = text.replace(r"\varnothing", r"\emptyset")
     return re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text)
 
 

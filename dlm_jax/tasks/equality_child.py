@@ -103,7 +103,7 @@ def load() -> Callable[[str, str], bool]:
     kinds = [LatexExtractionConfig(boxed_match_priority=0)]
 
     def read(latex: str) -> list[Any]:
-        text = latex.replace("\\$", "").replace("$", "")
+        text = latex.replace("\\$", "").replace("$", "").replace("~", " ")
         # None is no limit, which its annotation leaves out.
         limit: Any = None
         return parse(f"${text}$", extraction_config=kinds, parsing_timeout=limit)

@@ -1,4 +1,4 @@
-"""GSM8K (arXiv:2110.14168): word problems of school mathematics, 1,319 for tests.
+r"""GSM8K (arXiv:2110.14168): word problems of school mathematics, 1,319 for tests.
 
 The data: `question` and `answer`, which ends in `#### n`, as openai/gsm8k on the hub
 has them. The styles:
@@ -11,8 +11,9 @@ has them. The styles:
   problems; here it is that of one.
 
 An answer is correct if its number equals the published one: the number behind the first
-`####`, else the last one. OpenCompass takes the last one and reads 1,234 as 234;
-lm-evaluation-harness has both rules, as strict-match and flexible-extract.
+`####` that is no numbered heading, else the one in the last `\boxed{}`, else the last
+one. OpenCompass takes the last one and reads 1,234 as 234; lm-evaluation-harness has
+the first rule and the last, as strict-match and flexible-extract.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from typing import ClassVar
 
 from dlm_jax.errors import InputError
 from dlm_jax.tasks.base import Verdict
+from dlm_jax.tasks.math_problems import last_boxed
 from dlm_jax.tasks.published import Published, Style, shipped, table
 from dlm_jax.tasks.rows import Row
 from dlm_jax.text.codec import Messages
@@ -31,7 +33,15 @@ from dlm_jax.text.codec import Messages
 _NUMBER = re.compile(
     r"(?<![\w.)\]])-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)|\d[\d,]*(?:\.\d+)?"
 )
-_MARKED = re.compile(r"####\s*(-?\s*\$?\s*(?:\d[\d,]*(?:\.\d+)?|\.\d+))")
+# There may be signs of formulas and of bold text between the mark and the number.
+_MARKED = re.compile(
+    r"####(?:\\boxed|[\s*_`$(\[{\\])*(-?\s*\$?\s*(?:\d[\d,]*+(?:\.\d++)?+|\.\d+))"
+)
+# Behind the number of a heading, as in "#### 2. Add them".
+_HEADING = re.compile(r"[.):][ \t*_]*[^\W\d]")
+# Between the groups of digits: those of LaTeX, and spaces that do not break.
+_GROUPS = re.compile(r"(?<=\d)(?:\{,\}|,?\\[,!;]|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
+_MINUS = re.compile("[\N{MINUS SIGN}\N{EN DASH}]")
 _MOST_DIGITS = 100
 
 
@@ -52,13 +62,26 @@ class Problem:
 
 def number_in(answer: str) -> Fraction | None:
     """The number that an answer ends in, see the module; None if there is none."""
-    text = answer.replace("\N{MINUS SIGN}", "-")
-    marked = _MARKED.search(text)
-    found = [marked.group(1)] if marked else _NUMBER.findall(text)
-    if not found:
+    text = _GROUPS.sub("", _MINUS.sub("-", answer))
+    found = _marked(text)
+    if found is None:
+        boxed = _NUMBER.findall(last_boxed(text) or "")
+        found = (boxed or _NUMBER.findall(text) or [None])[-1]
+    if found is None:
         return None
-    digits = re.sub(r"[,$\s]", "", found[-1])
+    digits = re.sub(r"[,$\s]", "", found)
     return Fraction(digits) if len(digits) <= _MOST_DIGITS else None
+
+
+def _marked(text: str) -> str | None:
+    """The number behind the first #### that does not begin a numbered heading."""
+    place = 1
+    for marked in _MARKED.finditer(text):
+        is_heading = _HEADING.match(text, marked.end())
+        if not is_heading or marked.group(1) != str(place):
+            return marked.group(1)
+        place += 1
+    return None
 
 
 def _ask(problem: Problem) -> str:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from dlm_jax.errors import InputError
 from dlm_jax.sandbox import sandbox
-from dlm_jax.tasks.base import Verdict
+from dlm_jax.tasks.base import Example, Verdict
 from dlm_jax.tasks.extraction import extract
 from dlm_jax.tasks.published import Published, Style, table
 from dlm_jax.tasks.rows import Row
@@ -92,6 +92,12 @@ class HumanEval(Published):
             canonical_solution=row.text("canonical_solution", default=""),
             name=row.text("task_id", default=f"{split}/{index}"),
         )
+
+    def verdict(self, example: Example, answer: str) -> Verdict:
+        if self.chat:
+            # A reply has the whole function, whose head would end a continuation.
+            return self.judge(example.truth, answer)
+        return super().verdict(example, answer)
 
     def judge(self, problem: Problem, answer: str) -> Verdict:
         found = extract(answer, problem.entry_point, problem.prompt)

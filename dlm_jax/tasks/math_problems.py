@@ -32,6 +32,8 @@ _FINAL = re.compile(
     r"Final Answer: The final answer is(.*?)\. I hope it is correct", re.DOTALL
 )
 _SAID = re.compile(r"answer\s+is\s*:?\s*([^\n]+)", re.IGNORECASE)
+# The end of a sentence that another one follows on its line.
+_SENTENCE = re.compile(r"\.\s+(?=[A-Z])")
 _MOST_SHOWN = 60
 
 
@@ -76,7 +78,7 @@ def answer_in(text: str) -> str | None:
     if (boxed := last_boxed(text)) is not None:
         return boxed
     said = _SAID.findall(text)
-    return said[-1].strip().removesuffix(".").strip() if said else None
+    return _SENTENCE.split(said[-1])[0].strip(" \t*_.") if said else None
 
 
 def _zero_shot(problem: Problem, shots: Sequence[Problem]) -> str:

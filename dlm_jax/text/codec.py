@@ -219,7 +219,8 @@ class Codec:
             if not new.size:
                 raise InputError(f"answer {index} is empty")
             # The answer takes the place of as many blanks.
-            row = self._continued(index, self._prompt(index, prompt, is_chat), new.size)
+            known = self._prompt(index, prompt, is_chat)
+            row = self._continued(index, known, new.size, "the answer's tokens")
             if (new == self.mask_id).any():
                 raise InputError(
                     f"answer {index} holds the mask token ({self.mask_text})"
@@ -350,7 +351,11 @@ class Codec:
             raise PromptError(index, str(error)) from None
 
     def _continued(
-        self, index: int, tokens: Int32[np.ndarray, "n"], gen_length: int
+        self,
+        index: int,
+        tokens: Int32[np.ndarray, "n"],
+        gen_length: int,
+        name: str = "gen_length",
     ) -> Encoded:
         if gen_length < 1:
             raise InputError(f"gen_length ({gen_length}) must be at least 1")
@@ -364,9 +369,8 @@ class Codec:
         if length > self.max_length:
             raise PromptError(
                 index,
-                f"prompt {index} has {tokens.size} tokens; with gen_length "
-                f"({gen_length}) that is {length}, more than the model's context "
-                f"({self.max_length})",
+                f"prompt {index} has {tokens.size} tokens; with {name} ({gen_length}) "
+                f"that is {length}, more than the model's context ({self.max_length})",
                 is_too_long=True,
             )
         blanks = np.full(gen_length, self.mask_id, np.int32)

@@ -138,6 +138,15 @@ def set_another_seed(shards):
     change(shards[1], seed=1)
 
 
+def set_another_scale_of_guidance(shards):
+    for number, shard in enumerate(shards):
+        change(shard, guidance=float(number))
+
+
+def leave_the_template_out(shards):
+    change(shards[2], chat=False)
+
+
 def answer_other_prompts(shards):
     change(shards[1], prompts_digest=hosts.digest([*"abcdefg"]))
 
@@ -175,6 +184,11 @@ def add_of_another_run(shards):
         (cut_within_a_line, r"a\.jsonl\.00000-of-00003 is damaged"),
         (empty, r"the shards of .*a\.jsonl have no records"),
         (set_another_seed, r"a\.jsonl\.00001-of-00003 is of another run: .*'seed': 1"),
+        (
+            set_another_scale_of_guidance,
+            r"00001-of-00003 is of another run: {'guidance': 1.0}, not {'guidance': 0",
+        ),
+        (leave_the_template_out, r"00002-of-00003 .*: {'chat': False}, not {}$"),
         (answer_other_prompts, r"00001-of-00003 is of another run: .*'prompts_digest'"),
         (set_more_prompts, r"00002-of-00003 is of another run: .*'num_prompts': 8"),
         (
@@ -193,6 +207,15 @@ def test_what_is_missing_or_double_is_refused(tmp_path, damage, message):
     with pytest.raises(InputError, match=message):
         hosts.merge(output)
     assert not output.exists()
+
+
+def test_as_many_missing_prompts_are_named_as_one_reads(tmp_path):
+    output = tmp_path / "a.jsonl"
+    write_shards(output, 2, 2, ["saber"])
+    for number in range(2):
+        change(hosts.Host(number, 2).shard(output), num_prompts=10**12)
+    with pytest.raises(InputError, match=r"of saber: 2, 3, .*, 21 and 9{10}78 more$"):
+        hosts.merge(output)
 
 
 def test_an_output_without_shards_or_one_that_exists_is_refused(tmp_path):

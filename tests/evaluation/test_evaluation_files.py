@@ -123,6 +123,36 @@ def test_a_damaged_record_is_named(whole, tmp_path, line, tail):
     assert len(read_records(tmp_path)) == 1 + len(rest)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("is_correct", None),
+        ("is_correct", "yes"),
+        ("nfe", None),
+        ("nfe", "12"),
+        ("num_tokens", None),
+        ("seconds", [1]),
+        ("compile_seconds", None),
+        ("is_complete", "true"),
+        ("run", "0"),
+    ],
+)
+def test_a_record_that_was_changed_by_hand_is_named(whole, tmp_path, field, value):
+    """None: the field is not there. Tables need it."""
+    first, second, *rest = (whole[0] / "records.jsonl").read_bytes().splitlines()
+    record = json.loads(second)
+    del record[field]
+    if value is not None:
+        record[field] = value
+    path = tmp_path / "records.jsonl"
+    content = b"\n".join([first, json.dumps(record).encode(), *rest, b""])
+    path.write_bytes(content)
+    for read in (Log, read_records):
+        with pytest.raises(InputError, match=r"records.jsonl, line 2 .* must be a rec"):
+            read(tmp_path)
+    assert path.read_bytes() == content
+
+
 def test_what_was_handed_over_before_a_stop_is_kept(model, whole, tmp_path):
     """The loop stops within the first call of four rows, two of them in flight."""
 

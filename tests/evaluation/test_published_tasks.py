@@ -229,6 +229,18 @@ def test_without_the_template_a_request_becomes_text(chat):
     assert row.tokens.size > plain.tokens.size
 
 
+def test_a_reply_is_not_cut_where_a_continuation_would_end():
+    task = tasks.get("humaneval").with_style("harness")
+    (example,) = task.examples("test", 1)
+    problem = example.truth
+    reply = f"Sure:\n```python\n{problem.prompt}{problem.canonical_solution}```\n"
+    assert task.with_chat(True).verdict(example, reply).is_correct
+    continued = f"{problem.canonical_solution}\ndef next():\n    ret"
+    assert task.verdict(example, continued).is_correct
+    # As lm-evaluation-harness cuts it: in front of the function.
+    assert not task.verdict(example, reply).is_correct
+
+
 def test_the_template_is_a_flag_that_the_manifest_has(chat, data, tmp_path, run_script):
     asked = arguments(chat, data, tmp_path, "math", "opencompass")
     status, _, error = run_script("evaluate", *asked, "--nochat")

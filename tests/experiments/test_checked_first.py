@@ -96,7 +96,27 @@ SAMPLED = [
     ("--sampler=threshold(threshold='a')", "threshold"),
     ("--seeds=-1", "seeds (-1) must be an integer from 0"),
 ]
+SHORT = ["--gen_length=8", "--block_length=8"]
+VIEW = [
+    ("--block_length=3", "gen_length (8) must be a multiple of block_length (3)"),
+    (f"{STEPS} --block_length=2", "Linear: steps (7) must be a multiple of the number"),
+    ("--cache=block", "cache (Block) must be"),
+    ("--temperature=-1", "temperature (-1.0) must be at least 0 and finite"),
+    ("--chat", "the checkpoint's tokenizer has no chat template"),
+    (f"--prompt={'1' * 400}", "prompt 0 has 400 tokens; with gen_length (8)"),
+    ("--prompt=a", "prompt 0 cannot be written in the tokenizer's vocabulary"),
+    ("--output=FILE/page.html", "/FILE/page.html) cannot be written"),
+]
 CASES = [
+    *(
+        (
+            "view",
+            ["--output=a.html", "--prompt=1", *SHORT],
+            *case,
+        )
+        for case in VIEW
+    ),
+    ("view", ["--output=a.html"], "--checkpoint=FOREIGN", "checkpoint's tokenizer is"),
     *(("generate", ["--num_examples=1"], *case) for case in GENERATE),
     *(
         ("generate", ["--prompt=1", "--gen_length=8", "--block_length=8"], *case)
@@ -146,10 +166,12 @@ def test_what_is_wrong_is_told_before_weights_are_read(
     assert sorted(os.listdir(tmp_path)) == before
 
 
-@pytest.mark.parametrize("name", ["generate", "evaluate", "sweep"])
+@pytest.mark.parametrize("name", ["generate", "evaluate", "sweep", "view"])
 def test_what_is_right_gets_to_the_weights(call, name):
     """Or else the tests above would pass with everything refused."""
     flags = ["--num_examples=4", "--batch_size=4", "--split=test"]
+    if name == "view":
+        flags = ["--output=a.html", "--prompt=1", *SHORT]
     with pytest.raises(Reached):
         call(name, *flags)
 

@@ -26,6 +26,8 @@ jax.monitoring.register_event_listener(
 )
 jax.jit(lambda x: x * 2 + 1)(jax.numpy.ones(3, int)).block_until_ready()
 print(len(hits))
+if remark := _programs.remark():
+    print(remark, file=sys.stderr)
 """
 
 
@@ -45,9 +47,10 @@ def run(home, *largest_file):
 
 def test_entries_that_cannot_be_read_are_written_again(tmp_path):
     directory = tmp_path / "dlm_jax" / "programs"
-    # The disk is full: that is told, and nothing half is left.
+    # The disk is full: that is told in one line, and nothing half is left.
     hits, error = run(tmp_path, 200)
-    assert hits == 0 and "Error writing persistent compilation cache" in error
+    assert hits == 0 and error.count("\n") == 1
+    assert error.startswith(f"compiled programs are not kept in {directory}: OSError")
     assert not list(directory.glob("*-cache"))
     hits, error = run(tmp_path)
     assert (hits, error) == (0, "")
@@ -60,6 +63,31 @@ def test_entries_that_cannot_be_read_are_written_again(tmp_path):
     assert (hits, error) == (0, "")
     hits, error = run(tmp_path)
     assert (hits, error) == (len(whole), "")
+
+
+def test_a_disk_that_is_full_for_everything_is_one_line(tmp_path):
+    """For the programs that are kept too, of which nothing is said then."""
+    script = (
+        "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (2000,) * 2)"
+        "; runpy.run_module('experiments.generate', run_name='__main__')"
+    )
+    output = tmp_path / "out.jsonl"
+    flags = ["--num_examples=4", "--sampler=threshold", f"--output={output}"]
+    environment = {k: v for k, v in os.environ.items() if "CACHE" not in k}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *flags],
+        env=environment | {"XDG_CACHE_HOME": str(tmp_path / "home")},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    log = tmp_path / "out.jsonl.partial" / "records.jsonl"
+    assert done.stderr == (
+        f"error: {log} cannot be written: File too large; rows that it holds are kept, "
+        "and the same command continues\n"
+    )
+    assert log.read_bytes() == b"" and not output.exists()
 
 
 @pytest.fixture

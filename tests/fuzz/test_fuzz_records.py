@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dlm_jax.errors import InputError
 from dlm_jax.evaluation import records
+from dlm_jax.evaluation import run as evaluation
 from dlm_jax.evaluation.provenance import describe
 
 IDENTITY = {"task": "maze", "checkpoint": "0f", "num_examples": 2, "split": "test"}
@@ -23,8 +24,14 @@ RECORD = {
     "seed": 0,
     "index": 1,
     "text": "15",
+    "is_correct": True,
     "nfe": 4,
+    "num_tokens": 2,
+    "is_complete": True,
     "has_nan": False,
+    "seconds": 0.5,
+    "compile_seconds": 1.5,
+    "run": 0,
 }
 LINES = st.lists(
     st.one_of(texts_of(RECORD), st.just(json.dumps(RECORD)), st.text(max_size=9)),
@@ -44,6 +51,9 @@ def _readers(folder):
     if not isinstance(found, Exception):
         for record in found:
             records.key(record)
+        # Whatever a line holds, a table can be made of it.
+        last = {records.key(record): record for record in found}
+        read(evaluation.summaries, list(last.values()), ["here"])
     environments = read(records.environments, folder)
     if not isinstance(environments, Exception):
         for environment in environments:

@@ -21,6 +21,7 @@ pytest.importorskip("lm_eval", reason="needs the extra eval")
 
 import datasets
 from lm_eval import simple_evaluate
+from lm_eval.__main__ import cli_evaluate as command_of_lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.tasks import TaskManager
@@ -391,6 +392,75 @@ def test_an_error_of_the_command_line_is_one_line(monkeypatch):
         runpy.run_module("dlm_jax.harness", run_name="__main__")
     assert str(stop.value).startswith("dlm_jax: model_args: steps must be among")
     assert "\n" not in str(stop.value)
+
+
+def told(monkeypatch, cli_evaluate, *arguments):
+    """What the command ends with, where lm_eval's command line does this."""
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", cli_evaluate)
+    monkeypatch.setattr(sys, "argv", ["harness", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("dlm_jax.harness", run_name="__main__")
+    assert "\n" not in str(stop.value)
+    return stop.value.code
+
+
+@pytest.mark.parametrize(
+    ("flag", "path"),
+    [
+        ("--output_path", "file"),
+        ("--output_path", "file/results.json"),
+        ("-o", "file/more"),
+        ("--use_cache", "file/answers"),
+    ],
+)
+def test_results_that_could_not_be_saved_are_refused_first(
+    monkeypatch, tmp_path, flag, path
+):
+    (tmp_path / "file").write_text("mine")
+
+    def cli_evaluate():
+        raise AssertionError("it must not come to this")
+
+    said = told(monkeypatch, cli_evaluate, flag, str(tmp_path / path))
+    name = "use_cache" if "cache" in flag else "output_path"
+    assert said.startswith(f"dlm_jax: {name} ({tmp_path}/file")
+    assert "is not a writable directory" in said
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_results_that_were_not_saved_are_an_error(monkeypatch, tmp_path):
+    from lm_eval.loggers import EvaluationTracker
+
+    def cli_evaluate():
+        # As if the folder went while the tasks ran.
+        tracker = EvaluationTracker(output_path=str(tmp_path / "out"))
+        (tmp_path / "out").write_text("")
+        tracker.save_results_aggregated({"configs": {}}, {})
+
+    said = told(monkeypatch, cli_evaluate, "--output_path", str(tmp_path / "out"))
+    assert said == "dlm_jax: results are not saved: Could not save results aggregated"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ([], "lm_eval: Tasks not found: none"),
+        (["--log_samples"], "lm_eval: Specify --output_path if providing --log_sam"),
+    ],
+)
+def test_what_lm_eval_refuses_is_one_line(monkeypatch, checkpoint, arguments, status):
+    model = ["--model", "dlm_jax", "--model_args", f"checkpoint={checkpoint}"]
+    arguments = [*model, "--tasks", "none", *arguments]
+    said = told(monkeypatch, command_of_lm_eval, *arguments)
+    assert said.startswith(status)
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def cli_evaluate():
+        raise KeyboardInterrupt
+
+    assert told(monkeypatch, cli_evaluate) == 130
+    assert capsys.readouterr().err == "dlm_jax: stopped by Ctrl-C\n"
 
 
 SHOTS = [{"question": "1+1", "answer": "2"}, {"question": "2+2", "answer": "4"}]

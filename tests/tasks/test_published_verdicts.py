@@ -40,6 +40,21 @@ NUMBERS = [
     ("the answer is\n\n16\n", "16"),
     ("half of 10 is 5.", "5"),
     ("(8)", "8"),
+    # Only what is boxed, or what no numbered heading begins with.
+    (r"Thus \boxed{42}. That is 3 days of 14 hours.", "42"),
+    (r"It is \boxed{\text{all}}, so 42", "42"),
+    ("#### 1. Eggs\n16-3=13\n#### 2. **Sold**\nShe makes 26 dollars.", "26"),
+    ("#### 1) Eggs: 13\n#### 2) Sold: 26\n#### 26 dollars\nThat took 5 days.", "26"),
+    ("#### 18. That took 20 minutes.", "18"),
+    ("#### **18**\n\nThat took 20 minutes.", "18"),
+    (r"#### $\boxed{18}$, in 20 minutes", "18"),
+    # Groups of digits, and a minus, as formulas and editors write them.
+    (r"\boxed{1{,}234}", "1234"),
+    (r"It is $1,\!234$", "1234"),
+    (r"It is $12\,345\,678$", "12345678"),
+    ("It is 1\u202f234", "1234"),
+    ("It is \N{EN DASH}5", "-5"),
+    ("between 10\N{EN DASH}15", "15"),
 ]
 
 
@@ -109,6 +124,9 @@ EQUAL = [
     (r"\pi", r"$\pi$"),
     (r"\frac{\pi}{4}", r"\tfrac14\pi"),
     ("0", "-0"),
+    ("6", r"6~\text{m}"),
+    (r"\text{June 20}", "June 20"),
+    (r"\emptyset", r"\varnothing"),
 ]
 DIFFERENT = [
     ("7", "8"),
@@ -128,6 +146,7 @@ DIFFERENT = [
     ("2+3i", "3+2i"),
     ("5", ""),
     ("5", "what"),
+    (r"\text{June 20}", "June 21"),
     ("5", r"\frac{"),
 ]
 
@@ -150,6 +169,8 @@ def test_equal_answers_are_right_and_others_are_wrong():
         (r"\boxed{a_{b_{c}}}", "a_{b_{c}}"),
         ("The answer is 7.", "7"),
         ("The final answer is: $x=2$", "$x=2$"),
+        ("So the answer is **0.5**.", "0.5"),
+        ("The answer is 7. It is not 8.", "7"),
         (
             r"\boxed{1}"
             "\nFinal Answer: The final answer is $2$. I hope it is correct.",
@@ -290,7 +311,15 @@ def test_tests_that_need_a_class_run_beside_the_program():
     own, code = problem(MBPP[1]), MBPP[1]["code"]
     assert mbpp.tested(own) == ["Pair", "total"]
     task = tasks.get("mbpp")
-    for answer in (code, f"[BEGIN]\n'{code}'\n[DONE]", f"Yes.\n```\n{code}\n```\nBye"):
+    for answer in (
+        code,
+        f"[BEGIN]\n'{code}'\n[DONE]",
+        f"Yes.\n```\n{code}\n```\nBye",
+        # Another question, and a test of its own that is wrong.
+        f"{code}\n[DONE]\n\nYou are an expert.\n[BEGIN]\ndef total(pairs):\n    ret",
+        f"```python\n{code}\n```\n```python\nassert total([]) == 9\n```",
+        f"[DONE]\n{code}",
+    ):
         verdict = task.judge(own, answer)
         assert verdict.is_correct, verdict.reason
     for answer, reason in (

@@ -371,8 +371,8 @@ def _has_self(method: ast.AST) -> bool:
 def statements_of(answer: str) -> str:
     """All Python at the left margin of an answer's parts, in its order.
 
-    For tests that need more of a program than one function. Definitions that come again
-    replace earlier ones, as they do in Python.
+    For tests that need more of a program than one function. Of equal names the last
+    counts. What follows the first [DONE] only does if there is no Python before it.
 
     Args:
       answer: any text.
@@ -380,9 +380,11 @@ def statements_of(answer: str) -> str:
     Returns:
       Python source; empty if there is none.
     """
-    read = [_statements_of(text) for text in rewrites.readings(answer)]
-    parts = max(read, key=len)
-    return "\n\n\n".join(parts) + "\n" if parts else ""
+    for own in dict.fromkeys((answer.split("[DONE]")[0], answer)):
+        read = [_statements_of(text) for text in rewrites.readings(own)]
+        if parts := max(read, key=len):
+            return "\n\n\n".join(parts) + "\n"
+    return ""
 
 
 def _statements_of(text: str) -> list[str]:
@@ -394,5 +396,5 @@ def _statements_of(text: str) -> list[str]:
 
 
 def _is_code(chunk: Chunk) -> bool:
-    """Whether it is a statement; a word of a sentence is an expression too."""
-    return any(not isinstance(node, ast.Expr) for node in chunk.nodes)
+    """Whether it defines anything: no word of a sentence, and no test."""
+    return any(not isinstance(node, ast.Expr | ast.Assert) for node in chunk.nodes)

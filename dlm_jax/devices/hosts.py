@@ -33,8 +33,9 @@ _LONGEST_WAIT = 7 * 24 * 3600
 # Seconds, as long as JAX waits.
 _LONGEST_START = 300.0
 _ALONE = "xla_gpu_shard_autotuning"
-# What must be the same in all shards of an output. The last ones are in a record only
-# where they are not as by default.
+# What is in a record only where it is not as by default.
+_WITH_DEFAULTS = ("precision", "chat", "num_skipped")
+# What must be the same in all shards of an output.
 _COMMON = (
     "num_prompts",
     "prompts_digest",
@@ -49,7 +50,7 @@ _COMMON = (
     "suppress_eos",
     "defer_stops",
     "early_stop",
-    *(_WITH_DEFAULTS := ("precision", "chat", "num_skipped")),
+    *_WITH_DEFAULTS,
 )
 # Missing prompts that an error names.
 _MOST_NAMED = 20

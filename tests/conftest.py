@@ -78,6 +78,11 @@ _CONFIGURED = (
 )
 
 
+# JAX keeps objects of every program that was compiled: with Python's own thresholds a
+# tenth of the time would go into looking for garbage among them.
+gc.set_threshold(100_000, 50, 100)
+
+
 # Counts the tests of this process.
 _TESTS = itertools.count()
 

@@ -44,7 +44,10 @@ def main() -> None:
       SystemExit: with one line, for what a user can fix; 130 after Ctrl-C.
     """
     unsaved = _Unsaved()
-    logging.getLogger("lm_eval").addHandler(unsaved)
+    saving = logging.getLogger("lm_eval.loggers.evaluation_tracker")
+    # Whatever LMEVAL_LOG_LEVEL is: a warning that is not made is not heard.
+    saving.setLevel(logging.INFO)
+    saving.addHandler(unsaved)
     try:
         _check_paths(sys.argv[1:])
         cli_evaluate()

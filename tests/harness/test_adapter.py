@@ -1,6 +1,7 @@
 """dlm_jax as a model of lm-evaluation-harness, by its classes and its command line."""
 
 import json
+import logging
 import os
 import pathlib
 import runpy
@@ -432,6 +433,8 @@ def test_results_that_were_not_saved_are_an_error(monkeypatch, tmp_path):
     from lm_eval.loggers import EvaluationTracker
 
     def cli_evaluate():
+        # LMEVAL_LOG_LEVEL=ERROR.
+        monkeypatch.setattr(logging.getLogger("lm_eval"), "level", logging.ERROR)
         # As if the folder went while the tasks ran.
         tracker = EvaluationTracker(output_path=str(tmp_path / "out"))
         (tmp_path / "out").write_text("")

@@ -80,7 +80,7 @@ _CONFIGURED = (
 
 # JAX keeps objects of every program that was compiled: with Python's own thresholds a
 # tenth of the time would go into looking for garbage among them.
-gc.set_threshold(100_000, 50, 100)
+gc.set_threshold(10_000, 20, 20)
 
 
 # Counts the tests of this process.

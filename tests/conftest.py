@@ -78,11 +78,6 @@ _CONFIGURED = (
 )
 
 
-# JAX keeps objects of every program that was compiled: with Python's own thresholds a
-# tenth of the time would go into looking for garbage among them.
-gc.set_threshold(10_000, 20, 20)
-
-
 # Counts the tests of this process.
 _TESTS = itertools.count()
 

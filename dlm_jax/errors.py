@@ -1,5 +1,8 @@
 """Errors that a user can fix."""
 
+# What Python's parser raises for text that is not Python, or nested too deep. Python
+# 3.11 may then lose count of its recursion, and says so by a SystemError.
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError, SystemError)
 # Of a message; a dozen problems with their paths fit.
 _LENGTH = 2000
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 from dlm_jax.core.sampler import Rule, canonical
-from dlm_jax.errors import InputError
+from dlm_jax.errors import NOT_PYTHON, InputError
 
 # MODULE:CLASS, and what follows.
 _FOREIGN = re.compile(r"\s*([^\W\d][\w.]*):([^\W\d]\w*)(.*)", re.DOTALL)
@@ -59,7 +59,7 @@ class Specs(Generic[_Rule]):
             call = cls + rest
         try:
             node = ast.parse(call.strip(), mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
+        except NOT_PYTHON:
             raise self._no_call(spec) from None
         try:
             return self._build(node, known, self.kind, spec, name)

@@ -13,7 +13,7 @@ import numpy as np
 from dlm_jax import likelihood, samplers
 from dlm_jax.core.canvas import ABSENT
 from dlm_jax.core.sampler import Sampler
-from dlm_jax.errors import InputError
+from dlm_jax.errors import NOT_PYTHON, InputError
 from dlm_jax.outline import Outline
 from dlm_jax.text.prompts import Encoded
 from dlm_jax.text.settings import Settings
@@ -350,7 +350,7 @@ def _literal(text: str) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except NOT_PYTHON:
         return text
 
 

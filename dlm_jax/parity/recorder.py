@@ -20,7 +20,7 @@ from jaxtyping import Int
 
 from dlm_jax import files
 from dlm_jax.checkpoints import hf_format
-from dlm_jax.errors import InputError
+from dlm_jax.errors import NOT_PYTHON, InputError
 from dlm_jax.parity.traces import ALL_CANVASES, FINAL_ONLY, Trace, checked
 from dlm_jax.text.codec import Codec
 
@@ -80,7 +80,7 @@ def parse_params(params: str) -> dict[str, Any]:
             values[keyword.arg] = (
                 value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
             )
-    except (SyntaxError, ValueError):
+    except NOT_PYTHON:
         raise InputError(
             f"params ({params!r}) must be name=literal,name=literal,..."
         ) from None

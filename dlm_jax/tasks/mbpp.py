@@ -23,7 +23,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from dlm_jax.errors import InputError
+from dlm_jax.errors import NOT_PYTHON, InputError
 from dlm_jax.sandbox import sandbox
 from dlm_jax.tasks.base import Verdict
 from dlm_jax.tasks.extraction import extract, statements_of
@@ -127,7 +127,7 @@ class MBPP(Published):
         ):
             try:
                 ast.parse(source)
-            except (SyntaxError, ValueError) as error:
+            except NOT_PYTHON as error:
                 raise InputError(
                     f"{row.where}: {kind} must be Python: {error}"
                 ) from None

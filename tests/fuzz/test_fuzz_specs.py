@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from dlm_jax import caches, samplers
 from dlm_jax.errors import InputError
+from dlm_jax.parity import recorder
+from dlm_jax.tasks.extraction import statements
 
 NAMES = st.sampled_from([*samplers.SAMPLERS, *caches.CACHES, "inf", "a", "__import__"])
 FIELDS = st.sampled_from(
@@ -166,3 +168,18 @@ def test_module_that_exits(tmp_path, monkeypatch):
 def test_module_names_of_any_kind():
     for name in ("a..b", "os.", "os..path", "dlm_jax.", "json.nowhere.x", "os.path.x"):
         assert isinstance(read(samplers.parse, f"{name}:Rule"), InputError)
+
+
+def test_a_parser_that_lost_count_of_its_depth(monkeypatch):
+    """CPython 3.11 then raises SystemError: one of 100,000 specs found it."""
+
+    def fail(*arguments, **keywords):
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    monkeypatch.setattr(ast, "parse", fail)
+    for reader in (samplers.parse, caches.parse):
+        assert isinstance(read(reader, "saber(n=2)"), InputError)
+    assert statements.parse("x = 1") is None
+    assert statements.error_of("x = 1").startswith("SystemError: AST constructor")
+    assert statements.longest_prefix("x = 1") is None
+    assert isinstance(read(recorder.parse_params, "steps=16"), InputError)

@@ -9,6 +9,8 @@ import html
 import re
 from collections.abc import Callable, Iterator
 
+from dlm_jax.errors import NOT_PYTHON
+
 # Markdown's escapes of characters that Python does not escape outside of strings.
 _ESCAPED = re.compile(r"\\([_*\[\]<>#])")
 _ENTITY = re.compile(r"&(?:lt|gt|amp|quot|apos|nbsp|#\d{1,7}|#x[0-9a-f]{1,6});", re.I)
@@ -89,7 +91,7 @@ def _decoded(text: str) -> str:
             continue
         try:
             found.append(ast.literal_eval(literal))
-        except (SyntaxError, ValueError):
+        except NOT_PYTHON:
             continue
     return text + "".join(f"\n```\n{code}\n```\n" for code in found)
 

@@ -12,6 +12,8 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 
+from dlm_jax.errors import NOT_PYTHON
+
 # An answer's odd escape sequences are no warning to whoever judges it.
 FILENAME = "<answer>"
 warnings.filterwarnings("ignore", module=FILENAME)
@@ -175,7 +177,7 @@ def parse(source: str) -> ast.Module | None:
     """The syntax tree; None if the text is not Python."""
     try:
         return ast.parse(source, FILENAME)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except NOT_PYTHON:
         return None
 
 
@@ -195,7 +197,7 @@ def error_of(source: str) -> str:
         ast.parse(source, FILENAME)
     except SyntaxError as error:
         return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
-    except (ValueError, RecursionError, MemoryError) as error:
+    except NOT_PYTHON as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -218,7 +220,7 @@ def longest_prefix(source: str) -> str | None:
             # For a block without a body, Python names the line after its end.
             number = min(error.lineno or len(lines), len(lines))
             del lines[max(number - 1, 0) :]
-        except (ValueError, RecursionError, MemoryError):
+        except NOT_PYTHON:
             return None
         else:
             return text
@@ -229,7 +231,7 @@ def names_of(source: str) -> Names | None:
     """The global names of Python text; None if the compiler would refuse it."""
     try:
         table = symtable.symtable(source, FILENAME, "exec")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except NOT_PYTHON:
         return None
     bound, used = set(), set()
     for symbol in table.get_symbols():

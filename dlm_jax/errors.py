@@ -1,8 +1,13 @@
 """Errors that a user can fix."""
 
+import os
+import traceback
+
 # What Python's parser raises for text that is not Python, or nested too deep. Python
 # 3.11 may then lose count of its recursion, and says so by a SystemError.
 NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError, SystemError)
+# How JAX's messages begin where a backend does not start.
+_NO_BACKEND = ("Unable to initialize backend", "Unknown backend")
 # Of a message; a dozen problems with their paths fit.
 _LENGTH = 2000
 
@@ -44,3 +49,18 @@ class PromptError(InputError):
 
 class OutOfMemory(InputError):
     """A batch takes more memory than there is; names its size."""
+
+
+def absent_backend(error: Exception) -> str | None:
+    """The line for a backend of JAX that does not start; None for other errors."""
+    text = str(error)
+    # Where none that is named starts, an assertion of JAX's own may fail.
+    frames = traceback.extract_tb(error.__traceback__)
+    is_assertion = isinstance(error, AssertionError) and frames
+    is_assertion = is_assertion and frames[-1].filename.endswith("xla_bridge.py")
+    is_told = isinstance(error, RuntimeError) and text.startswith(_NO_BACKEND)
+    if not (is_assertion or is_told):
+        return None
+    reason = text.splitlines()[0] if text else "it is not there"
+    asked = os.environ.get("JAX_PLATFORMS")
+    return f"JAX_PLATFORMS ({asked}) cannot be used: {reason}"

@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from dlm_jax.devices import hosts
-from dlm_jax.errors import InputError, OutOfMemory
+from dlm_jax.errors import InputError, OutOfMemory, absent_backend
 from dlm_jax.text.settings import Settings
 from experiments import _programs, _signals
 
@@ -295,14 +295,8 @@ def _told(error: Exception) -> str | None:
         return f"too little memory for this batch and model: {text}"[:300]
     if isinstance(error, ModuleNotFoundError) and not _is_own(error.name):
         return f"the package {error.name} is not installed"
-    # Where no backend that is named starts, an assertion of JAX's own may fail.
-    frames = traceback.extract_tb(error.__traceback__)
-    is_backend = isinstance(error, AssertionError) and frames
-    is_backend = is_backend and frames[-1].filename.endswith("xla_bridge.py")
-    if is_backend or (isinstance(error, RuntimeError) and text.startswith(_NO_BACKEND)):
-        reason = text.splitlines()[0] if text else "it is not there"
-        asked = os.environ.get("JAX_PLATFORMS")
-        return f"JAX_PLATFORMS ({asked}) cannot be used: {reason}"
+    if line := absent_backend(error):
+        return line
     strict = [
         f"{name.upper()}={getattr(jax.config, name)}"
         for name, normal in _STRICT.items()
@@ -324,8 +318,6 @@ def _is_own(module: str | None) -> bool:
     return (module or "dlm_jax").partition(".")[0] in ("dlm_jax", "experiments")
 
 
-# How JAX's messages begin where a backend does not start.
-_NO_BACKEND = ("Unable to initialize backend", "Unknown backend")
 # Options of JAX that raise where code is otherwise correct, with their normal values.
 _STRICT = {
     "jax_debug_nans": False,

@@ -8,7 +8,6 @@ not be saved are an error: lm_eval would end with status 0.
 
 import argparse
 import logging
-import os
 import pathlib
 import sys
 import traceback
@@ -16,7 +15,7 @@ import traceback
 from lm_eval.__main__ import cli_evaluate
 
 from dlm_jax import files
-from dlm_jax.errors import InputError
+from dlm_jax.errors import InputError, absent_backend
 
 # What lm_eval raises for arguments that it refuses.
 _REFUSALS = (ValueError, KeyError, FileNotFoundError, NotADirectoryError)
@@ -84,13 +83,10 @@ def _told(error: Exception) -> str | None:
         return f"dlm_jax: {error}"
     if isinstance(error, MemoryError):
         return f"dlm_jax: too little memory on this machine: {error}"
+    if line := absent_backend(error):
+        return f"dlm_jax: {line}"
     frames = traceback.extract_tb(error.__traceback__)
     place = frames[-1].filename if frames else ""
-    if isinstance(error, AssertionError) and place.endswith("xla_bridge.py"):
-        asked = os.environ.get("JAX_PLATFORMS")
-        return f"dlm_jax: JAX_PLATFORMS ({asked}) cannot be used: it is not there"
-    if isinstance(error, RuntimeError) and "nable to initialize backend" in str(error):
-        return f"dlm_jax: JAX_PLATFORMS cannot be used: {error}"
     is_of_lm_eval = "lm_eval" in pathlib.Path(place).parts
     if isinstance(error, _REFUSALS) and is_of_lm_eval:
         return f"lm_eval: {error}"

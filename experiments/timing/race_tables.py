@@ -59,12 +59,15 @@ def records(results: Sequence[Result], **common: Any) -> Iterator[dict[str, Any]
         yield record | common
 
 
-# Heading, key of a record, format.
-_SPEED = (
+# Heading, key of a record, format. All tables of races begin with these columns.
+BATCH = (
     ("sampler", "sampler", "s"),
     ("cache", "cache", "s"),
     ("length", "length", "d"),
     ("batch", "batch_size", "d"),
+)
+_SPEED = (
+    *BATCH,
     ("reference", "reference", "s"),
     ("dlm_jax rows/s", "rows_per_second", ".2f"),
     ("reference rows/s", "reference_rows_per_second", ".2f"),
@@ -76,10 +79,7 @@ _SPEED = (
     ("compile, s", "compile_seconds", ".1f"),
 )
 _GAINS = (
-    ("sampler", "sampler", "s"),
-    ("cache", "cache", "s"),
-    ("length", "length", "d"),
-    ("batch", "batch_size", "d"),
+    *BATCH,
     ("mean forwards", "nfe", ".1f"),
     ("of whole rows", "whole_forwards", ".1f"),
     ("of windows", "window_forwards", ".1f"),

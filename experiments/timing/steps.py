@@ -26,7 +26,7 @@ from dlm_jax.core.keys import check_seed
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.devices.runner import DataParallel, without_axis
-from experiments.timing import roofline
+from experiments.timing import race_tables, roofline
 from experiments.timing.ceilings import Ceilings
 from experiments.timing.races import Method, Result
 
@@ -342,10 +342,7 @@ def records(
 
 # Heading, key of a record, format; see `race_tables.table`.
 COLUMNS = (
-    ("sampler", "sampler", "s"),
-    ("cache", "cache", "s"),
-    ("length", "length", "d"),
-    ("batch", "batch_size", "d"),
+    *race_tables.BATCH,
     ("forward alone, ms", "forward_ms", ".2f"),
     ("window alone, ms", "window_ms", ".2f"),
     ("window / reading the block weights", "window_per_weights", ".2f"),

@@ -102,6 +102,15 @@ def forget_compiled_programs() -> Iterator[None]:
 
 
 @pytest.fixture
+def float64() -> Iterator[None]:
+    """Computes in float64."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
 def optimized() -> Iterator[None]:
     """Undoes what is set above, where the compiler's work is what is tested."""
     import jax

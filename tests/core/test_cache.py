@@ -33,11 +33,7 @@ from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
 from dlm_jax.models import registry, sdar
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,11 +28,7 @@ from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler
 from dlm_jax.samplers import select
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Edits(Sampler):

@@ -18,10 +18,7 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def random_model(name, is_unrolled=None):

@@ -31,12 +31,15 @@ PREDICT, SUMMARY = "dlm_jax/core/predict.py", "dlm_jax/core/summary.py"
 SELECT, SCHEDULES = "dlm_jax/samplers/select.py", "dlm_jax/samplers/schedules.py"
 SABER = "dlm_jax/samplers/saber.py"
 FORWARD, STACK = "dlm_jax/core/forward.py", "dlm_jax/models/stack.py"
+ATTENTION = "dlm_jax/models/attention.py"
 APPROXIMATE, BLOCK = "dlm_jax/caches/approximate.py", "dlm_jax/caches/block.py"
 T_LOOP = ("tests/core/test_generate.py", "tests/core/test_decisions.py")
 T_SLOTS = ("tests/core/test_decisions.py", "tests/core/test_queue.py")
 T_PREDICT = ("tests/core/test_predict.py", "tests/core/test_predict_rounding.py")
 T_SELECT = ("tests/samplers/test_select.py",)
 T_CACHE = ("tests/core/test_cache.py", "tests/core/test_cache_contract.py")
+T_CHECKS = ("tests/core/test_checks.py",)
+T_ATTENTION = ("tests/models/test_attention.py",)
 T_EDITS = ("tests/core/test_edits.py",)
 T_CONTRACT = ("tests/core/test_cache_contract.py",)
 T_SABER = ("tests/samplers/test_saber.py",)
@@ -572,6 +575,55 @@ MUTATIONS = (
         "if size > options.block_length:",
         "if False:",
         T_CONTRACT,
+    ),
+    Mutation(
+        "a row of keys is a mask for each query",
+        "dlm_jax/core/sampler.py",
+        "visibility, sees_first=True)",
+        "visibility)",
+        T_ATTENTION,
+    ),
+    Mutation(
+        "block-causal models see the first keys",
+        "dlm_jax/models/denoiser.py",
+        "sees_first=view.sees_first and not self.is_block_causal",
+        "sees_first=view.sees_first",
+        T_ATTENTION,
+    ),
+    Mutation(
+        "padding in training comes last",
+        "dlm_jax/models/family.py",
+        "sees_first = is_valid is None and not self.is_block_causal",
+        "sees_first = not self.is_block_causal",
+        T_ATTENTION,
+    ),
+    Mutation(
+        "the last key is counted twice",
+        ATTENTION,
+        "num = jnp.sum(visibility[:, 0], axis=1, dtype=jnp.int32)",
+        "num = 1 + jnp.sum(visibility[:, 0], axis=1, dtype=jnp.int32)",
+        T_ATTENTION,
+    ),
+    Mutation(
+        "padding alone sees no key",
+        ATTENTION,
+        "jnp.maximum(num, 1)",
+        "num",
+        T_ATTENTION,
+    ),
+    Mutation(
+        "the first keys are taken on trust",
+        "dlm_jax/core/checks.py",
+        "not (seen[..., 1:] & ~seen[..., :-1]).any()",
+        "True",
+        T_CHECKS,
+    ),
+    Mutation(
+        "the first keys may differ by query",
+        "dlm_jax/core/checks.py",
+        "is_first = seen.shape[1] == 1 and",
+        "is_first =",
+        T_CHECKS,
     ),
     Mutation(
         "guidance: both views refresh the first cache",

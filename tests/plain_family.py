@@ -82,6 +82,7 @@ class Plain(Module):
         model_axis=None,
         cache=None,
         columns=None,
+        sees_first=False,
     ):
         x = layers.embed(self.embedding[...], tokens, model_axis)
         x = x * (1 + positions[..., None]).astype(x.dtype)

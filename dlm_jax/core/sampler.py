@@ -149,7 +149,8 @@ class Sampler(Rule):
           canvas at positions 0 to l - 1, of which every one sees all but padding.
         """
         positions = jnp.arange(canvas.tokens.shape[0], dtype=jnp.int32)
-        return View(canvas.tokens, positions, canvas.is_valid[None])
+        visibility = canvas.is_valid[None]
+        return View(canvas.tokens, positions, visibility, sees_first=True)
 
     def region(self, canvas: Canvas) -> Int[Array, "r"]:
         """Chooses the positions that need a prediction; others are not computed.

@@ -64,6 +64,7 @@ def score(
         tokens=tokens,
         positions=jnp.broadcast_to(positions, tokens.shape),
         visibility=is_valid[:, None, :],
+        sees_first=True,
     )
 
     sources = jnp.tile(denoiser.sources(region), (num_views, 1))

@@ -25,14 +25,17 @@ _TPU_BLOCK = 512
 
 # Signature shared by all attention kernels. Query head i of h reads key head
 # i // (h / g). Queries and keys are rotated already. visibility is True where a query
-# may see a key. Returns the attended values in query's dtype. A query that sees no key
-# gets some mean of values instead of NaN, so that rows of padding alone stay finite.
+# may see a key. The bool, sees_first, says that all queries see the same keys, and that
+# those come before all hidden ones: their number is then as good as the mask. Returns
+# the attended values in query's dtype. A query that sees no key gets some mean of
+# values instead of NaN, so that rows of padding alone stay finite.
 Attention = Callable[
     [
         Float[Array, "b q h d"],
         Float[Array, "b k g d"],
         Float[Array, "b k g d"],
         Bool[Array, "b #q k"],
+        bool,
     ],
     Float[Array, "b q h d"],
 ]
@@ -43,6 +46,7 @@ def best(
     key: Float[Array, "b k g d"],
     value: Float[Array, "b k g d"],
     visibility: Bool[Array, "b #q k"],
+    sees_first: bool = False,
 ) -> Float[Array, "b q h d"]:
     """The kernel for JAX's default backend, where it takes these shapes and this dtype.
 
@@ -52,7 +56,7 @@ def best(
 
     Args: see `Attention`.
     """
-    return _choose(jax.default_backend(), query, key, value, visibility)
+    return _choose(jax.default_backend(), query, key, value, visibility, sees_first)
 
 
 @functools.cache
@@ -71,6 +75,7 @@ def _choose(
     key: Float[Array, "b k g d"],
     value: Float[Array, "b k g d"],
     visibility: Bool[Array, "b #q k"],
+    sees_first: bool = False,
 ) -> Float[Array, "b q h d"]:
     head_dim = query.shape[-1]
     kernel = batched
@@ -81,7 +86,7 @@ def _choose(
         # Fewer queries would be padded, and keys and values of a cache copied into the
         # kernel's order of axes (docs/aot.md).
         kernel = flash if query.shape[1] >= _TPU_LANES else batched
-    return kernel(query, key, value, visibility)
+    return kernel(query, key, value, visibility, sees_first)
 
 
 def cudnn(
@@ -89,15 +94,23 @@ def cudnn(
     key: Float[Array, "b k g d"],
     value: Float[Array, "b k g d"],
     visibility: Bool[Array, "b #q k"],
+    sees_first: bool = False,
 ) -> Float[Array, "b q h d"]:
     """Flash attention of cuDNN, on NVIDIA GPUs: scores never leave the chip.
 
+    It reads a mask of [b, 1, q, k] beside queries and keys, or the number of keys.
+
     Args: see `Attention`; bfloat16 or float16, heads of a multiple of 8 up to 128.
     """
-    seen = jnp.broadcast_to(visibility, (*query.shape[:2], key.shape[1]))
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=seen[:, None], implementation="cudnn"
+    attend = functools.partial(
+        jax.nn.dot_product_attention, query, key, value, implementation="cudnn"
     )
+    if sees_first:
+        # A row that sees none, which nobody reads, is shown one: it stays finite.
+        num = jnp.sum(visibility[:, 0], axis=1, dtype=jnp.int32)
+        return attend(key_value_seq_lengths=jnp.maximum(num, 1))
+    seen = jnp.broadcast_to(visibility, (*query.shape[:2], key.shape[1]))
+    return attend(mask=seen[:, None])
 
 
 def flash(
@@ -105,6 +118,7 @@ def flash(
     key: Float[Array, "b k g d"],
     value: Float[Array, "b k g d"],
     visibility: Bool[Array, "b 1 k"],
+    sees_first: bool = False,
 ) -> Float[Array, "b q h d"]:
     """JAX's Pallas kernel of flash attention, on TPUs: scores never leave the chip.
 
@@ -161,6 +175,7 @@ def batched(
     key: Float[Array, "b k g d"],
     value: Float[Array, "b k g d"],
     visibility: Bool[Array, "b #q k"],
+    sees_first: bool = False,
 ) -> Float[Array, "b q h d"]:
     """Attention through XLA, on any backend and in any dtype.
 

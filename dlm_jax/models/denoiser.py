@@ -68,6 +68,7 @@ class ModuleDenoiser:
             tokens=tokens,
             positions=positions,
             visibility=visibility,
+            sees_first=view.sees_first and not self.is_block_causal,
             region=region,
             model_axis=self.model_axis,
             cache=cache or None,

@@ -103,6 +103,7 @@ class Module(nnx.Module):
         model_axis: str | None = None,
         cache: Cache | None = None,
         columns: Int[Array, "b w"] | None = None,
+        sees_first: bool = False,
     ) -> tuple[Float[Array, "b r d"], Cache | None]:
         """Runs the transformer and returns the normed outputs that the head reads.
 
@@ -120,6 +121,7 @@ class Module(nnx.Module):
             those of all other columns read from it. None computes without a cache.
           columns: the window's columns, those past the end are not written; all
             columns in order if None.
+          sees_first: see `attention.Attention`.
 
         Returns:
           The outputs, and the cache with the window's keys and values.
@@ -150,6 +152,8 @@ class Module(nnx.Module):
         Raises:
           InputError: if a block-causal model has no block length of its own.
         """
+        # A caller's padding may lie anywhere.
+        sees_first = is_valid is None and not self.is_block_causal
         if is_valid is None:
             is_valid = jnp.ones(tokens.shape, bool)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -160,7 +164,7 @@ class Module(nnx.Module):
                 raise InputError("block_length must be given: the config names none")
             blocks = positions // size
             visibility = visibility & (blocks[:, :, None] >= blocks[:, None, :])
-        hidden, _ = self.hidden(tokens, positions, visibility)
+        hidden, _ = self.hidden(tokens, positions, visibility, sees_first=sees_first)
         return hidden @ self.head.T
 
 

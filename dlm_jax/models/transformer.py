@@ -1,14 +1,19 @@
 """What families of transformers share: running their blocks, and their cache."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dlm_jax.models import attention, stack
 from dlm_jax.models.attention import Attention
 from dlm_jax.models.family import Module
 from dlm_jax.models.stack import Cache
+
+# (query, key, value) -> attended values, see `attention.Attention`.
+Attend = Callable[[Array, Array, Array], Array]
 
 
 class Transformer(Module):
@@ -33,6 +38,14 @@ class Transformer(Module):
         self.attention = attention.best
         self.is_unrolled = None
         self.is_by_head = None
+
+    def attend(self, visibility: Bool[Array, "b #w m"], sees_first: bool) -> Attend:
+        """The model's attention where this is visible; see `Module.hidden`."""
+
+        def attend(query: Array, key: Array, value: Array) -> Array:
+            return self.attention(query, key, value, visibility, sees_first)
+
+        return attend
 
     def run_blocks(
         self,

@@ -37,7 +37,7 @@ def logits_at(
     both = jnp.concatenate([tokens, without_prompt])
     columns = jnp.broadcast_to(jnp.arange(both.shape[1], dtype=jnp.int32), both.shape)
     visibility = jnp.repeat(is_valid[:, None], 2, axis=0)
-    view = View(both, columns, visibility, block_length=block_length)
+    view = View(both, columns, visibility, sees_first=True, block_length=block_length)
     region = jnp.full((2, 1), position, jnp.int32)
     # What is compared with other code is computed as exactly as the dtype allows.
     head = denoiser.head(params)

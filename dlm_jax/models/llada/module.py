@@ -13,10 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from dlm_jax.models import layers, stack
-from dlm_jax.models.attention import Attention
 from dlm_jax.models.llada.config import LLaDAConfig
 from dlm_jax.models.stack import Cache
-from dlm_jax.models.transformer import Transformer
+from dlm_jax.models.transformer import Attend, Transformer
 
 
 class Blocks(nnx.Module):
@@ -94,15 +93,17 @@ class LLaDA(Transformer):
         model_axis: str | None = None,
         cache: Cache | None = None,
         columns: Int[Array, "b w"] | None = None,
+        sees_first: bool = False,
     ) -> tuple[Float[Array, "b r d"], Cache | None]:
         """See `Module.hidden`; model_axis is split over as `partition` says."""
         x = layers.embed(self.wte[...], tokens, model_axis)
         sin, cos = layers.rotary_angles(
             positions, self.config.head_dim, self.config.rope_theta, x.dtype
         )
+        attend = self.attend(visibility, sees_first)
 
         def block(x: Array, w: stack.Weights, remember: stack.Remember) -> Array:
-            fixed = (sin, cos, visibility, self.config, self.attention, model_axis)
+            fixed = (sin, cos, attend, self.config, model_axis)
             return _block(x, w, remember, *fixed)
 
         x, cache = self.run_blocks(block, x, region, cache, columns)
@@ -170,9 +171,8 @@ def _block(
     remember: stack.Remember,
     sin: Float[Array, "b l 1 k"],
     cos: Float[Array, "b l 1 k"],
-    visibility: Bool[Array, "b #l m"],
+    attend: Attend,
     config: LLaDAConfig,
-    attend: Attention,
     model_axis: str | None,
 ) -> Float[Array, "b l d"]:
     """One transformer block. Products run over [b * l, d]: faster to train on CPU.
@@ -190,7 +190,7 @@ def _block(
         for name in stack.TO_HEADS
     )
     keys, values = remember(layers.rotate(key, sin, cos), value)
-    attended = attend(layers.rotate(query, sin, cos), keys, values, visibility)
+    attended = attend(layers.rotate(query, sin, cos), keys, values)
     added = attended.reshape(b * length, -1) @ w["attn_out"]
     x = x + layers.sum_over(model_axis, added)
     h = layers.rms_norm(x, w["ff_norm"], config.rms_norm_eps)

@@ -12,10 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from dlm_jax.models import layers, stack
-from dlm_jax.models.attention import Attention
 from dlm_jax.models.sdar.config import SDARConfig
 from dlm_jax.models.stack import Cache
-from dlm_jax.models.transformer import Transformer
+from dlm_jax.models.transformer import Attend, Transformer
 
 
 class Blocks(nnx.Module):
@@ -95,6 +94,7 @@ class SDAR(Transformer):
         model_axis: str | None = None,
         cache: Cache | None = None,
         columns: Int[Array, "b w"] | None = None,
+        sees_first: bool = False,
     ) -> tuple[Float[Array, "b r d"], Cache | None]:
         """See `Module.hidden`; model_axis is split over as `partition` says."""
         x = layers.embed(self.embed_tokens[...], tokens, model_axis)
@@ -103,9 +103,10 @@ class SDAR(Transformer):
         )
         # The released code rotates in the activations' dtype.
         sin, cos = sin.astype(x.dtype), cos.astype(x.dtype)
+        attend = self.attend(visibility, sees_first)
 
         def block(x: Array, w: stack.Weights, remember: stack.Remember) -> Array:
-            fixed = (sin, cos, visibility, self.config, self.attention, model_axis)
+            fixed = (sin, cos, attend, self.config, model_axis)
             return _block(x, w, remember, *fixed)
 
         x, cache = self.run_blocks(block, x, region, cache, columns)
@@ -146,9 +147,8 @@ def _block(
     remember: stack.Remember,
     sin: Float[Array, "b l 1 k"],
     cos: Float[Array, "b l 1 k"],
-    visibility: Bool[Array, "b #l m"],
+    attend: Attend,
     config: SDARConfig,
-    attend: Attention,
     model_axis: str | None,
 ) -> Float[Array, "b l d"]:
     """One transformer block. Products run over [b * l, d], as in LLaDA's.
@@ -169,7 +169,7 @@ def _block(
     query = layers.rotate(_norm(query, w["q_norm"], config), sin, cos)
     key = layers.rotate(_norm(key, w["k_norm"], config), sin, cos)
     keys, values = remember(key, value)
-    attended = attend(query, keys, values, visibility)
+    attended = attend(query, keys, values)
     added = attended.reshape(b * length, -1) @ w["o_proj"]
     x = x + layers.sum_over(model_axis, added)
     h = _norm(x, w["post_attention_layernorm"], config)

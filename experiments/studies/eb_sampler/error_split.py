@@ -263,7 +263,7 @@ def _forward(
     columns = jnp.broadcast_to(
         jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape
     )
-    view = View(tokens, columns, is_valid[:, None])
+    view = View(tokens, columns, is_valid[:, None], sees_first=True)
     with full_precision(denoiser, params):
         hidden, _ = denoiser.denoise(params, view, region, ())
         logits = jnp.einsum(

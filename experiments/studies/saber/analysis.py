@@ -125,7 +125,7 @@ def _confidence(
     """One forward: of candidates where masks stand, else of the token there."""
     b, length = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
-    view = View(tokens, positions, is_valid[:, None])
+    view = View(tokens, positions, is_valid[:, None], sees_first=True)
     held = jnp.take_along_axis(tokens, blanks, axis=1)
     with full_precision(denoiser, params):
         hidden, _ = denoiser.denoise(params, view, blanks, ())

@@ -21,6 +21,7 @@ The table of aims at the end is made of all records in OUTPUT. Parts:
                    eager PyTorch loop with a dual cache
     predict        head and statistics against one plain einsum; at temperature 1
     traces_X       recorded float32 runs of a small model, replayed; no weights are made
+    masks_N        a forward that is given a mask beside one given the number of keys
     compiled_N     as steps_N, beside torch.compile
     refreshed_N    generations with 1, 2, 4 and 8 rows refreshed together
 

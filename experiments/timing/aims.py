@@ -106,6 +106,7 @@ AIMS = (
     *_of_generations(32, 4),
     Aim("predict", "predict / one plain einsum", "predict_per_plain", ".2f", 1.2),
     Aim("predict", "predict at temperature 1 / 0", "drawn_per_predict", ".2f", 1.5),
+    Aim("masks_8", "forward by mask / by number of keys, batch 8", "mask_per_number"),
     *(
         Aim(
             f"refreshed_{batch}",

@@ -167,6 +167,26 @@ def _windows(batch_size: int, bench: Bench) -> list[dict[str, Any]]:
     return [{**found, "window_per_weights": found["window_ms"] / 1e3 / read}]
 
 
+def _masks(batch_size: int, bench: Bench) -> list[dict[str, Any]]:
+    """A forward that is given a mask, beside one that is given the number of keys."""
+    lengths = bench.lengths
+    shape = steps.Shape(
+        batch_size, lengths.prompt_length + lengths.gen_length, lengths.block_length
+    )
+    number, mask = (
+        steps.forward_timer(bench.parallel, shape, sees_first=x) for x in (True, False)
+    )
+    pairs = [(number(), mask()) for _ in range(bench.num_pairs)]
+    return [
+        {
+            "batch_size": batch_size,
+            "number_seconds": [one for one, _ in pairs],
+            "mask_seconds": [other for _, other in pairs],
+            "mask_per_number": float(np.median([y / x for x, y in pairs])),
+        }
+    ]
+
+
 def _generations(batch_size: int, bench: Bench) -> list[dict[str, Any]]:
     """Whole generations: no cache beside the dual one, that beside PyTorch's."""
     rules = samplers.parse_all([_THREE_A_STEP])
@@ -283,6 +303,7 @@ PARTS = {
         )
         for group in TRACED
     },
+    "masks_8": Part(1, functools.partial(_masks, 8)),
     # May take minutes to compile, or fail: not beside the other loops.
     "compiled_1": Part(2.5, functools.partial(_steps, torch_loops.COMPILED, 1)),
     "compiled_8": Part(2.5, functools.partial(_steps, torch_loops.COMPILED, 8)),

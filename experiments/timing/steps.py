@@ -81,7 +81,10 @@ def distinct_tokens(
 
 
 def forward_timer(
-    parallel: DataParallel, shape: Shape, precision: str = "highest"
+    parallel: DataParallel,
+    shape: Shape,
+    precision: str = "highest",
+    sees_first: bool = True,
 ) -> Callable[[], float]:
     """A function that gives the seconds of a forward, without head and sampler.
 
@@ -91,6 +94,7 @@ def forward_timer(
       parallel: the model, timed on the first device.
       shape: of the batch.
       precision: of its products, see `Options`.
+      sees_first: see `View`; as samplers' own views say.
     """
     denoiser, shard = parallel.denoiser, parallel.first_shard()
     b, length = shape.batch_size, shape.length
@@ -113,7 +117,8 @@ def forward_timer(
 
         return jax.lax.fori_loop(0, num, forward, view.tokens)
 
-    view = View(tokens, positions, jnp.ones((b, 1, length), bool))
+    seen = jnp.ones((b, 1, length), bool)
+    view = View(tokens, positions, seen, sees_first=sees_first)
     fixed = (view, positions[:, -shape.region :])
     compiled = jax.jit(run).lower(shard, jnp.int32(1), *fixed).compile()
 

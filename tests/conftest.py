@@ -1,6 +1,7 @@
 """Checks jaxtyping annotations while tests run, and runs scripts in this process."""
 
 import gc
+import importlib.metadata
 import itertools
 import os
 import pathlib
@@ -33,9 +34,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     }
 # They compile hundreds of small programs and run each for milliseconds. The flags leave
 # out XLA's newer compiler of fused code, and its division of programs among threads:
-# together more than half of the compiler's time.
+# together more than half of the compiler's time. jaxlib 0.11 and later no longer know
+# the first, and end a process that names it.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
-_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+_FLAGS = "--xla_cpu_parallel_codegen_split_count=1"
+if importlib.metadata.version("jaxlib").split(".")[:2] == ["0", "10"]:
+    _FLAGS = f"--xla_cpu_use_fusion_emitters=false {_FLAGS}"
 if _FLAGS not in os.environ.get("XLA_FLAGS", ""):  # Workers inherit it.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 # Workers share the processors. XLA's threads spin while they wait for each other: two

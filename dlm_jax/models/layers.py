@@ -51,15 +51,35 @@ def to_heads(
     return (x @ weight).reshape(x.shape[0], -1, head_dim)
 
 
+def apart(
+    x: Float[Array, "n d"], num: int, is_apart: bool
+) -> tuple[Float[Array, "n d"], ...]:
+    """X for products with several weights, `num` times.
+
+    Of such products XLA's compiler for GPUs makes one, for which it joins the weights
+    in every step: at LLaDA-8B's shape those of queries and keys, 67 MB of each block
+    (docs/aot.md). Behind a barrier it takes each x for another array.
+
+    Args:
+      x: what is multiplied.
+      num: of products.
+      is_apart: whether there is a barrier.
+    """
+    copies = (x,) * num
+    return jax.lax.optimization_barrier(copies) if is_apart else copies
+
+
 def gated_mlp(
     x: Float[Array, "n d"],
     gate: Float[Array, "d f"],
     up: Float[Array, "d f"],
     down: Float[Array, "f d"],
     model_axis: str | None,
+    is_apart: bool = False,
 ) -> Float[Array, "n d"]:
     """An MLP with SiLU gates; with a `model_axis`, f are this device's units."""
-    added = (jax.nn.silu(x @ gate) * (x @ up)) @ down
+    first, second = apart(x, 2, is_apart)
+    added = (jax.nn.silu(first @ gate) * (second @ up)) @ down
     return sum_over(model_axis, added)
 
 

@@ -7,6 +7,7 @@ slices of the same stack are not copied, so there the blocks are unrolled: 13.5 
 prototype. This version has not run on a GPU.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -23,10 +24,6 @@ Remember = Callable[[Array, Array], tuple[Array, Array]]
 # (x, weights of the layer, remember) -> x
 Block = Callable[[Array, Weights, Remember], Array]
 
-# Backends on which blocks are unrolled by default.
-_UNROLLED_ON = ("gpu",)
-# Backends on which `by_head` changes weights by default.
-_BY_HEAD_ON = ("tpu",)
 # Weights whose products are heads, [layers, d, heads * head_dim].
 TO_HEADS = ("q_proj", "k_proj", "v_proj")
 
@@ -47,14 +44,28 @@ class Cache:
     values: Any
 
 
-def is_unrolled_on(backend: str) -> bool:
-    """Whether blocks are unrolled by default; backend is "cpu", "gpu" or "tpu"."""
-    return backend in _UNROLLED_ON
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How blocks are computed. Results are the same; what is fast differs by backend.
+
+    Attributes:
+      is_unrolled: each block is traced; otherwise one is, and scanned over the layers.
+        With a cache all are.
+      is_by_head: see `by_head`.
+      is_apart: see `layers.apart`.
+    """
+
+    is_unrolled: bool = False
+    is_by_head: bool = False
+    is_apart: bool = False
 
 
-def is_by_head_on(backend: str) -> bool:
-    """Whether `by_head` changes weights; backend is "cpu", "gpu" or "tpu"."""
-    return backend in _BY_HEAD_ON
+_WAYS = {"gpu": Way(is_unrolled=True, is_apart=True), "tpu": Way(is_by_head=True)}
+
+
+def way_on(backend: str) -> Way:
+    """A backend's own way; backend is "cpu", "gpu" or "tpu"."""
+    return _WAYS.get(backend, Way())
 
 
 def is_transposed(path: tuple[Any, ...], backend: str) -> bool:
@@ -65,10 +76,10 @@ def is_transposed(path: tuple[Any, ...], backend: str) -> bool:
       backend: "cpu", "gpu" or "tpu".
     """
     names = {getattr(part, "key", None) for part in path}
-    return is_by_head_on(backend) and not names.isdisjoint(TO_HEADS)
+    return way_on(backend).is_by_head and not names.isdisjoint(TO_HEADS)
 
 
-def by_head(weights: Weights, head_dim: int, is_by_head: bool | None) -> Weights:
+def by_head(weights: Weights, head_dim: int) -> Weights:
     """The weights with those of `TO_HEADS` as [layers, heads, head_dim, d].
 
     The TPU's compiler multiplies by them in this order. From [d, heads * head_dim] it
@@ -79,12 +90,7 @@ def by_head(weights: Weights, head_dim: int, is_by_head: bool | None) -> Weights
     Args:
       weights: of all layers, stacked along axis 0.
       head_dim: size of a head.
-      is_by_head: whether to; by default as the backend needs.
     """
-    if is_by_head is None:
-        is_by_head = is_by_head_on(jax.default_backend())
-    if not is_by_head:
-        return weights
     split = {
         name: w.reshape(*w.shape[:2], -1, head_dim).transpose(0, 2, 3, 1)
         for name, w in weights.items()
@@ -120,15 +126,14 @@ def run(
       cache: keys and values of all columns; None runs without one.
       columns: of the window in the cache; those past its end are not written. All
         columns in order if None.
-      is_unrolled: False scans over the layers, True traces each; by default as the
-        backend needs. With a cache blocks are always unrolled.
+      is_unrolled: see `Way`; by default as the backend needs.
 
     Returns:
       The output, and the cache with the window's keys and values.
     """
     if cache is None:
         if is_unrolled is None:
-            is_unrolled = is_unrolled_on(jax.default_backend())
+            is_unrolled = way_on(jax.default_backend()).is_unrolled
         return _run_without_cache(block, x, weights, is_unrolled), None
 
     kept: list[tuple[Array, Array]] = []

@@ -24,20 +24,22 @@ class Transformer(Module):
     Attributes:
       blocks: the stacked weights of all transformer blocks.
       attention: one of `dlm_jax.models.attention`.
-      is_unrolled: see `stack.run`; None for the backend's own way.
-      is_by_head: see `stack.by_head`; None for the backend's own way.
+      way: how the blocks are computed; None for the backend's own way.
     """
 
     blocks: nnx.Module
     attention: Attention
-    is_unrolled: bool | None
-    is_by_head: bool | None
+    way: stack.Way | None
 
     def use_defaults(self) -> None:
-        """Leaves the kernel and the ways of running blocks to the backend."""
+        """Leaves the kernel and the way of running blocks to the backend."""
         self.attention = attention.best
-        self.is_unrolled = None
-        self.is_by_head = None
+        self.way = None
+
+    @property
+    def chosen_way(self) -> stack.Way:
+        """How the blocks are computed here."""
+        return self.way or stack.way_on(jax.default_backend())
 
     def attend(self, visibility: Bool[Array, "b #w m"], sees_first: bool) -> Attend:
         """The model's attention where this is visible; see `Module.hidden`."""
@@ -64,18 +66,16 @@ class Transformer(Module):
           cache: see `Module.hidden`.
           columns: see `Module.hidden`.
         """
-        weights = stack.by_head(
-            nnx.to_pure_dict(nnx.state(self.blocks)),
-            self.config.head_dim,
-            self.is_by_head,
-        )
+        weights = nnx.to_pure_dict(nnx.state(self.blocks))
+        if self.chosen_way.is_by_head:
+            weights = stack.by_head(weights, self.config.head_dim)
         x, cache = stack.run(
             block,
             x,
             weights,
             cache=cache,
             columns=columns,
-            is_unrolled=self.is_unrolled,
+            is_unrolled=self.chosen_way.is_unrolled,
         )
         if region is not None:
             x = jnp.take_along_axis(x, region[..., None], axis=1, mode="clip")

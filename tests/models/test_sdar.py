@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from dlm_jax import checkpoints
 from dlm_jax.errors import InputError
-from dlm_jax.models import layers, registry, sdar
+from dlm_jax.models import layers, registry, sdar, stack
 from dlm_jax.models.sdar import SDAR, SDARConfig, sdar_8b, sdar_tiny
 
 _GOLDEN = Path(__file__).parents[1] / "data" / "checkpoints" / "sdar_a"
@@ -66,7 +66,7 @@ def test_a_call_hides_later_blocks():
 @pytest.mark.parametrize("is_unrolled", [False, True])
 def test_logits_match_the_released_code(block_length, is_unrolled):
     model = checkpoints.load(_GOLDEN)
-    model.is_unrolled = is_unrolled
+    model.way = stack.Way(is_unrolled=is_unrolled)
     golden = np.load(_GOLDEN / "logits.npz")
     seen = golden[f"attention_mask_block{block_length}"]
     np.testing.assert_array_equal(seen, block_causal(24, block_length))

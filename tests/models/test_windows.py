@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from forwards import block_causal, enlarged, hidden_of
 
 from dlm_jax.models import llada, registry, sdar, stack
@@ -21,9 +22,9 @@ CONFIGS = {
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def random_model(name, is_unrolled=None):
+def random_model(name, **way):
     model = enlarged(registry.init(CONFIGS[name], seed=1, dtype=jnp.float64), 6)
-    model.is_unrolled = is_unrolled
+    model.way = stack.Way(**way)
     return model
 
 
@@ -70,12 +71,43 @@ def test_unrolled_blocks_compute_what_a_scan_does(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_products_apart_compute_what_one_does(name):
+    """For a GPU's compiler, which would join their weights; gradients too."""
+    joint, apart = (random_model(name, is_apart=x) for x in (False, True))
+    tokens = random_tokens(joint)
+
+    @nnx.jit
+    def loss(model):
+        return jnp.square(whole(model, tokens)[0]).mean()
+
+    assert_close(whole(apart, tokens)[0], whole(joint, tokens)[0])
+    found, expected = (nnx.state(nnx.grad(loss)(x)) for x in (apart, joint))
+    jax.tree.map(assert_close, nnx.to_pure_dict(found), nnx.to_pure_dict(expected))
+    barriers = [
+        jax.make_jaxpr(lambda m: whole(m, tokens)[0])(x).pretty_print().count("barrier")
+        for x in (apart, joint)
+    ]
+    assert barriers == [2, 0]
+
+
+def test_every_backend_has_a_way(monkeypatch):
+    assert stack.way_on("cpu") == stack.Way()
+    assert stack.way_on("gpu") == stack.Way(is_unrolled=True, is_apart=True)
+    assert stack.way_on("tpu") == stack.Way(is_by_head=True)
+    model = registry.init(CONFIGS["llada"], seed=0)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert model.chosen_way == stack.way_on("gpu")
+    model.way = stack.Way()
+    assert model.chosen_way == stack.Way()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_weights_by_head_compute_what_matrices_do(name):
     """The order in which a TPU reads them; with a cache and without."""
     model = random_model(name)
     tokens = random_tokens(model)
     expected, expected_cache = whole(model, tokens, model.init_cache(2, LENGTH))
-    model.is_by_head = True
+    model.way = stack.Way(is_by_head=True)
     assert_close(whole(model, tokens)[0], expected)
     found, cache = whole(model, tokens, model.init_cache(2, LENGTH))
     assert_close(found, expected)
@@ -84,8 +116,7 @@ def test_weights_by_head_compute_what_matrices_do(name):
 
 def test_weights_by_head_are_the_columns_of_a_head():
     weights = {"q_proj": jnp.arange(48.0).reshape(2, 3, 8), "ff_out": jnp.ones(3)}
-    assert stack.by_head(weights, 4, None) is weights  # This backend is a CPU.
-    changed = stack.by_head(weights, 4, True)
+    changed = stack.by_head(weights, 4)
     assert changed["q_proj"].shape == (2, 2, 4, 3)
     np.testing.assert_array_equal(
         changed["q_proj"][1, 1], weights["q_proj"][1, :, 4:].T
@@ -96,7 +127,7 @@ def test_weights_by_head_are_the_columns_of_a_head():
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("is_unrolled", [False, True])
 def test_a_forward_that_fills_a_cache_is_the_forward(name, is_unrolled):
-    model = random_model(name, is_unrolled)
+    model = random_model(name, is_unrolled=is_unrolled)
     tokens = random_tokens(model)
     expected, none = whole(model, tokens)
     assert none is None

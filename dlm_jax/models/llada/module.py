@@ -101,9 +101,10 @@ class LLaDA(Transformer):
             positions, self.config.head_dim, self.config.rope_theta, x.dtype
         )
         attend = self.attend(visibility, sees_first)
+        is_apart = self.chosen_way.is_apart
 
         def block(x: Array, w: stack.Weights, remember: stack.Remember) -> Array:
-            fixed = (sin, cos, attend, self.config, model_axis)
+            fixed = (sin, cos, attend, self.config, model_axis, is_apart)
             return _block(x, w, remember, *fixed)
 
         x, cache = self.run_blocks(block, x, region, cache, columns)
@@ -174,6 +175,7 @@ def _block(
     attend: Attend,
     config: LLaDAConfig,
     model_axis: str | None,
+    is_apart: bool,
 ) -> Float[Array, "b l d"]:
     """One transformer block. Products run over [b * l, d]: faster to train on CPU.
 
@@ -184,10 +186,10 @@ def _block(
     x = x.reshape(b * length, d)
     h = layers.rms_norm(x, w["attn_norm"], config.rms_norm_eps)
     query, key, value = (
-        layers.to_heads(h, w[name], config.head_dim).reshape(
+        layers.to_heads(one, w[name], config.head_dim).reshape(
             b, length, -1, config.head_dim
         )
-        for name in stack.TO_HEADS
+        for one, name in zip(layers.apart(h, 3, is_apart), stack.TO_HEADS, strict=True)
     )
     keys, values = remember(layers.rotate(key, sin, cos), value)
     attended = attend(layers.rotate(query, sin, cos), keys, values)
@@ -200,5 +202,6 @@ def _block(
         up=w["up_proj"],
         down=w["ff_out"],
         model_axis=model_axis,
+        is_apart=is_apart,
     )
     return x.reshape(b, length, d)

@@ -104,9 +104,10 @@ class SDAR(Transformer):
         # The released code rotates in the activations' dtype.
         sin, cos = sin.astype(x.dtype), cos.astype(x.dtype)
         attend = self.attend(visibility, sees_first)
+        is_apart = self.chosen_way.is_apart
 
         def block(x: Array, w: stack.Weights, remember: stack.Remember) -> Array:
-            fixed = (sin, cos, attend, self.config, model_axis)
+            fixed = (sin, cos, attend, self.config, model_axis, is_apart)
             return _block(x, w, remember, *fixed)
 
         x, cache = self.run_blocks(block, x, region, cache, columns)
@@ -150,6 +151,7 @@ def _block(
     attend: Attend,
     config: SDARConfig,
     model_axis: str | None,
+    is_apart: bool,
 ) -> Float[Array, "b l d"]:
     """One transformer block. Products run over [b * l, d], as in LLaDA's.
 
@@ -160,10 +162,10 @@ def _block(
     x = x.reshape(b * length, d)
     h = _norm(x, w["input_layernorm"], config)
     query, key, value = (
-        layers.to_heads(h, w[name], config.head_dim).reshape(
+        layers.to_heads(one, w[name], config.head_dim).reshape(
             b, length, -1, config.head_dim
         )
-        for name in stack.TO_HEADS
+        for one, name in zip(layers.apart(h, 3, is_apart), stack.TO_HEADS, strict=True)
     )
     # Each head has its norm, before the rotation.
     query = layers.rotate(_norm(query, w["q_norm"], config), sin, cos)
@@ -179,6 +181,7 @@ def _block(
         up=w["up_proj"],
         down=w["down_proj"],
         model_axis=model_axis,
+        is_apart=is_apart,
     )
     return x.reshape(b, length, d)
 

@@ -1,15 +1,19 @@
-r"""Compiles the loop for a TPU without a TPU; prints time, memory and communication.
+r"""Compiles the loop for a TPU or GPU that is not there; prints what it would take.
 
     python -m experiments.aot --topology=v5e:4x4 --preset=llada_8b \
         --devices_per_model=2 --batch_size=4 --sampler=saber
     python -m experiments.aot --topology=v5p:2x2x1 --num_devices=1 --batch_size=8 \
         --cache=dual
+    python -m experiments.aot --topology=h100 --batch_size=8 --cache=dual
 
-Needs `pip install -e '.[aot]'`. Compiles the program that `generate` would run on
-all devices of the topology, and runs nothing. Prints the compile time, the memory used
-and left per device, operations and bytes as the compiler counts them, the communication
-between devices, and the shortest possible time of a step by the chip's published peaks.
-A program that does not fit is an error.
+Needs `pip install -e '.[aot]'` for TPUs, '.[cuda]' for GPUs. Compiles the program that
+`generate` would run on all devices of the topology, and runs nothing. Prints the
+compile time, the memory used and left per device, copies of weights, operations and
+bytes as the compiler counts them (of a GPU kernels instead), the communication between
+devices, and the shortest possible time of a step by the chip's published peaks. A
+program that does not fit is an error.
+
+A GPU's kernels are usually chosen by measuring them. Here products are cuBLAS's.
 """
 
 import os
@@ -24,6 +28,15 @@ os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
 os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+# No GPU is there to measure kernels on. Products that are not cuBLAS's would be fused
+# by guess.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_gpu_autotune_level=0",
+        "--xla_gpu_enable_triton_gemm=false",
+    ]
+).strip()
 
 import dataclasses
 import pathlib
@@ -45,11 +58,12 @@ from experiments.timing import aot, roofline, steps
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
     None,
-    "TPUs to compile for, as v5e:4x4, v5p:2x2x1 or v6e:2x4; cpu is this machine.",
+    "TPUs to compile for, as v5e:4x4, v5p:2x2x1 or v6e:2x4, or GPUs of one host, as "
+    "h100 or h200:8; cpu is this machine.",
     required=True,
 )
 _CHIPS_PER_HOST = flags.DEFINE_string(
-    "chips_per_host", None, "Chips of one host, such as 2x4; default: 2x2."
+    "chips_per_host", None, "TPUs of one host, such as 2x4; default: 2x2."
 )
 _NUM_DEVICES = flags.DEFINE_integer(
     "num_devices", None, "Number of devices: the topology's first ones; default: all."

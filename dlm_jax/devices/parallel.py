@@ -56,6 +56,16 @@ class Parallel(abc.ABC):
         """Entries of the vocabulary, rows that only pad the head included."""
         return self._vocab_size
 
+    def shards(self) -> PyTree:
+        """The shapes of what a device holds of the parameters.
+
+        Where each device has all of them, an axis of one device comes first.
+        """
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype),
+            self._params,
+        )
+
     def num_slots(self, batch_size: int) -> int:
         """Slots of a group, so that all together hold a batch."""
         return -(-batch_size // self.num_groups)
@@ -241,12 +251,18 @@ class Parallel(abc.ABC):
         if signature in self._compiled:
             return self._compiled[signature], 0.0
         start = time.perf_counter()
+        weights = jax.tree.leaves(self._params)
+        is_abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in weights)
+        if is_abstract:
+            # The devices may have no memory that arrays could be brought from.
+            arguments = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), arguments
+            )
         lowered = self._begin.lower(self._params, *arguments)
         begin = lowered.compile()
         # What the first gives is what the second takes, where it will lie. It is run if
         # that is possible: with several processes, pmap's shapes are not a device's.
-        weights = jax.tree.leaves(self._params)
-        if any(isinstance(weight, jax.ShapeDtypeStruct) for weight in weights):
+        if is_abstract:
             given = jax.tree.map(_shape, lowered.out_info, begin.output_shardings)
         else:
             given = begin(self._params, *arguments)

@@ -1,8 +1,8 @@
 """Compiles the loop for devices that this machine lacks; reads the compiler's report.
 
-PyPI's libtpu compiles for any TPU on a Linux x86 machine; it cannot run what it
-compiled. What is compiled is what `devices.runner` would run there, from the shapes of
-the weights.
+PyPI's libtpu compiles for any TPU on a Linux x86 machine, JAX's CUDA plugin for any
+GPU; neither runs what it compiled. What is compiled is what `devices.runner` would run
+there, from the shapes of the weights.
 """
 
 import collections
@@ -30,7 +30,7 @@ from dlm_jax.errors import InputError
 from dlm_jax.evaluation import tables
 from dlm_jax.models import as_denoiser, attention, registry, stack
 from dlm_jax.models.family import ModelConfig
-from experiments.timing import compiled, roofline, steps
+from experiments.timing import compiled, gpus, roofline, steps
 
 
 def devices_of(
@@ -39,14 +39,18 @@ def devices_of(
     """The devices of a topology, all hosts together.
 
     Args:
-      topology: of TPUs, such as "v5e:4x4"; or "cpu", this machine's own.
-      chips_per_host: such as (2, 4, 1); 2 x 2 x 1 by default.
+      topology: of TPUs, such as "v5e:4x4"; GPUs of one host, such as "h100:2"; or
+        "cpu", this machine's own.
+      chips_per_host: of TPUs, such as (2, 4, 1); 2 x 2 x 1 by default.
 
     Raises:
-      InputError: if libtpu is missing or does not know the topology.
+      InputError: if the compiler is missing or does not know the topology.
     """
     if topology == "cpu":
         return jax.local_devices(backend="cpu")
+    name, _, num = topology.partition(":")
+    if name in gpus.GPUS:
+        return _gpus(topology, gpus.GPUS[name], num or "1")
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             f"topology ({topology}) needs the TPU's compiler: pip install -e '.[aot]'"
@@ -57,9 +61,25 @@ def devices_of(
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).partition(": ")[2].splitlines()[0]
         raise InputError(
-            f"topology ({topology}) must be cpu or one that the TPU's compiler knows, "
-            f"such as v5e:4x4, v5p:2x2x1 or v6e:2x4 ({reason})"
+            f"topology ({topology}) must be cpu, a number of GPUs such as h100:1 or "
+            "h200:8, or one that the TPU's compiler knows, such as v5e:4x4, v5p:2x2x1 "
+            f"or v6e:2x4 ({reason})"
         ) from None
+    return list(found.devices)
+
+
+def _gpus(topology: str, gpu: gpus.Gpu, num: str) -> list[jax.Device]:
+    """So many GPUs of one host."""
+    if not re.fullmatch(r"[1-9]\d?", num):
+        raise InputError(f"topology ({topology}) must have 1 to 99 GPUs, as h100:8")
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    if not any(importlib.util.find_spec(plugin) for plugin in plugins):
+        raise InputError(
+            f"topology ({topology}) needs the GPU's compiler: pip install -e '.[cuda]'"
+        )
+    found = topologies.get_topology_desc(
+        "", "cuda", target_config=gpus.target(gpu), topology=f"1x1x{num}"
+    )
     return list(found.devices)
 
 
@@ -84,8 +104,7 @@ def abstract(
     # All ask for the backend of this machine by default.
     backend = devices[0].platform
     model.attention = attention.best_on(backend)
-    model.is_unrolled = stack.is_unrolled_on(backend)
-    model.is_by_head = stack.is_by_head_on(backend)
+    model.way = stack.way_on(backend)
     denoiser, params = as_denoiser(model)
     if num_sharing is None:
         return DataParallel(denoiser, params, devices)
@@ -117,8 +136,10 @@ class Report:
       temporaries: bytes that are alive at once beside them, at most.
       outputs: bytes of results that do not take the place of an argument.
       code: bytes of the program.
-      flops: operations, each loop's body counted once.
+      flops: operations, each loop's body counted once; None if the compiler tells none.
       bytes_accessed: bytes read and written, likewise.
+      moved: see `compiled.moved`, of the blocks' matrices.
+      launches: see `compiled.launches`; None for what is not a GPU.
       collectives: see `compiled.collectives`.
       forwards: the least seconds of each kind of forward of a group's rows, by its
         name, at the peak of bfloat16; empty for devices whose peaks are not known.
@@ -132,8 +153,10 @@ class Report:
     temporaries: int
     outputs: int
     code: int
-    flops: float
-    bytes_accessed: float
+    flops: float | None
+    bytes_accessed: float | None
+    moved: int
+    launches: int | None
     collectives: list[compiled.Collective]
     forwards: dict[str, roofline.Times]
 
@@ -191,9 +214,9 @@ def compile_loop(
         raise InputError(_too_large(str(error), devices[0])) from None
     seconds = time.perf_counter() - start
 
-    # A TPU's compiler says both.
     memory: Any = loop.memory_analysis()
-    cost: Any = loop.cost_analysis()
+    # Not of a GPU.
+    cost: Any = loop.cost_analysis() or {}
     text: Any = loop.as_text()
     report = Report(
         kind=devices[0].device_kind,
@@ -204,13 +227,20 @@ def compile_loop(
         temporaries=memory.temp_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        flops=cost["flops"],
-        bytes_accessed=cost["bytes accessed"],
+        flops=cost.get("flops"),
+        bytes_accessed=cost.get("bytes accessed"),
+        moved=compiled.moved(text, _matrices(parallel)),
+        launches=compiled.launches(text) if devices[0].platform == "gpu" else None,
         collectives=compiled.collectives(text),
         forwards={},
     )
     if report.chip is None:
         return report, text
+    if report.total > report.chip.usable:
+        # A GPU's compiler does not refuse it.
+        sizes = (report.total, report.chip.usable)
+        told = "({:.1f}G) exceeds ({:.1f}G)".format(*(x / 2**30 for x in sizes))
+        raise InputError(_too_large(told, devices[0]))
     itemsize = np.dtype(dtype).itemsize
     costs = _costs(parallel, config, itemsize, sampler, prompts, options)
     num_sharing = len(devices) // parallel.num_groups
@@ -219,6 +249,13 @@ def compile_loop(
         for name, cost in costs.items()
     }
     return dataclasses.replace(report, forwards=forwards), text
+
+
+def _matrices(parallel: Parallel) -> set[tuple[int, ...]]:
+    """Shapes of what a device has of the blocks' matrices, stacked over layers."""
+    shapes = (x.shape for x in jax.tree.leaves(parallel.shards()))
+    # The device's own axis is no part of the program's arrays.
+    return {y for x in shapes if len(y := x[1:] if x[0] == 1 else x) == 3}
 
 
 def _costs(
@@ -262,10 +299,15 @@ def describe(report: Report) -> str:
     rows += [[f"{name}, GB", f"{x / 1e9:.2f}"] for name, x in gigabytes.items()]
     if report.chip is not None:
         rows += [["memory left", f"{report.left:.1%}"]]
-    rows += [
-        ["TFLOP, loop bodies counted once", f"{report.flops / 1e12:.2f}"],
-        ["GB accessed, loop bodies counted once", f"{report.bytes_accessed / 1e9:.2f}"],
-    ]
+    if report.flops is not None and report.bytes_accessed is not None:
+        accessed = f"{report.bytes_accessed / 1e9:.2f}"
+        rows += [
+            ["TFLOP, loop bodies counted once", f"{report.flops / 1e12:.2f}"],
+            ["GB accessed, loop bodies counted once", accessed],
+        ]
+    rows += [["copies of weights in a step, GB", f"{report.moved / 1e9:.2f}"]]
+    if report.launches is not None:
+        rows += [["kernels in a step, at most", f"{report.launches}"]]
     for name, times in report.forwards.items():
         parts = {"compute": times.compute, "memory": times.memory}
         limit = max(parts, key=lambda part: parts[part])
@@ -321,7 +363,7 @@ def _too_large(error: str, device: jax.Device) -> str:
     found = found or re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", error)
     sizes = f" ({found[1]}B of {found[2]}B)" if found else f": {error[:200]}"
     return (
-        f"the program does not fit the memory of a {device.device_kind}{sizes}: more "
+        f"the program does not fit the memory of one {device.device_kind}{sizes}: more "
         "devices must share the model (--devices_per_model), or fewer rows be in "
         "flight (--batch_size)"
     )

@@ -1,10 +1,11 @@
-"""What the text of a compiled program says: its collectives, and how often they run."""
+"""What the text of a compiled program says: what runs in a step, and how often."""
 
 import dataclasses
 import json
+import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +27,22 @@ _CALLS = re.compile(
     r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)"
     r"|(?:branch_computations|called_computations)=\{([^}]*)\}"
 )
+# An instruction: its name, the type of what it gives, its opcode.
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)")
+# Instructions that do no work of their own.
+_IDLE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+}
+# Instructions that multiply, or call what may.
+_PRODUCTS = ("custom-call", "dot", "convolution")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +91,93 @@ def collectives(text: str) -> list[Collective]:
     return found
 
 
+def launches(text: str) -> int:
+    """How many instructions run in a step, which on a GPU are as many kernels.
+
+    Counted as `Collective.times` is. Of two branches, both are.
+
+    Args:
+      text: of a program, `jax.stages.Compiled.as_text`.
+    """
+    computations, entry = _computations(text)
+    times = _times(computations, entry, into_fusions=False)
+    # What runs before and after the loop is no part of a step.
+    return sum(
+        num * sum(x[2] not in _IDLE for x in _instructions(computations[name]))
+        for name, num in times.items()
+        if name != entry
+    )
+
+
+def moved(text: str, shapes: Collection[tuple[int, ...]]) -> int:
+    """Bytes that a step writes of weights without multiplying by them: copies.
+
+    Counted as `Collective.times` is.
+
+    Args:
+      text: of a program, `jax.stages.Compiled.as_text`.
+      shapes: of the weights, stacked over layers.
+    """
+    computations, entry = _computations(text)
+    times = _times(computations, entry, into_fusions=False)
+    wanted = {",".join(map(str, shape)) for shape in shapes}
+    total = 0
+    for name, num in times.items():
+        weights = set()
+        for given, kind, opcode, rest in _instructions(computations[name]):
+            operands = re.findall(r"%([\w.-]+)", rest.partition(")")[0])
+            reads = not weights.isdisjoint(operands)
+            if opcode in _IDLE:
+                if kind.partition("[")[2].partition("]")[0] in wanted or (
+                    reads and opcode == "bitcast"
+                ):
+                    weights.add(given)
+                continue
+            if opcode in _PRODUCTS or not reads:
+                continue
+            # A fusion's own instructions.
+            called = re.search(r"calls=%?([\w.-]+)", rest)
+            inside = computations.get(called[1], []) if called else []
+            if not any(x[2] in _PRODUCTS for x in _instructions(inside)):
+                total += num * _size(kind)
+    return total
+
+
+# Bytes of an element.
+_SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4}
+_SIZES |= {"u32": 4, "f64": 8, "s64": 8, "u64": 8}
+
+
+def _size(kind: str) -> int:
+    """Bytes of all arrays of a type."""
+    return sum(
+        _SIZES.get(dtype, 0) * math.prod(int(x) for x in dims.split(",") if x)
+        for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", kind)
+    )
+
+
+def _instructions(lines: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, opcode and the rest of each instruction."""
+    for line in lines:
+        if found := _INSTRUCTION.match(line):
+            yield found.groups()
+
+
 def _groups(line: str) -> tuple[tuple[int, ...], ...] | None:
     """The replica groups of an instruction."""
     if explicit := re.search(r"replica_groups=(\{\{[\d,{} ]*\}\})", line):
         lists = json.loads(explicit[1].replace("{", "[").replace("}", "]"))
         return tuple(map(tuple, lists))
+    # By the axes of a mesh, along some of which devices talk: jaxlib 0.12 on a GPU.
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    if mesh:
+        sizes = {x: int(n) for x, n in re.findall(r"'([^']*)'=(\d+)", mesh[1])}
+        within = re.findall(r"'([^']*)'", mesh[2])
+        order = [x for x in sizes if x not in within] + within
+        places = np.arange(math.prod(sizes.values())).reshape(*sizes.values())
+        places = places.transpose([list(sizes).index(x) for x in order])
+        size = math.prod(sizes[x] for x in within)
+        return tuple(map(tuple, places.reshape(-1, size).tolist()))
     iota = re.search(
         r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line
     )
@@ -106,8 +205,16 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
-def _times(computations: Mapping[str, list[str]], entry: str) -> dict[str, int]:
-    """How often each computation runs, see `Collective.times`."""
+def _times(
+    computations: Mapping[str, list[str]], entry: str, into_fusions: bool = True
+) -> dict[str, int]:
+    """How often each computation runs, see `Collective.times`.
+
+    Args:
+      computations: instructions by computation.
+      entry: the program's.
+      into_fusions: whether what is fused, and what a reduction applies, counts too.
+    """
     times: dict[str, int] = defaultdict(int)
 
     def visit(name: str, num: int) -> None:
@@ -117,6 +224,8 @@ def _times(computations: Mapping[str, list[str]], entry: str) -> dict[str, int]:
                 condition, body = loop.groups()
                 trips = _trips(line, computations.get(condition, []))
                 visit(body, num * trips)
+                continue
+            if not into_fusions and not re.search(r" (conditional|call)\(", line):
                 continue
             for one, several in _CALLS.findall(line):
                 for called in [one] if one else re.findall(r"[\w.-]+", several):

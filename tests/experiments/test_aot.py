@@ -1,5 +1,6 @@
 """Programs compiled for devices that are not at hand, and what is read of them."""
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -69,6 +70,50 @@ ENTRY %main (p: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
 """
 PAIRS = ((0, 1), (2, 3))
 
+# As a GPU's compiler writes it, shortened: weights of two layers are joined, and read
+# by a product through a slice that is fused with it.
+GPU_TEXT = """HloModule jit_proceed
+
+%joined (a: bf16[2,4,4], b: bf16[2,4,4]) -> bf16[4,8] {
+  %s.1 = bf16[1,4,4]{2,1,0} slice(%a), slice={[0:1], [0:4], [0:4]}
+  %s.2 = bf16[1,4,4]{2,1,0} slice(%b), slice={[0:1], [0:4], [0:4]}
+  ROOT %c = bf16[4,8]{1,0} concatenate(%s.1, %s.2), dimensions={1}
+}
+
+%sliced (a: bf16[2,4,4], x: bf16[3,4]) -> bf16[3,4] {
+  %s.3 = bf16[1,4,4]{2,1,0} slice(%a), slice={[1:2], [0:4], [0:4]}
+  ROOT %m = bf16[3,4]{1,0} custom-call(%x, %s.3), custom_call_target="__cublas$gemm"
+}
+
+%yes (p: f32[2]) -> f32[2] {
+  ROOT %n = f32[2]{0} negate(%p)
+}
+
+%no (p: f32[2]) -> f32[2] {
+  ROOT %p = f32[2]{0} parameter(0)
+}
+
+%step (p: (bf16[2,4,4], bf16[2,4,4], bf16[3,4])) -> (bf16[2,4,4], bf16[3,4]) {
+  %w.1 = bf16[2,4,4]{2,1,0} get-tuple-element(%p), index=0
+  %w.2 = bf16[2,4,4]{2,1,0} get-tuple-element(%p), index=1
+  %x = bf16[3,4]{1,0} get-tuple-element(%p), index=2
+  %f.1 = bf16[4,8]{1,0} fusion(%w.1, %w.2), kind=kInput, calls=%joined
+  %m.1 = (bf16[3,8]{1,0}, s8[64]{0}) custom-call(%x, %f.1), custom_call_target="a"
+  %f.2 = bf16[3,4]{1,0} fusion(%w.1, %x), kind=kCustom, calls=%sliced
+  %r = f32[2] conditional(%i, %a, %b), branch_computations={%yes, %no}
+  ROOT %t = (bf16[2,4,4]) tuple(%w.1)
+}
+
+%step_end (p: (bf16[2,4,4], bf16[2,4,4], bf16[3,4])) -> pred[] {
+  ROOT %lt = pred[] compare(%i, %u), direction=LT
+}
+
+ENTRY %main (p: bf16[2,4,4]) -> bf16[2,4,4] {
+  %before = bf16[4,2,4]{2,1,0} copy(%q)
+  ROOT %w = (bf16[2,4,4]) while(%p), condition=%step_end, body=%step
+}
+"""
+
 
 def test_collectives_are_counted_as_often_as_they_run_in_a_step():
     assert compiled.collectives(TEXT) == [
@@ -77,6 +122,22 @@ def test_collectives_are_counted_as_often_as_they_run_in_a_step():
         compiled.Collective("all-gather", ("f32[2,2]",), PAIRS, 1),
         compiled.Collective("all-reduce", ("f32[3]",), PAIRS, 1),
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("mesh['data'=2,'model'=2] {'model'}", ((0, 1), (2, 3))),
+        ("mesh['data'=2,'model'=2] {'data'}", ((0, 2), (1, 3))),
+        ("mesh['a'=2,'b'=1,'c'=2] {'a','c'}", ((0, 1, 2, 3),)),
+        ("[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
+        ("{}", None),
+    ],
+)
+def test_groups_are_read_in_every_form(written, groups):
+    line = f"  %x = f32[2] all-reduce(%p), replica_groups={written}, to_apply=%add"
+    (found,) = compiled.collectives(f"ENTRY %m (p: f32[2]) -> f32[2] {{\n{line}")
+    assert found.groups == groups
 
 
 def test_turns_are_those_of_a_program_that_was_compiled_here():
@@ -88,6 +149,28 @@ def test_turns_are_those_of_a_program_that_was_compiled_here():
     text = jax.jit(run).lower(jnp.ones(3)).compile().as_text()
     loops = [line for line in text.splitlines() if " while(" in line]
     assert [compiled._trips(line, []) for line in loops] == [7]
+
+
+def test_kernels_of_a_step_are_counted_without_what_is_fused():
+    # Two fusions, a product and a branch.
+    assert compiled.launches(GPU_TEXT) == 4
+
+
+def test_copies_of_weights_are_what_reads_them_and_does_not_multiply():
+    assert compiled.moved(GPU_TEXT, {(2, 4, 4)}) == 2 * 4 * 8
+    assert compiled.moved(GPU_TEXT, {(2, 4, 5)}) == 0
+    # The joining and the product's slice in one: nothing is copied.
+    both = GPU_TEXT.replace("calls=%joined", "calls=%sliced")
+    assert compiled.moved(both, {(2, 4, 4)}) == 0
+
+
+def test_copies_are_found_in_a_program_that_was_compiled_here():
+    def run(w, x):
+        return w.T, x @ w[0]
+
+    text = jax.jit(run).lower(jnp.ones((2, 3, 4)), jnp.ones((5, 3))).compile().as_text()
+    # What is transposed, and on a CPU the slice.
+    assert compiled.moved(text, {(2, 3, 4)}) in (4 * 24, 4 * (24 + 12))
 
 
 def report(**changes):
@@ -102,6 +185,8 @@ def report(**changes):
         code=250_000_000,
         flops=1.5e12,
         bytes_accessed=2.5e9,
+        moved=300_000_000,
+        launches=None,
         collectives=compiled.collectives(TEXT),
         forwards={"a step": roofline.Times(0.020, 0.005, 0.001)},
     )
@@ -124,6 +209,7 @@ def test_a_report_is_printed_as_tables():
         ("temporaries, GB", "2.00"),
         ("memory left", "39.4%"),
         ("TFLOP, loop bodies counted once", "1.50"),
+        ("copies of weights in a step, GB", "0.30"),
         ("a step, lower bound, ms", "21.00"),
         ("  limit", "compute"),
         ("all-reduce", "bf16[8,4]", "4", "2 of 2: {0,1} {2,3}"),
@@ -133,6 +219,10 @@ def test_a_report_is_printed_as_tables():
         assert re.search(r"\| " + r" *\| *".join(map(re.escape, cells)) + r" \|", text)
     alone = aot.describe(report(collectives=[], kind="TPU v9", forwards={}))
     assert "no collectives" in alone and "memory left" not in alone
+    assert "TFLOP" in alone and "kernels" not in alone
+    of_a_gpu = aot.describe(report(flops=None, bytes_accessed=None, launches=503))
+    assert re.search(r"kernels in a step, at most *\| *503 \|", of_a_gpu)
+    assert "TFLOP" not in of_a_gpu
 
 
 def test_shapes_compile_to_the_program_of_the_weights():
@@ -208,10 +298,34 @@ def test_what_cannot_be_compiled_is_refused(run_script, arguments, message):
     assert re.fullmatch(rf"error: .*{message}.*\n", err)
 
 
-def test_without_the_compiler_its_install_command_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    ("topology", "extra"), [("v5e:4x4", "aot"), ("h100", "cuda"), ("h200:8", "cuda")]
+)
+def test_without_the_compiler_its_install_command_is_named(
+    monkeypatch, topology, extra
+):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"v5e:4x4.* pip install -e '\.\[aot\]'"):
-        aot.devices_of("v5e:4x4")
+    with pytest.raises(InputError) as error:
+        aot.devices_of(topology)
+    assert f"topology ({topology}) needs the " in str(error.value)
+    assert f"pip install -e '.[{extra}]'" in str(error.value)
+
+
+@pytest.mark.parametrize("topology", ["h100:one", "h100:0", "h100:2x2", "h200:100"])
+def test_a_number_of_gpus_is_a_number(topology):
+    with pytest.raises(InputError, match="must have 1 to 99 GPUs, as h100:8"):
+        aot.devices_of(topology)
+
+
+def test_what_a_compiler_lets_through_is_refused_too(run_script, monkeypatch):
+    """A GPU's tells how much a program takes, and nothing more."""
+    kind = jax.local_devices()[0].device_kind
+    small = dataclasses.replace(roofline.CHIPS["TPU v5"], usable=2.0**20)
+    monkeypatch.setitem(roofline.CHIPS, kind, small)
+    status, out, err = run_script("aot", "--topology=cpu", *SMALL)
+    assert (status, out) == (1, "")
+    told = rf"the program does not fit the memory of one {kind} \(\d.\dGB of 0.0GB\)"
+    assert re.match(f"error: {told}", err)
 
 
 def test_a_compiler_that_runs_out_of_memory_is_one_line():
@@ -338,5 +452,51 @@ def test_what_does_not_fit_is_refused():
         "--topology=v5e:2x2", "--num_devices=1", "--dtype=float32"
     )
     assert (status, out) == (1, "")
-    told = r"error: the program does not fit the memory of a TPU v5 lite \(.*B of 15"
+    told = r"error: the program does not fit the memory of one TPU v5 lite \(.*B of 15"
+    assert re.match(told, err[-1])
+
+
+needs_gpu_compiler = pytest.mark.skipif(
+    not any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin"))),
+    reason="needs the extra cuda",
+)
+
+
+@needs_gpu_compiler
+def test_gpus_that_share_a_model_talk_to_each_other():
+    status, out, err = run_aot("--topology=h100:4", "--devices_per_model=2", *SMALL)
+    assert status == 0, err
+    assert cell(out, "one device") == "NVIDIA H100 80GB HBM3"
+    assert cell(out, "devices, groups") == "4, 2"
+    assert "2 of 2: {0,1} {2,3}" in out
+
+
+@pytest.mark.slow
+@needs_gpu_compiler
+@pytest.mark.parametrize("preset", ["llada_8b", "sdar_8b"])
+@pytest.mark.parametrize("cache", ["none", "dual"])
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_an_h100_copies_no_weights(preset, cache, batch_size):
+    status, out, err = run_aot(
+        "--topology=h100",
+        f"--preset={preset}",
+        f"--cache={cache}",
+        f"--batch_size={batch_size}",
+    )
+    assert status == 0, err
+    assert 15.0 < float(cell(out, "arguments, GB")) < 20.0
+    assert float(cell(out, "temporaries, GB")) < 1.0
+    if preset == "llada_8b":
+        assert float(cell(out, "compiled in, s")) < 30
+    if tuple(map(int, jax.__version__.split(".")[:3])) >= (0, 11, 1):
+        # Older compilers copy every layer out of its stack.
+        assert float(cell(out, "copies of weights in a step, GB")) == 0
+
+
+@pytest.mark.slow
+@needs_gpu_compiler
+def test_what_does_not_fit_an_h100_is_refused():
+    status, out, err = run_aot("--topology=h100", "--layers=300")
+    assert (status, out) == (1, "")
+    told = r"error: the program does not fit the memory of one NVIDIA H100 80GB HBM3"
     assert re.match(told, err[-1])

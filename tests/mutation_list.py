@@ -865,6 +865,20 @@ MUTATIONS = (
         ("tests/models/test_windows.py",),
     ),
     Mutation(
+        "products of one input are not kept apart",
+        "dlm_jax/models/layers.py",
+        "jax.lax.optimization_barrier(copies) if is_apart else copies",
+        "copies",
+        ("tests/models/test_windows.py",),
+    ),
+    Mutation(
+        "a GPU joins weights",
+        STACK,
+        "Way(is_unrolled=True, is_apart=True)",
+        "Way(is_unrolled=True)",
+        ("tests/models/test_windows.py",),
+    ),
+    Mutation(
         "unrolled blocks all have the first weights",
         STACK,
         "return jax.tree.map(lambda w: w[i], weights)",

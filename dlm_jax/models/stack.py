@@ -1,10 +1,10 @@
 """Runs a model's blocks over their stacked weights, with or without a cache.
 
-`jax.lax.scan` traces one block for all layers and compiles fastest. On a GPU it copies
+`jax.lax.scan` traces one block for all layers and compiles fastest. On a GPU it copied
 every layer's weights out of their stack before the matrix products read them: with an
-older version a forward of LLaDA-8B took 22.0 ms on an H100 at 512 tokens. Static
-slices of the same stack are not copied, so there the blocks are unrolled: 13.5 ms in a
-prototype. This version has not run on a GPU.
+older version a forward of LLaDA-8B took 22.0 ms on an H100 at 512 tokens (jax 0.11.2).
+Static slices of the same stack are not copied (from jax 0.11.1 on, docs/aot.md), so
+there the blocks are unrolled: 13.5 ms in a prototype. This version has not run on one.
 """
 
 import dataclasses

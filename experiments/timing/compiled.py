@@ -160,7 +160,7 @@ def _instructions(lines: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
     """Name, type, opcode and the rest of each instruction."""
     for line in lines:
         if found := _INSTRUCTION.match(line):
-            yield found.groups()
+            yield found[1], found[2], found[3], found[4]
 
 
 def _groups(line: str) -> tuple[tuple[int, ...], ...] | None:

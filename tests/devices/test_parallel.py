@@ -72,7 +72,15 @@ PAIRS, ALL = [[0, 1], [2, 3]], [[0, 1, 2, 3]]
         ),
         (
             "%a = s32[2,4] all-gather(%p), replica_groups=mesh['x'=2,'y'=2] {'y'}",
-            ["all-gather", [[2, 4]], None],
+            ["all-gather", [[2, 4]], PAIRS],
+        ),
+        (
+            "%a = s32[2,4] all-gather(%p), replica_groups=mesh['x'=2,'y'=2] {'x'}",
+            ["all-gather", [[2, 4]], [[0, 2], [1, 3]]],
+        ),
+        (
+            "%a = s32[4] all-reduce(%p), replica_groups=mesh['x'=2,'y'=2] {'x','y'}",
+            ["all-reduce", [[4]], ALL],
         ),
         (
             "%a = (f32[1,2], f32[1,2]) all-to-all(%p), replica_groups={{0,1},{2,3}}",

@@ -124,22 +124,6 @@ def test_collectives_are_counted_as_often_as_they_run_in_a_step():
     ]
 
 
-@pytest.mark.parametrize(
-    ("written", "groups"),
-    [
-        ("mesh['data'=2,'model'=2] {'model'}", ((0, 1), (2, 3))),
-        ("mesh['data'=2,'model'=2] {'data'}", ((0, 2), (1, 3))),
-        ("mesh['a'=2,'b'=1,'c'=2] {'a','c'}", ((0, 1, 2, 3),)),
-        ("[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
-        ("{}", None),
-    ],
-)
-def test_groups_are_read_in_every_form(written, groups):
-    line = f"  %x = f32[2] all-reduce(%p), replica_groups={written}, to_apply=%add"
-    (found,) = compiled.collectives(f"ENTRY %m (p: f32[2]) -> f32[2] {{\n{line}")
-    assert found.groups == groups
-
-
 def test_turns_are_those_of_a_program_that_was_compiled_here():
     """XLA on a CPU writes them another way than on a TPU."""
 

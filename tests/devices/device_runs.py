@@ -254,7 +254,7 @@ def run_by_head(num_sharing):
         Options(gen_length=8, block_length=4, temperature=0.7),
     )
     expected = runner_of(small_model(), num_sharing)(*arguments).tokens
-    stack._BY_HEAD_ON = ("cpu",)
+    stack._WAYS["cpu"] = stack.Way(is_by_head=True)
     runner = runner_of(small_model(), num_sharing)
     found = runner(*arguments).tokens
     weight = runner._params["blocks"]["q_proj"][...]

@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -252,6 +253,7 @@ class Parallel(abc.ABC):
             return self._compiled[signature], 0.0
         start = time.perf_counter()
         weights = jax.tree.leaves(self._params)
+        _warn_of_copies(next(iter(weights[0].sharding.device_set)).platform)
         is_abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in weights)
         if is_abstract:
             # The devices may have no memory that arrays could be brought from.
@@ -271,6 +273,20 @@ class Parallel(abc.ABC):
         proceed = self._proceed.lower(self._params, *rest).compile()
         self._compiled[signature] = programs = Programs(begin, proceed)
         return programs, time.perf_counter() - start
+
+
+def _warn_of_copies(backend: str) -> None:
+    """Warns of a JAX whose programs for GPUs copy every weight in every step.
+
+    Args:
+      backend: "cpu", "gpu" or "tpu".
+    """
+    if backend == "gpu" and jax.__version_info__ < (0, 11, 1):
+        warnings.warn(
+            f"jax {jax.__version__} copies all weights in every step on GPUs; from "
+            "0.11.1 on, for Python 3.12 or newer, it does not (docs/aot.md)",
+            stacklevel=2,
+        )
 
 
 class Programs(NamedTuple):

@@ -1,6 +1,7 @@
 """Batches over devices: the same rows on one as on three, and no talk between them."""
 
 import functools
+import warnings
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from dlm_jax import checkpoints, models, samplers
 from dlm_jax.core import loop
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
+from dlm_jax.devices import parallel
 from dlm_jax.devices.runner import DataParallel, make_mesh
 from dlm_jax.errors import InputError
 from dlm_jax.models import llada
@@ -278,6 +280,17 @@ def test_a_mesh_takes_a_divisor_of_the_devices():
     message = r"devices that share a model \(2\) must divide the local devices \(1\)"
     with pytest.raises(InputError, match=message):
         make_mesh(2)
+
+
+def test_a_jax_that_is_slow_on_gpus_is_named(monkeypatch):
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 0))
+    with pytest.warns(UserWarning, match=r"copies all weights in every step on GPUs"):
+        parallel._warn_of_copies("gpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parallel._warn_of_copies("cpu")
+        monkeypatch.setattr(jax, "__version_info__", (0, 11, 1))
+        parallel._warn_of_copies("gpu")
 
 
 def test_compiles_once_and_replicates_once():

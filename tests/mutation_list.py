@@ -872,6 +872,13 @@ MUTATIONS = (
         ("tests/models/test_windows.py",),
     ),
     Mutation(
+        "a TPU moves the cache",
+        STACK,
+        "jax.tree.map(_pin, cache) if way.is_pinned else cache",
+        "cache",
+        ("tests/models/test_windows.py",),
+    ),
+    Mutation(
         "a GPU joins weights",
         STACK,
         "Way(is_unrolled=True, is_apart=True)",

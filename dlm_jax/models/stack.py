@@ -15,6 +15,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.experimental import layout
 from jaxtyping import Array, Float, Int
 
 # Weights of one layer, by name.
@@ -53,14 +54,21 @@ class Way:
         With a cache all are.
       is_by_head: see `by_head`.
       is_apart: see `layers.apart`.
+      is_pinned: a cache that was written lies in memory in the order of its axes. For
+        Pallas' attention the TPU's compiler would lay it heads first, for the next step
+        columns first again: it moved the whole cache twice in every step (docs/aot.md).
     """
 
     is_unrolled: bool = False
     is_by_head: bool = False
     is_apart: bool = False
+    is_pinned: bool = False
 
 
-_WAYS = {"gpu": Way(is_unrolled=True, is_apart=True), "tpu": Way(is_by_head=True)}
+_WAYS = {
+    "gpu": Way(is_unrolled=True, is_apart=True),
+    "tpu": Way(is_by_head=True, is_pinned=True),
+}
 
 
 def way_on(backend: str) -> Way:
@@ -114,7 +122,7 @@ def run(
     *,
     cache: Cache | None = None,
     columns: Int[Array, "b w"] | None = None,
-    is_unrolled: bool | None = None,
+    way: Way | None = None,
 ) -> tuple[Float[Array, "b w d"], Cache | None]:
     """Runs all blocks.
 
@@ -126,15 +134,14 @@ def run(
       cache: keys and values of all columns; None runs without one.
       columns: of the window in the cache; those past its end are not written. All
         columns in order if None.
-      is_unrolled: see `Way`; by default as the backend needs.
+      way: `is_unrolled` and `is_pinned` are read; by default the backend's own.
 
     Returns:
       The output, and the cache with the window's keys and values.
     """
+    way = way or way_on(jax.default_backend())
     if cache is None:
-        if is_unrolled is None:
-            is_unrolled = way_on(jax.default_backend()).is_unrolled
-        return _run_without_cache(block, x, weights, is_unrolled), None
+        return _run_without_cache(block, x, weights, way.is_unrolled), None
 
     kept: list[tuple[Array, Array]] = []
     for i, old in enumerate(zip(cache.keys, cache.values, strict=True)):
@@ -145,7 +152,8 @@ def run(
 
         x = block(x, _layer(weights, i), remember)
     keys, values = zip(*kept, strict=True)
-    return x, Cache(keys, values)
+    cache = Cache(keys, values)
+    return x, jax.tree.map(_pin, cache) if way.is_pinned else cache
 
 
 def _run_without_cache(
@@ -167,6 +175,11 @@ def _run_without_cache(
 def _layer(weights: Weights, i: int) -> Weights:
     """The weights of one layer, as static slices."""
     return jax.tree.map(lambda w: w[i], weights)
+
+
+def _pin(x: Array) -> Array:
+    """x, in memory in the order of its axes."""
+    return layout.with_layout_constraint(x, layout.Layout(tuple(range(x.ndim))))
 
 
 def _forget(key: Array, value: Array) -> tuple[Array, Array]:

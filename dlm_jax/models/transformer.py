@@ -75,7 +75,7 @@ class Transformer(Module):
             weights,
             cache=cache,
             columns=columns,
-            is_unrolled=self.chosen_way.is_unrolled,
+            way=self.chosen_way,
         )
         if region is not None:
             x = jnp.take_along_axis(x, region[..., None], axis=1, mode="clip")

@@ -421,6 +421,8 @@ def test_llada_8b_fits_and_moves_no_weights(
     assert 16.0 < num_sharing * float(cell(out, "arguments, GB")) < 20.0
     assert float(cell(out, "memory left").rstrip("%")) > 0
     assert ("no collectives" in out) == (num_sharing == 1)
+    # Nor is the cache moved between two orders of axes.
+    assert not re.search(r"= bf16\[[48],512,(32|16),128\]\S* copy\(", text.read_text())
     if cache == "none":
         # A transposed copy of the weights of heads would be 3.2 GB.
         assert float(cell(out, "temporaries, GB")) < 1.0
@@ -460,14 +462,19 @@ def test_gpus_that_share_a_model_talk_to_each_other():
 @pytest.mark.parametrize("preset", ["llada_8b", "sdar_8b"])
 @pytest.mark.parametrize("cache", ["none", "dual"])
 @pytest.mark.parametrize("batch_size", [1, 8])
-def test_an_h100_copies_no_weights(preset, cache, batch_size):
+def test_an_h100_copies_no_weights(tmp_path, preset, cache, batch_size):
+    text = tmp_path / "program.txt"
     status, out, err = run_aot(
         "--topology=h100",
         f"--preset={preset}",
         f"--cache={cache}",
         f"--batch_size={batch_size}",
+        f"--text={text}",
     )
     assert status == 0, err
+    # Nor the cache.
+    copied = rf"= bf16\[{batch_size},512,(32|8),128\]\S* copy\("
+    assert not re.search(copied, text.read_text())
     assert 15.0 < float(cell(out, "arguments, GB")) < 20.0
     assert float(cell(out, "temporaries, GB")) < 1.0
     if preset == "llada_8b":

@@ -90,10 +90,31 @@ def test_products_apart_compute_what_one_does(name):
     assert barriers == [2, 0]
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_pinned_cache_holds_the_same(name):
+    """A TPU's compiler is told in which order the cache lies."""
+    free, pinned = (random_model(name, is_pinned=x) for x in (False, True))
+    tokens = random_tokens(free)
+
+    def two_forwards(model):
+        _, cache = whole(model, tokens, model.init_cache(2, LENGTH))
+        columns = jnp.array([[4, 5, 6, 7], [8, 9, 10, 11]])
+        return window(model, tokens, cache, columns)
+
+    found, expected = (jax.tree.leaves(two_forwards(x)) for x in (pinned, free))
+    for x, y in zip(found, expected, strict=True):
+        assert_close(x, y)
+    constraints = [
+        nnx.jit(two_forwards).lower(x).as_text().count("@LayoutConstraint(")
+        for x in (free, pinned)
+    ]
+    assert constraints == [0, 2 * 2 * free.config.n_layers]
+
+
 def test_every_backend_has_a_way(monkeypatch):
     assert stack.way_on("cpu") == stack.Way()
     assert stack.way_on("gpu") == stack.Way(is_unrolled=True, is_apart=True)
-    assert stack.way_on("tpu") == stack.Way(is_by_head=True)
+    assert stack.way_on("tpu") == stack.Way(is_by_head=True, is_pinned=True)
     model = registry.init(CONFIGS["llada"], seed=0)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert model.chosen_way == stack.way_on("gpu")

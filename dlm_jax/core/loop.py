@@ -263,8 +263,12 @@ def iteration(
     )
     rows = queue.where(outputs.is_served, advanced, rows)
 
-    # A row that is new in its slot writes what it reads of the cache, or sees it with
-    # weight 0. But 0 * NaN is NaN, and what a store wrote nobody has looked at.
+    if not options.cache.needs_block_causal:
+        # A row that is new in its slot sees all columns, so the first forward of any
+        # such plan writes them all.
+        return rows, outputs.cache
+    # With block-causal models it sees those that it has not written with weight 0. But
+    # 0 * NaN is NaN, and what a store wrote nobody has looked at.
     is_nan = jnp.any(jnp.isnan(outputs.prediction.log_prob), axis=1)
     is_broken = rows.is_done & outputs.is_served & is_nan
     cache = jax.lax.cond(

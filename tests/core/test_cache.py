@@ -31,7 +31,7 @@ from dlm_jax.core.cache import CachePlan, Kind
 from dlm_jax.core.keys import row_keys
 from dlm_jax.core.options import Options
 from dlm_jax.errors import InputError
-from dlm_jax.models import registry, sdar
+from dlm_jax.models import llada, registry, sdar
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -304,11 +304,21 @@ def test_staleness_leaves_deferred_candidates_out():
     assert result.trajectory.staleness.max() > 0.1
 
 
-def test_a_row_of_nans_does_not_reach_the_next_in_its_slot():
+@pytest.mark.parametrize(
+    ("config", "plan"),
+    [
+        (sdar.sdar_tiny(), caches.Block()),
+        (sdar.sdar_tiny(), caches.Dual()),
+        (llada.tiny(), caches.Dual()),
+        (llada.tiny(), caches.Prefix()),
+    ],
+)
+def test_a_row_of_nans_does_not_reach_the_next_in_its_slot(config, plan):
     """The exact cache's first forward of a short prompt writes one block only."""
-    config = sdar.sdar_tiny()
     model = registry.init(config, seed=1)
-    model.embed_tokens[...] = model.embed_tokens[...].at[5].set(jnp.nan)
+    is_sdar = isinstance(config, sdar.SDARConfig)
+    table = model.embed_tokens if is_sdar else model.wte
+    table[...] = table[...].at[5].set(jnp.nan)
     denoiser, params = models.as_denoiser(model)
     broken = prompts_of([6], GEN, width=24)
     broken.tokens[0, :6] = [5, 6, 7, 8, 9, 10]
@@ -322,7 +332,7 @@ def test_a_row_of_nans_does_not_reach_the_next_in_its_slot():
             samplers.parse("threshold"),
             prompts,
             row_keys(0, np.asarray(ids)),
-            Options(GEN, BLOCK, cache=caches.Block(), num_slots=1, guidance=0.5),
+            Options(GEN, BLOCK, cache=plan, num_slots=1, guidance=0.5),
         )
 
     alone, queued = run(good, [1]), run(stack([broken, good]), [0, 1])

@@ -96,7 +96,7 @@ def missing_of_class(cls: type) -> Iterator[str]:
         if name.startswith("_") and name != "__init__":
             continue
         # An override is documented where it is declared, as `help` shows it.
-        docs = [getattr(vars(base).get(name), "__doc__", None) for base in bases]
+        docs = [vars(base)[name].__doc__ for base in bases if name in vars(base)]
         doc = next(filter(None, docs), None)
         value = inspect.getattr_static(cls, name)
         if isinstance(value, classmethod | staticmethod):

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from dlm_jax import caches, samplers
 from dlm_jax.errors import InputError
-from dlm_jax.parity import recorder
 from dlm_jax.tasks.extraction import statements
 
 NAMES = st.sampled_from([*samplers.SAMPLERS, *caches.CACHES, "inf", "a", "__import__"])
@@ -170,16 +169,23 @@ def test_module_names_of_any_kind():
         assert isinstance(read(samplers.parse, f"{name}:Rule"), InputError)
 
 
+def fail(*arguments, **keywords):
+    raise SystemError("AST constructor recursion depth mismatch")
+
+
 def test_a_parser_that_lost_count_of_its_depth(monkeypatch):
     """CPython 3.11 then raises SystemError: one of 100,000 specs found it."""
-
-    def fail(*arguments, **keywords):
-        raise SystemError("AST constructor recursion depth mismatch")
-
     monkeypatch.setattr(ast, "parse", fail)
     for reader in (samplers.parse, caches.parse):
         assert isinstance(read(reader, "saber(n=2)"), InputError)
     assert statements.parse("x = 1") is None
     assert statements.error_of("x = 1").startswith("SystemError: AST constructor")
     assert statements.longest_prefix("x = 1") is None
+
+
+def test_so_are_parameters_of_a_recording(monkeypatch):
+    pytest.importorskip("torch")
+    from dlm_jax.parity import recorder
+
+    monkeypatch.setattr(ast, "parse", fail)
     assert isinstance(read(recorder.parse_params, "steps=16"), InputError)

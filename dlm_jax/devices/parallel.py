@@ -253,7 +253,8 @@ class Parallel(abc.ABC):
             return self._compiled[signature], 0.0
         start = time.perf_counter()
         weights = jax.tree.leaves(self._params)
-        _warn_of_copies(next(iter(weights[0].sharding.device_set)).platform)
+        for weight in weights[:1]:
+            _warn_of_copies(next(iter(weight.sharding.device_set)).platform)
         is_abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in weights)
         if is_abstract:
             # The devices may have no memory that arrays could be brought from.

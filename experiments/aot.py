@@ -13,7 +13,9 @@ bytes as the compiler counts them (of a GPU kernels instead), the communication 
 devices, and the shortest possible time of a step by the chip's published peaks. A
 program that does not fit is an error.
 
-A GPU's kernels are usually chosen by measuring them. Here products are cuBLAS's.
+On a GPU XLA measures kernels and chooses Triton's or cuBLAS's for each product. Here
+there is none to measure on, and all products are cuBLAS's, unless XLA_FLAGS names
+--xla_gpu_autotune_level or --xla_gpu_enable_triton_gemm.
 """
 
 import os
@@ -30,13 +32,16 @@ os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
 os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
 # No GPU is there to measure kernels on. Products that are not cuBLAS's would be fused
 # by guess.
+# What a user names comes later and wins.
 os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_gpu_autotune_level=0",
-        "--xla_gpu_enable_triton_gemm=false",
-    ]
-).strip()
+    dict.fromkeys(
+        [
+            "--xla_gpu_autotune_level=0",
+            "--xla_gpu_enable_triton_gemm=false",
+            *os.environ.get("XLA_FLAGS", "").split(),
+        ]
+    )
+)
 
 import dataclasses
 import pathlib

@@ -38,7 +38,6 @@ T_SLOTS = ("tests/core/test_decisions.py", "tests/core/test_queue.py")
 T_PREDICT = ("tests/core/test_predict.py", "tests/core/test_predict_rounding.py")
 T_SELECT = ("tests/samplers/test_select.py",)
 T_CACHE = ("tests/core/test_cache.py", "tests/core/test_cache_contract.py")
-T_CHECKS = ("tests/core/test_checks.py",)
 T_ATTENTION = ("tests/models/test_attention.py",)
 T_EDITS = ("tests/core/test_edits.py",)
 T_CONTRACT = ("tests/core/test_cache_contract.py",)
@@ -578,9 +577,16 @@ MUTATIONS = (
     ),
     Mutation(
         "a row of keys is a mask for each query",
-        "dlm_jax/core/sampler.py",
-        "visibility, sees_first=True)",
-        "visibility)",
+        LOOP,
+        "sees_first=type(jobs.sampler).view is Sampler.view",
+        "sees_first=False",
+        T_ATTENTION,
+    ),
+    Mutation(
+        "all views are said to hide padding alone",
+        LOOP,
+        "sees_first=type(jobs.sampler).view is Sampler.view",
+        "sees_first=True",
         T_ATTENTION,
     ),
     Mutation(
@@ -610,20 +616,6 @@ MUTATIONS = (
         "jnp.maximum(num, 1)",
         "num",
         T_ATTENTION,
-    ),
-    Mutation(
-        "the first keys are taken on trust",
-        "dlm_jax/core/checks.py",
-        "not (seen[..., 1:] & ~seen[..., :-1]).any()",
-        "True",
-        T_CHECKS,
-    ),
-    Mutation(
-        "the first keys may differ by query",
-        "dlm_jax/core/checks.py",
-        "is_first = seen.shape[1] == 1 and",
-        "is_first =",
-        T_CHECKS,
     ),
     Mutation(
         "guidance: both views refresh the first cache",

@@ -69,8 +69,8 @@ class CachePlan(Rule):
     By itself it is the plan without a cache: every forward computes the whole row.
 
     The cache is not cleared for a new row. A plan must begin with a whole row, unless
-    it needs a block-causal model and no column of the first window sees a column
-    outside of it.
+    the model is block-causal and no column of the first window sees a column outside
+    of it.
 
     Attributes:
       has_window: some forwards recompute a window of the row only.

@@ -125,20 +125,21 @@ class View:
       positions: int32 [m]; rotary positions.
       visibility: bool [q, m], q = 1 or m; True where a query may attend to a key. A
         block-causal model hides later blocks besides.
-      sees_first: every query sees the same keys, and those come before all hidden ones
-        (static, q = 1). Some kernels then take their number in place of a mask.
       block_length: blanks per block, what block-causal models count (static).
       columns: int32 [w] or None; which of the tokens go through the model, m where
         there are fewer than w. Keys and values of the others come from the cache. None
         is all of them. The cache plan sets it; samplers leave it None.
+      sees_first: every query sees the same keys, and those come before all hidden ones
+        (static, q = 1). Some kernels then take their number in place of a mask. The
+        loop sets it where a sampler has the default view.
     """
 
     tokens: Int[Array, "m"]
     positions: Int[Array, "m"]
     visibility: Bool[Array, "q m"]
-    sees_first: bool = flax.struct.field(pytree_node=False, default=False)
     block_length: int = flax.struct.field(pytree_node=False, default=1)
     columns: Int[Array, "w"] | None = None
+    sees_first: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 class Missing:

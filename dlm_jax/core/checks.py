@@ -8,7 +8,7 @@ from jaxtyping import Array, Key
 
 from dlm_jax.core import row
 from dlm_jax.core.cache import CachePlan
-from dlm_jax.core.canvas import Prediction, Prompts, View
+from dlm_jax.core.canvas import Prediction, Prompts
 from dlm_jax.core.denoiser import Denoiser
 from dlm_jax.core.options import Options
 from dlm_jax.core.sampler import Sampler, canonical
@@ -100,7 +100,6 @@ def prepare(
     )
     sampler = canonical(sampler, (b,))
     sampler.check(options.gen_length, block_length)
-    _check_view(denoiser, sampler, prompts, options)
     _check_region(denoiser, sampler, prompts, options)
     return sampler, prompts, canonical(options)
 
@@ -127,30 +126,6 @@ def _check_cache(denoiser: Denoiser, options: Options) -> None:
         )
     if options.has_staleness and not (plan.has_window and options.has_trajectory):
         raise InputError("staleness needs a cache and a trajectory")
-
-
-def _check_view(
-    denoiser: Denoiser, sampler: Sampler, prompts: Prompts, options: Options
-) -> None:
-    """Raises InputError for a view that says `sees_first` of keys that do not.
-
-    Results would differ on the one backend that takes it at its word. Looked at is what
-    the first forward is shown.
-    """
-    if type(sampler).view is Sampler.view:
-        return
-
-    def view(sampler: Sampler, prompts: Prompts) -> View:
-        return sampler.view(row.first_canvas(denoiser, options, sampler, prompts))
-
-    shown = jax.vmap(view)(sampler, prompts)
-    seen = np.asarray(shown.visibility)
-    is_first = seen.shape[1] == 1 and not (seen[..., 1:] & ~seen[..., :-1]).any()
-    if shown.sees_first and not is_first:
-        raise InputError(
-            f"{type(sampler).__name__}: view says sees_first, so visibility (of shape "
-            f"{seen.shape[1:]}) must be one row of keys, the seen ones first"
-        )
 
 
 def _check_region(

@@ -263,12 +263,11 @@ def iteration(
     )
     rows = queue.where(outputs.is_served, advanced, rows)
 
-    if not options.cache.needs_block_causal:
-        # A row that is new in its slot sees all columns, so the first forward of any
-        # such plan writes them all.
+    if not denoiser.is_block_causal:
+        # A row that is new in its slot sees all columns, so any plan writes them first.
         return rows, outputs.cache
-    # With block-causal models it sees those that it has not written with weight 0. But
-    # 0 * NaN is NaN, and what a store wrote nobody has looked at.
+    # Of a block-causal model it sees what it has not written with weight 0. But 0 * NaN
+    # is NaN, and what a store wrote nobody has looked at.
     is_nan = jnp.any(jnp.isnan(outputs.prediction.log_prob), axis=1)
     is_broken = rows.is_done & outputs.is_served & is_nan
     cache = jax.lax.cond(
@@ -290,7 +289,12 @@ def _step_keys(jobs: Job, rows: Row, purpose: int) -> Key[Array, "b"]:
 def _views(denoiser: Denoiser, options: Options, jobs: Job, canvas: Canvas) -> View:
     """What the model is shown of all rows; under guidance also without prompts."""
     view = jax.vmap(lambda s, c: s.view(c))(jobs.sampler, canvas)
-    view = dataclasses.replace(view, block_length=options.block_length)
+    view = dataclasses.replace(
+        view,
+        block_length=options.block_length,
+        # Known of the view that hides padding alone.
+        sees_first=type(jobs.sampler).view is Sampler.view,
+    )
     if options.guidance is None:
         return view
     hide = jax.vmap(functools.partial(row.hide_prompt, denoiser))

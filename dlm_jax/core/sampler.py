@@ -145,12 +145,11 @@ class Sampler(Rule):
 
         Returns:
           The tokens of the row, and any that are appended to them; all rows append
-          equally many. The loop sets `block_length` and `columns`. By default the
+          equally many. The loop sets the other fields. By default the
           canvas at positions 0 to l - 1, of which every one sees all but padding.
         """
         positions = jnp.arange(canvas.tokens.shape[0], dtype=jnp.int32)
-        visibility = canvas.is_valid[None]
-        return View(canvas.tokens, positions, visibility, sees_first=True)
+        return View(canvas.tokens, positions, canvas.is_valid[None])
 
     def region(self, canvas: Canvas) -> Int[Array, "r"]:
         """Chooses the positions that need a prediction; others are not computed.

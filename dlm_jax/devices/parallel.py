@@ -257,7 +257,7 @@ class Parallel(abc.ABC):
             _warn_of_copies(next(iter(weight.sharding.device_set)).platform)
         is_abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in weights)
         if is_abstract:
-            # The devices may have no memory that arrays could be brought from.
+            # Devices of a topology cannot hold arrays.
             arguments = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), arguments
             )
@@ -284,8 +284,8 @@ def _warn_of_copies(backend: str) -> None:
     """
     if backend == "gpu" and jax.__version_info__ < (0, 11, 1):
         warnings.warn(
-            f"jax {jax.__version__} copies all weights in every step on GPUs; from "
-            "0.11.1 on, for Python 3.12 or newer, it does not (docs/aot.md)",
+            f"jax {jax.__version__} copies all weights in every step on GPUs, by its "
+            "compiler; use 0.11.1 or newer, with Python 3.12 or newer (docs/aot.md)",
             stacklevel=2,
         )
 

@@ -56,8 +56,8 @@ def apart(
 ) -> tuple[Float[Array, "n d"], ...]:
     """X for products with several weights, `num` times.
 
-    Of such products XLA's compiler for GPUs makes one, for which it joins the weights
-    in every step: at LLaDA-8B's shape those of queries and keys, 67 MB of each block
+    XLA's compiler for GPUs merges such products into one, and joins their weights in
+    every step: at LLaDA-8B's shape those of queries and keys, 67 MB of each block
     (docs/aot.md). Behind a barrier it takes each x for another array.
 
     Args:

@@ -4,7 +4,7 @@
 every layer's weights out of their stack before the matrix products read them: with an
 older version a forward of LLaDA-8B took 22.0 ms on an H100 at 512 tokens (jax 0.11.2).
 Static slices of the same stack are not copied (from jax 0.11.1 on, docs/aot.md), so
-there the blocks are unrolled: 13.5 ms in a prototype. This version has not run on one.
+there the blocks are unrolled: 13.5 ms in a prototype. No GPU has run this version.
 """
 
 import dataclasses
@@ -54,9 +54,10 @@ class Way:
         With a cache all are.
       is_by_head: see `by_head`.
       is_apart: see `layers.apart`.
-      is_pinned: a cache that was written lies in memory in the order of its axes. For
-        Pallas' attention the TPU's compiler would lay it heads first, for the next step
-        columns first again: it moved the whole cache twice in every step (docs/aot.md).
+      is_pinned: a cache that was written lies in memory in the order of its axes.
+        Otherwise the TPU's compiler lays it heads first for Pallas' attention, and
+        columns first for the next step. It then moves the whole cache twice in every
+        step (docs/aot.md).
     """
 
     is_unrolled: bool = False

@@ -29,7 +29,7 @@ def logits_at(
       params: its parameters.
       tokens: the canvas.
       without_prompt: the canvas with its prompt masked.
-      is_valid: False at padding.
+      is_valid: False at padding, which comes last.
       position: index in the row.
       guidance: scale of classifier-free guidance; 0 is off.
       block_length: of the run, which block-causal models count.

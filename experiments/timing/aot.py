@@ -48,9 +48,11 @@ def devices_of(
     """
     if topology == "cpu":
         return jax.local_devices(backend="cpu")
-    name, _, num = topology.partition(":")
-    if name in gpus.GPUS:
-        return _gpus(topology, gpus.GPUS[name], num or "1")
+    name, colon, num = topology.partition(":")
+    if gpu := gpus.GPUS.get(name.lower()):
+        if chips_per_host is not None:
+            raise InputError(f"chips_per_host is for TPUs, not for topology {topology}")
+        return _gpus(topology, gpu, num if colon else "1")
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             f"topology ({topology}) needs the TPU's compiler: pip install -e '.[aot]'"
@@ -253,9 +255,11 @@ def compile_loop(
 
 def _matrices(parallel: Parallel) -> set[tuple[int, ...]]:
     """Shapes of what a device has of the blocks' matrices, stacked over layers."""
-    shapes = (x.shape for x in jax.tree.leaves(parallel.shards()))
-    # The device's own axis is no part of the program's arrays.
-    return {y for x in shapes if len(y := x[1:] if x[0] == 1 else x) == 3}
+    shapes = [x.shape for x in jax.tree.leaves(parallel.shards())]
+    if isinstance(parallel, DataParallel):
+        # The axis of devices is no part of the program's arrays.
+        shapes = [shape[1:] for shape in shapes]
+    return {shape for shape in shapes if len(shape) == 3}
 
 
 def _costs(

@@ -112,7 +112,8 @@ def launches(text: str) -> int:
 def moved(text: str, shapes: Collection[tuple[int, ...]]) -> int:
     """Bytes that a step writes of weights without multiplying by them: copies.
 
-    Counted as `Collective.times` is.
+    Counted as `Collective.times` is. What is copied before the loop is not counted, nor
+    what a step copies of such a copy.
 
     Args:
       text: of a program, `jax.stages.Compiled.as_text`.
@@ -123,6 +124,8 @@ def moved(text: str, shapes: Collection[tuple[int, ...]]) -> int:
     wanted = {",".join(map(str, shape)) for shape in shapes}
     total = 0
     for name, num in times.items():
+        if name == entry:
+            continue
         weights = set()
         for given, kind, opcode, rest in _instructions(computations[name]):
             operands = re.findall(r"%([\w.-]+)", rest.partition(")")[0])

@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """A GPU. What is not here is alike in all that are.
+    """Numbers in which these GPUs differ; the others are in `_HOPPER`.
 
     Attributes:
       name: as the GPU gives it, which the compiler repeats.
@@ -70,7 +70,7 @@ def target(gpu: Gpu) -> str:
             "  cuda_compute_capability { major: 9 }",
             "}",
             'platform_name: "CUDA"',
-            # Any that has the kernels of `models.attention`.
+            # Any version of cuDNN that has the kernels of `models.attention`.
             "dnn_version_info { major: 9 minor: 10 }",
             "runtime_version { major: 12 minor: 9 }",
             f'device_description_str: "{gpu.name}"',

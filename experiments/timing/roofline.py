@@ -48,8 +48,8 @@ class Chip:
       name: as in the names of topologies.
       flops: dense bfloat16 operations a second.
       memory: bytes.
-      usable: bytes of it that libtpu 0.0.42's compiler gives to a program; of a device
-        that is no TPU, all.
+      usable: bytes of it that libtpu 0.0.42's compiler gives to a program; of a GPU
+        three quarters of what its driver tells, as JAX takes by default.
       bandwidth: bytes a second between the chip and its memory.
       link: bytes a second that a chip sends to the others of its group.
       source: where the numbers stand.
@@ -112,7 +112,6 @@ CHIPS = {
         name="H100",
         flops=989e12,
         memory=80e9,
-        # Of what the driver tells, JAX takes three quarters by default.
         usable=0.75 * 84.93e9,
         bandwidth=3352e9,
         link=450e9,

@@ -304,17 +304,24 @@ def test_staleness_leaves_deferred_candidates_out():
     assert result.trajectory.staleness.max() > 0.1
 
 
+class ForEveryModel(caches.Block):
+    """Says less of itself than it could."""
+
+    needs_block_causal = False
+
+
 @pytest.mark.parametrize(
     ("config", "plan"),
     [
         (sdar.sdar_tiny(), caches.Block()),
         (sdar.sdar_tiny(), caches.Dual()),
+        (sdar.sdar_tiny(), ForEveryModel()),
         (llada.tiny(), caches.Dual()),
         (llada.tiny(), caches.Prefix()),
     ],
 )
 def test_a_row_of_nans_does_not_reach_the_next_in_its_slot(config, plan):
-    """The exact cache's first forward of a short prompt writes one block only."""
+    """An exact cache's first forward of a short prompt writes one block only."""
     model = registry.init(config, seed=1)
     is_sdar = isinstance(config, sdar.SDARConfig)
     table = model.embed_tokens if is_sdar else model.wte

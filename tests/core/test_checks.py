@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import TableDenoiser, prompts_of
@@ -52,39 +51,6 @@ def test_bad_prompts_are_named():
     outside = Prompts(prompts.tokens, prompts.is_blank, prompts.is_valid & False)
     with pytest.raises(InputError, match="is_blank must be False where is_valid"):
         run("random", outside, Options(gen_length=6))
-
-
-def test_a_view_whose_keys_do_not_come_first_is_named():
-    class Looks(samplers.LowConfidence):
-        """Shows some of the row and leaves the rest of the view as it is."""
-
-        def view(self, canvas):
-            view = super().view(canvas)
-            return dataclasses.replace(view, visibility=self.seen(canvas))
-
-    class Masks(Looks):
-        def seen(self, canvas):
-            return canvas.is_mask[None]
-
-    class Causal(Looks):
-        def seen(self, canvas):
-            return jnp.tri(canvas.length, dtype=bool)
-
-    class Decided(Looks):
-        def seen(self, canvas):
-            return (canvas.is_valid & ~canvas.is_mask)[None]
-
-    prompts = prompts_of([2, 1], 6, vocab_size=9)
-    keys, options = row_keys(0, np.arange(2)), Options(gen_length=6)
-    arguments = prompts, keys, options
-    for rule, shape in ((Masks(), "(1, 8)"), (Causal(), "(8, 8)")):
-        with pytest.raises(InputError) as error:
-            loop.generate(DENOISER, table(8), rule, *arguments)
-        assert str(error.value) == (
-            f"{type(rule).__name__}: view says sees_first, so visibility (of shape "
-            f"{shape}) must be one row of keys, the seen ones first"
-        )
-    loop.generate(DENOISER, table(8), Decided(), *arguments)
 
 
 def test_bad_sampler_values_are_named():

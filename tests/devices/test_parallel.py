@@ -19,6 +19,7 @@ from device_runs import (
     run_mixed,
     run_plan,
 )
+from flax import nnx
 from helpers import (
     ALL_SPECS,
     DATA,
@@ -291,6 +292,15 @@ def test_a_jax_that_is_slow_on_gpus_is_named(monkeypatch):
         parallel._warn_of_copies("cpu")
         monkeypatch.setattr(jax, "__version_info__", (0, 11, 1))
         parallel._warn_of_copies("gpu")
+
+
+def test_what_compiles_is_asked_whether_it_is_slow(monkeypatch):
+    asked = []
+    monkeypatch.setattr(parallel, "_warn_of_copies", asked.append)
+    model = llada.LLaDA(llada.tiny(), rngs=nnx.Rngs(0))
+    arguments = prompts_of([2], 4), row_keys(0, np.arange(1)), Options(4)
+    DataParallel(*models.as_denoiser(model)).compile(samplers.Random(), *arguments)
+    assert asked == ["cpu"]
 
 
 def test_compiles_once_and_replicates_once():

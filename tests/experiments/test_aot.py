@@ -148,15 +148,6 @@ def test_copies_of_weights_are_what_reads_them_and_does_not_multiply():
     assert compiled.moved(both, {(2, 4, 4)}) == 0
 
 
-def test_copies_are_found_in_a_program_that_was_compiled_here():
-    def run(w, x):
-        return w.T, x @ w[0]
-
-    text = jax.jit(run).lower(jnp.ones((2, 3, 4)), jnp.ones((5, 3))).compile().as_text()
-    # What is transposed, and on a CPU the slice.
-    assert compiled.moved(text, {(2, 3, 4)}) in (4 * 24, 4 * (24 + 12))
-
-
 def report(**changes):
     fields = dict(
         kind="TPU v5 lite",
@@ -272,6 +263,10 @@ def test_a_program_for_this_machine_is_compiled_and_described(run_script, tmp_pa
             ["--topology=cpu", "--chips_per_host=4"],
             r"chips_per_host \(4\) must be such",
         ),
+        (
+            ["--topology=h100", "--chips_per_host=2x2"],
+            "chips_per_host is for TPUs, not for topology h100",
+        ),
         (["--topology=cpu", "--devices_per_model=7"], r"must be a multiple of the dev"),
         (["--topology=cpu", "--cache=all"], r"cache \(all\) must be one of"),
     ],
@@ -295,14 +290,14 @@ def test_without_the_compiler_its_install_command_is_named(
     assert f"pip install -e '.[{extra}]'" in str(error.value)
 
 
-@pytest.mark.parametrize("topology", ["h100:one", "h100:0", "h100:2x2", "h200:100"])
+@pytest.mark.parametrize("topology", ["h100:", "H100:0", "h100:2x2", "h200:100"])
 def test_a_number_of_gpus_is_a_number(topology):
     with pytest.raises(InputError, match="must have 1 to 99 GPUs, as h100:8"):
         aot.devices_of(topology)
 
 
 def test_what_a_compiler_lets_through_is_refused_too(run_script, monkeypatch):
-    """A GPU's tells how much a program takes, and nothing more."""
+    """A GPU's compiler tells how much a program takes, and nothing more."""
     kind = jax.local_devices()[0].device_kind
     small = dataclasses.replace(roofline.CHIPS["TPU v5"], usable=1000.0)
     monkeypatch.setitem(roofline.CHIPS, kind, small)
@@ -459,9 +454,17 @@ def test_gpus_that_share_a_model_talk_to_each_other():
 
 @pytest.mark.slow
 @needs_gpu_compiler
-@pytest.mark.parametrize("preset", ["llada_8b", "sdar_8b"])
-@pytest.mark.parametrize("cache", ["none", "dual"])
-@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize(
+    ("preset", "cache", "batch_size"),
+    [
+        ("llada_8b", "none", 1),
+        ("llada_8b", "none", 8),
+        ("llada_8b", "dual", 1),
+        ("llada_8b", "dual", 8),
+        ("sdar_8b", "none", 8),
+        ("sdar_8b", "block", 8),
+    ],
+)
 def test_an_h100_copies_no_weights(tmp_path, preset, cache, batch_size):
     text = tmp_path / "program.txt"
     status, out, err = run_aot(
@@ -478,7 +481,8 @@ def test_an_h100_copies_no_weights(tmp_path, preset, cache, batch_size):
     assert 15.0 < float(cell(out, "arguments, GB")) < 20.0
     assert float(cell(out, "temporaries, GB")) < 1.0
     if preset == "llada_8b":
-        assert float(cell(out, "compiled in, s")) < 30
+        # 13 s where nothing else ran.
+        assert float(cell(out, "compiled in, s")) < 60
     if tuple(map(int, jax.__version__.split(".")[:3])) >= (0, 11, 1):
         # Older compilers copy every layer out of its stack.
         assert float(cell(out, "copies of weights in a step, GB")) == 0

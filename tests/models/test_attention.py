@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from forwards import enlarged
-from helpers import prompts_of
+from helpers import infilling_of, prompts_of
 from jax.experimental.pallas import tpu as pltpu
 
 from dlm_jax import caches, samplers
@@ -165,6 +165,26 @@ def test_rows_are_the_same_by_the_number_of_keys(guidance, cache, monkeypatch):
     assert lengths and all(lengths)
     assert np.unique(found[0][0]).size > 12
     jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+class HidesMasks(samplers.LowConfidence):
+    """Shows decided tokens only: of an infilling the last ones, too."""
+
+    def view(self, canvas):
+        seen = canvas.is_valid & ~canvas.is_mask
+        return dataclasses.replace(super().view(canvas), visibility=seen[None])
+
+
+@pytest.mark.usefixtures("xla_for_cudnn")
+def test_a_view_of_one_s_own_is_shown_by_its_mask():
+    prompts = infilling_of(5, 9, vocab_size=60)
+    found = []
+    for kernel in (attention.batched, attention.cudnn):
+        model = enlarged(LLaDA(tiny(), rngs=nnx.Rngs(3)), 8)
+        model.attention = kernel
+        arguments = HidesMasks(), prompts, row_keys(0, np.arange(1)), Options(5)
+        found.append(loop.generate(*as_denoiser(model), *arguments).tokens)
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "sdar_tiny"])

@@ -54,7 +54,7 @@ def to_heads(
 def apart(
     x: Float[Array, "n d"], num: int, is_apart: bool
 ) -> tuple[Float[Array, "n d"], ...]:
-    """X for products with several weights, `num` times.
+    """Repeats x for `num` products with different weights.
 
     XLA's compiler for GPUs merges such products into one, and joins their weights in
     every step: at LLaDA-8B's shape those of queries and keys, 67 MB of each block

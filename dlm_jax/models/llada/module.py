@@ -104,8 +104,17 @@ class LLaDA(Transformer):
         is_apart = self.chosen_way.is_apart
 
         def block(x: Array, w: stack.Weights, remember: stack.Remember) -> Array:
-            fixed = (sin, cos, attend, self.config, model_axis, is_apart)
-            return _block(x, w, remember, *fixed)
+            return _block(
+                x,
+                w,
+                remember,
+                sin=sin,
+                cos=cos,
+                attend=attend,
+                config=self.config,
+                model_axis=model_axis,
+                is_apart=is_apart,
+            )
 
         x, cache = self.run_blocks(block, x, region, cache, columns)
         return layers.rms_norm(x, self.ln_f[...], self.config.rms_norm_eps), cache

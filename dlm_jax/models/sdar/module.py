@@ -107,8 +107,17 @@ class SDAR(Transformer):
         is_apart = self.chosen_way.is_apart
 
         def block(x: Array, w: stack.Weights, remember: stack.Remember) -> Array:
-            fixed = (sin, cos, attend, self.config, model_axis, is_apart)
-            return _block(x, w, remember, *fixed)
+            return _block(
+                x,
+                w,
+                remember,
+                sin=sin,
+                cos=cos,
+                attend=attend,
+                config=self.config,
+                model_axis=model_axis,
+                is_apart=is_apart,
+            )
 
         x, cache = self.run_blocks(block, x, region, cache, columns)
         return _norm(x, self.norm[...], self.config), cache

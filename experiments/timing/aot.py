@@ -32,6 +32,9 @@ from dlm_jax.models import as_denoiser, attention, registry, stack
 from dlm_jax.models.family import ModelConfig
 from experiments.timing import compiled, gpus, roofline, steps
 
+# Packages of which one must be installed.
+GPU_COMPILERS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+
 
 def devices_of(
     topology: str, chips_per_host: Sequence[int] | None = None
@@ -74,8 +77,7 @@ def _gpus(topology: str, gpu: gpus.Gpu, num: str) -> list[jax.Device]:
     """So many GPUs of one host."""
     if not re.fullmatch(r"[1-9]\d?", num):
         raise InputError(f"topology ({topology}) must have 1 to 99 GPUs, as h100:8")
-    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
-    if not any(importlib.util.find_spec(plugin) for plugin in plugins):
+    if not any(map(importlib.util.find_spec, GPU_COMPILERS)):
         raise InputError(
             f"topology ({topology}) needs the GPU's compiler: pip install -e '.[cuda]'"
         )
@@ -240,9 +242,9 @@ def compile_loop(
         return report, text
     if report.total > report.chip.usable:
         # A GPU's compiler does not refuse it.
-        sizes = (report.total, report.chip.usable)
-        told = "({:.1f}G) exceeds ({:.1f}G)".format(*(x / 2**30 for x in sizes))
-        raise InputError(_too_large(told, devices[0]))
+        needed, usable = (x / 2**30 for x in (report.total, report.chip.usable))
+        sizes = f" ({needed:.1f}GB of {usable:.1f}GB)"
+        raise InputError(_does_not_fit(sizes, devices[0]))
     itemsize = np.dtype(dtype).itemsize
     costs = _costs(parallel, config, itemsize, sampler, prompts, options)
     num_sharing = len(devices) // parallel.num_groups
@@ -366,6 +368,11 @@ def _too_large(error: str, device: jax.Device) -> str:
     found = re.search(r"\((?:Used )?([\d.]+\w) ?\).*?\(([\d.]+\w)\)", error)
     found = found or re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", error)
     sizes = f" ({found[1]}B of {found[2]}B)" if found else f": {error[:200]}"
+    return _does_not_fit(sizes, device)
+
+
+def _does_not_fit(sizes: str, device: jax.Device) -> str:
+    """The line for a program that takes more memory than there is."""
     return (
         f"the program does not fit the memory of one {device.device_kind}{sizes}: more "
         "devices must share the model (--devices_per_model), or fewer rows be in "

@@ -11,6 +11,7 @@ from typing import Protocol
 from dlm_jax.errors import InputError
 from dlm_jax.models import registry
 from dlm_jax.models.family import ModelConfig
+from experiments.timing import gpus
 
 
 class Dense(ModelConfig, Protocol):
@@ -108,24 +109,26 @@ CHIPS = {
         link=200e9,
         source="cloud.google.com/tpu/docs/v6e; two of four 100 GB/s links per group",
     ),
-    "NVIDIA H100 80GB HBM3": Chip(
-        name="H100",
+}
+
+
+def _of_gpu(gpu: gpus.Gpu, name: str, memory: float) -> Chip:
+    """A GPU with the cores of an H100; `memory` is what it is sold with."""
+    return Chip(
+        name=name,
         flops=989e12,
-        memory=80e9,
-        usable=0.75 * 84.93e9,
-        bandwidth=3352e9,
+        memory=memory,
+        usable=0.75 * gpu.memory,
+        bandwidth=gpu.bandwidth,
         link=450e9,
-        source="NVIDIA H100 data sheet; NVLink 900 GB/s in both directions",
-    ),
-    "NVIDIA H200": Chip(
-        name="H200",
-        flops=989e12,
-        memory=141e9,
-        usable=0.75 * 150.11e9,
-        bandwidth=4800e9,
-        link=450e9,
-        source="NVIDIA H200 data sheet; NVLink 900 GB/s in both directions",
-    ),
+        source=f"NVIDIA {name} data sheet; NVLink 900 GB/s in both directions",
+    )
+
+
+_H100, _H200 = gpus.GPUS["h100"], gpus.GPUS["h200"]
+CHIPS |= {
+    _H100.name: _of_gpu(_H100, "H100", 80e9),
+    _H200.name: _of_gpu(_H200, "H200", 141e9),
 }
 
 
@@ -137,7 +140,7 @@ MACHINES = (
     Machine(
         name="8x H200",
         num_devices=8,
-        chip=CHIPS["NVIDIA H200"],
+        chip=CHIPS[_H200.name],
     ),
 )
 

@@ -94,7 +94,7 @@ def forward_timer(
       parallel: the model, timed on the first device.
       shape: of the batch.
       precision: of its products, see `Options`.
-      sees_first: see `View`; as samplers' own views say.
+      sees_first: see `View`; by default as of samplers with the default view.
     """
     denoiser, shard = parallel.denoiser, parallel.first_shard()
     b, length = shape.batch_size, shape.length

@@ -30,9 +30,8 @@ os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
 os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-# No GPU is there to measure kernels on. Products that are not cuBLAS's would be fused
-# by guess.
-# What a user names comes later and wins.
+# No GPU is there to measure kernels on, and without measuring XLA would guess at
+# Triton's. Flags that a user gives come last and win.
 os.environ["XLA_FLAGS"] = " ".join(
     dict.fromkeys(
         [

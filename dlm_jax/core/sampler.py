@@ -145,8 +145,8 @@ class Sampler(Rule):
 
         Returns:
           The tokens of the row, and any that are appended to them; all rows append
-          equally many. The loop sets the other fields. By default the
-          canvas at positions 0 to l - 1, of which every one sees all but padding.
+          equally many. The loop sets the other fields. By default the canvas at
+          positions 0 to l - 1, of which every one sees all but padding.
         """
         positions = jnp.arange(canvas.tokens.shape[0], dtype=jnp.int32)
         return View(canvas.tokens, positions, canvas.is_valid[None])

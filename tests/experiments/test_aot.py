@@ -438,7 +438,7 @@ def test_what_does_not_fit_is_refused():
 
 
 needs_gpu_compiler = pytest.mark.skipif(
-    not any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin"))),
+    not any(map(importlib.util.find_spec, aot.GPU_COMPILERS)),
     reason="needs the extra cuda",
 )
 

@@ -57,9 +57,11 @@ def test_batched_and_its_gradient(num_seen_by):
 
         return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*arrays)
 
-    (ours, our_gradients), (expected, gradients) = map(run, (attention.batched, plain))
-    np.testing.assert_allclose(ours, expected, rtol=1e-5)
-    for one, other in zip(our_gradients, gradients, strict=True):
+    (found, found_gradients), (expected, gradients) = map(
+        run, (attention.batched, plain)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for one, other in zip(found_gradients, gradients, strict=True):
         assert jnp.abs(other).max() > 0.1
         np.testing.assert_allclose(one, other, atol=2e-6)
 
@@ -69,13 +71,13 @@ def test_batched_and_its_gradient(num_seen_by):
 def test_flash_as_a_tpu_would_run_it(length):
     *arrays, visibility = draw(length, 128)
     with pltpu.force_tpu_interpret_mode():
-        ours = attention.flash(*arrays, visibility)
+        found = attention.flash(*arrays, visibility)
     expected = plain(*arrays, visibility)
-    assert ours.shape == expected.shape
+    assert found.shape == expected.shape
     for row in (0, 2):
-        np.testing.assert_allclose(ours[row], expected[row], atol=2e-5)
+        np.testing.assert_allclose(found[row], expected[row], atol=2e-5)
     # Of the row that sees nothing, only that it is no NaN.
-    assert jnp.isfinite(ours).all()
+    assert jnp.isfinite(found).all()
 
 
 def first_keys(length):
@@ -93,12 +95,12 @@ def test_cudnn(num_seen_by, sees_first):
         # A window's queries.
         arrays[0] = arrays[0][:, : 512 if num_seen_by == 1 else 32]
     run = jax.jit(attention.cudnn, static_argnums=4)
-    ours = run(*arrays, visibility, sees_first).astype(jnp.float32)
+    found = run(*arrays, visibility, sees_first).astype(jnp.float32)
     wide = (x.astype(jnp.float32) for x in arrays)
     expected = plain(*wide, visibility)
     for row in (0, 2):
-        np.testing.assert_allclose(ours[row], expected[row], atol=0.02)
-    assert jnp.isfinite(ours).all()
+        np.testing.assert_allclose(found[row], expected[row], atol=0.02)
+    assert jnp.isfinite(found).all()
 
 
 @pytest.fixture
@@ -121,12 +123,12 @@ def test_the_number_of_keys_is_as_good_as_the_mask(num_queries):
     arrays = query[:, :num_queries], key, value
     expected = plain(*arrays, visibility)
     for sees_first in (False, True):
-        ours = attention.cudnn(*arrays, visibility, sees_first)
+        found = attention.cudnn(*arrays, visibility, sees_first)
         for row in (0, 2):
-            np.testing.assert_allclose(ours[row], expected[row], atol=1e-6)
-        assert jnp.isfinite(ours).all()
+            np.testing.assert_allclose(found[row], expected[row], atol=1e-6)
+        assert jnp.isfinite(found).all()
     # Counted, padding alone is never nothing, of which cuDNN makes no promise.
-    np.testing.assert_allclose(ours[1, 0], jnp.repeat(value[1, 0], 2, axis=0))
+    np.testing.assert_allclose(found[1, 0], jnp.repeat(value[1, 0], 2, axis=0))
 
 
 @pytest.mark.usefixtures("xla_for_cudnn")
